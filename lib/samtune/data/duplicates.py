@@ -1,0 +1,145 @@
+"""Pictures that show the same thing: near-duplicates by perceptual hash, and neighbouring crops of one slide."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+MAX_BITS = 8
+MIN_CORRELATION = 0.85
+
+
+@dataclass(frozen=True)
+class DuplicatePair:
+    """Two samples that look alike: hash bits that differ (of 63), and how well their details agree (1 at best)."""
+
+    first: str
+    first_split: str
+    second: str
+    second_split: str
+    bits: int
+    correlation: float
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What is kept of a picture to find its near-duplicates: perceptual hash bool (63,), details float32 (4096,)."""
+
+    bits: np.ndarray
+    details: np.ndarray
+
+
+def perceptual_hash(image: np.ndarray) -> np.ndarray:
+    """63 bits (bool) of a picture uint8 `(H, W, 3)` or `(H, W)`: signs of its coarse structure.
+
+    The usual pHash: grey, 32x32, discrete cosine transform, the 8x8 lowest frequencies but for the mean, each above
+    or below their median. Blind to brightness, contrast, size and mild compression.
+    """
+    spectrum = cv2.dct(_thumbnail(image, 32))[:8, :8].ravel()[1:]
+    return spectrum > np.median(spectrum)
+
+
+def fingerprint(image: np.ndarray) -> Fingerprint:
+    """Hash and details of a picture uint8 `(H, W, 3)` or `(H, W)`.
+
+    Details: the 64x64 grey thumbnail less its blur, at equal local contrast. Pictures of one kind (retinas, bare
+    metal, dark slides) share their coarse structure, and so their hash, without showing the same thing; details
+    tell them apart.
+    """
+    thumbnail = _thumbnail(image, 64)
+    fine = thumbnail - cv2.GaussianBlur(thumbnail, (0, 0), 2)
+    fine /= np.sqrt(cv2.GaussianBlur(fine * fine, (0, 0), 4)) + 1  # + 1: one grey level, so that noise stays small
+    centred = fine.ravel() - fine.mean()
+    return Fingerprint(perceptual_hash(image), centred / max(float(np.linalg.norm(centred)), 1e-6))
+
+
+def near_duplicates(
+    prints: Mapping[str, Fingerprint], max_bits: int = MAX_BITS, min_correlation: float = MIN_CORRELATION
+) -> list[tuple[str, str, int, float]]:
+    """Pairs of ids whose pictures look alike: (id, id, bits, correlation), most alike first.
+
+    The hash proposes, the correlation of the details decides.
+    """
+    ids = sorted(prints)
+    if not ids:
+        return []
+    hashes = np.stack([prints[id].bits for id in ids]).astype(np.float32)
+    details = np.stack([prints[id].details for id in ids])
+    found = []
+    for row in range(len(ids) - 1):  # row by row: all pairs of thousands of samples at once would need gigabytes
+        bits = np.abs(hashes[row + 1 :] - hashes[row]).sum(axis=1)
+        correlation = details[row + 1 :] @ details[row]
+        for offset in np.flatnonzero((bits <= max_bits) & (correlation >= min_correlation)):
+            found.append((ids[row], ids[row + 1 + offset], int(bits[offset]), float(correlation[offset])))
+    return sorted(found, key=lambda pair: (-pair[3], pair[0], pair[1]))
+
+
+def duplicates_across_splits(
+    prints: Mapping[str, Fingerprint], split_of: Mapping[str, str], max_bits: int = MAX_BITS
+) -> list[DuplicatePair]:
+    """The near-duplicates of which one is in another split than the other, most alike first."""
+    return [
+        DuplicatePair(first, split_of[first], second, split_of[second], bits, correlation)
+        for first, second, bits, correlation in near_duplicates(prints, max_bits)
+        if split_of[first] != split_of[second]
+    ]
+
+
+def neighbouring_crops(images: Mapping[str, np.ndarray], threshold: float = 0.9) -> list[list[str]]:
+    """Groups of ids whose pictures were cut from one larger picture side by side; every id is in one group.
+
+    Two pictures of one size are neighbours when the last column (row) of one continues in the first of the other:
+    1 - |difference|^2 / variance of the flatter edge exceeds `threshold`. Neighbours of neighbours share a group;
+    crops whose neighbours are missing stay alone.
+    """
+    ids = sorted(images)
+    by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
+    greys = [_grey(images[id]) for id in ids]
+    for index, grey in enumerate(greys):
+        by_shape[grey.shape].append(index)
+    first, second = [], []
+    for members in by_shape.values():
+        edges = {
+            "left": np.stack([greys[k][:, 0] for k in members]),
+            "right": np.stack([greys[k][:, -1] for k in members]),
+            "top": np.stack([greys[k][0] for k in members]),
+            "bottom": np.stack([greys[k][-1] for k in members]),
+        }
+        for one, other in (("right", "left"), ("bottom", "top")):
+            fit = _continuation(edges[one], edges[other])
+            np.fill_diagonal(fit, -np.inf)
+            rows, columns = np.nonzero(fit > threshold)
+            first += [members[k] for k in rows]
+            second += [members[k] for k in columns]
+    return linked_groups(ids, [(ids[a], ids[b]) for a, b in zip(first, second, strict=True)])
+
+
+def linked_groups(ids: list[str], pairs: list[tuple[str, str]]) -> list[list[str]]:
+    """Groups of ids linked by `pairs`, directly or through others, each sorted, in order of their first id."""
+    position = {id: index for index, id in enumerate(ids)}
+    rows, columns = [position[a] for a, _ in pairs], [position[b] for _, b in pairs]
+    links = coo_array((np.ones(len(pairs), dtype=np.int8), (rows, columns)), shape=(len(ids), len(ids)))
+    _, component = connected_components(links, directed=False)
+    groups: dict[int, list[str]] = defaultdict(list)
+    for id in sorted(ids):
+        groups[component[position[id]]].append(id)
+    return list(groups.values())
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return (image.mean(axis=2) if image.ndim == 3 else image).astype(np.float32)
+
+
+def _thumbnail(image: np.ndarray, side: int) -> np.ndarray:
+    return cv2.resize(_grey(image), (side, side), interpolation=cv2.INTER_AREA)
+
+
+def _continuation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """How well each edge of `one` `(N, L)` continues in each of `other`: 1 at best, `(N, N)`; flat edges never."""
+    difference = ((one**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * one @ other.T).clip(min=0)
+    variance = np.minimum(one.var(axis=1)[:, None], other.var(axis=1)[None]) * one.shape[1]
+    return np.where(variance > one.shape[1], 1 - difference / np.maximum(variance, 1e-6), -np.inf)

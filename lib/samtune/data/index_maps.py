@@ -1,0 +1,130 @@
+"""Natural sets whose objects are numbered pixel by pixel: ADE20K, PASCAL VOC 2012, Cityscapes."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from samtune.data.coco_json import read_json
+from samtune.data.entries import Entry, EntryDataset, Truth, content_root, folders, pictures
+from samtune.data.sample import read_image, read_index_map
+from samtune.errors import InputError
+
+
+def ade20k(folder: Path) -> EntryDataset:
+    """The full release: `.../{training,validation}/<scene>/.../ADE_*.jpg` with `ADE_*_seg.png` beside it.
+
+    Not the SceneParse150 version, which has no instances. validation is the test part, as in ASAM; things and stuff
+    both count as objects, as there. Class names are in the `.json` of the 2021 release; that of 2016 gets "class N".
+    """
+    entries = []
+    for image in sorted(folder.rglob("ADE_*.jpg")):
+        steps = image.relative_to(folder).parts
+        level = next((index for index, step in enumerate(steps) if step in ("training", "validation")), None)
+        if level is None:
+            continue
+        path = image.with_name(f"{image.stem}_seg.png")
+        if not path.is_file():
+            raise InputError(f"image {image} has no masks: expected {path}")
+        part = "train" if steps[level] == "training" else "test"
+        scene = steps[level + 1] if level + 2 < len(steps) else ""
+        entries.append(Entry(image.stem, image, partial(_read_ade20k, path), path, part, stratum=scene))
+    if not entries:
+        raise InputError(f"nothing found at {folder / '**/validation/**/ADE_*.jpg'}")
+    return EntryDataset("ade20k", entries)
+
+
+def _read_ade20k(path: Path) -> Truth:
+    """Class number is R // 10 * 256 + G, B tells the instances apart; class 0 is unlabelled."""
+    red, green, blue = np.moveaxis(read_image(path).astype(np.int64), -1, 0)
+    code = (red // 10 * 256 + green) * 256 + blue
+    named = path.with_name(path.name.removesuffix("_seg.png") + ".json")
+    names = {}
+    if named.is_file():
+        names = {int(one["name_ndx"]): one["name"] for one in read_json(named)["annotation"]["object"]}
+    codes = [int(value) for value in np.unique(code) if value >= 256]
+    return Truth([code == value for value in codes], tuple(names.get(v // 256, f"class {v // 256}") for v in codes))
+
+
+VOC_NAMES = (
+    "background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,"
+    "pottedplant,sheep,sofa,train,tvmonitor"
+).split(",")
+VOC_VOID = 255
+
+
+def voc2012(folder: Path) -> EntryDataset:
+    """`VOCdevkit/VOC2012/{JPEGImages,SegmentationObject,SegmentationClass,ImageSets/Segmentation}`.
+
+    val is the test part, as in ASAM (the labels of the official test are not public). The masks' palette indices
+    number the objects; 255, a rim about 5 px wide around each, is void and ignored.
+    """
+    root = content_root(folder, "SegmentationObject").resolve()
+    entries = []
+    for name, part in (("train", "train"), ("val", "test")):
+        listing = root / "ImageSets" / "Segmentation" / f"{name}.txt"
+        if not listing.is_file():
+            raise InputError(f"no such file: {listing}")
+        for id in listing.read_text().split():
+            image, path = root / "JPEGImages" / f"{id}.jpg", root / "SegmentationObject" / f"{id}.png"
+            classes = root / "SegmentationClass" / f"{id}.png"
+            for due in (image, path, classes):
+                if not due.is_file():
+                    raise InputError(f"{listing} lists {id}: expected {due}")
+            entries.append(Entry(id, image, partial(_read_voc, path, classes), path, part))
+    return EntryDataset("voc2012", entries)
+
+
+def _read_voc(path: Path, classes: Path) -> Truth:
+    objects, kinds = read_index_map(path), read_index_map(classes)
+    masks = [objects == value for value in np.unique(objects) if value not in (0, VOC_VOID)]
+    # The class map's void rim may reach a pixel into an object: the commonest class is the object's.
+    counts = [np.bincount(kinds[mask & (kinds != VOC_VOID)], minlength=1) for mask in masks]
+    return Truth(masks, tuple(VOC_NAMES[count.argmax()] for count in counts), objects == VOC_VOID)
+
+
+CITYSCAPES_THINGS = {24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 29: "caravan", 30: "trailer"} | {
+    31: "train",
+    32: "motorcycle",
+    33: "bicycle",
+}
+CITYSCAPES_STUFF = dict(
+    enumerate(
+        "road,sidewalk,parking,rail track,building,wall,fence,guard rail,bridge,tunnel,pole,polegroup,traffic light,"
+        "traffic sign,vegetation,terrain,sky".split(","),
+        start=7,
+    )
+)
+
+
+def cityscapes(folder: Path, *, stuff: bool = False) -> EntryDataset:
+    """`leftImg8bit/<part>/<city>/*_leftImg8bit.png`, `gtFine/<part>/<city>/*_gtFine_instanceIds.png`.
+
+    val is the test part, as in ASAM (the official test's labels are not public); a fifth of train, in whole cities,
+    is validation. Objects are the numbered instances; void (ids 0 to 6: ego vehicle, out of view, unlabelled ...) and
+    things that could not be told apart (a crowd: a thing's id without number) are ignored. `stuff=True` adds each
+    stuff class (road, sky ...) of an image as one object, as ASAM's script does.
+    """
+    root = content_root(folder, "gtFine")
+    entries = []
+    for name, part in (("train", "train"), ("val", "test")):
+        for city in folders(root / "leftImg8bit" / name):
+            for image in pictures(city):
+                id = image.stem.removesuffix("_leftImg8bit")
+                path = root / "gtFine" / name / city.name / f"{id}_gtFine_instanceIds.png"
+                if not path.is_file():
+                    raise InputError(f"image {image} has no masks: expected {path}")
+                entries.append(Entry(id, image, partial(_read_cityscapes, path, stuff), path, part, group=city.name))
+    return EntryDataset("cityscapes", entries)
+
+
+def _read_cityscapes(path: Path, stuff: bool) -> Truth:
+    """Values: class id * 1000 + number for instances, the class id alone for everything else."""
+    numbered = read_index_map(path)
+    masks, names = [], []
+    for value in np.unique(numbered):
+        name = CITYSCAPES_THINGS.get(value // 1000) or (CITYSCAPES_STUFF.get(value) if stuff else None)
+        if name:
+            masks.append(numbered == value)
+            names.append(name)
+    return Truth(masks, tuple(names), (numbered < 7) | np.isin(numbered, list(CITYSCAPES_THINGS)))

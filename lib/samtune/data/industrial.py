@@ -1,0 +1,205 @@
+"""Industrial surfaces: magnetic tiles, NEU-Seg steel strip, CrackForest pavement, in the layout of their downloads."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+
+from samtune.data.listed import ListedDataset
+from samtune.data.registry_entry import Description, GitSource
+from samtune.data.sample import (
+    Sample,
+    check_same_size,
+    read_image,
+    read_index_map,
+    read_mask,
+    read_mat,
+    stack_masks,
+)
+from samtune.data.splits import by_split, make_split
+from samtune.errors import InputError
+
+DEFECTS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
+
+
+class MagneticTile(ListedDataset):
+    """One mask per picture, all defect pixels (> 127), named by its folder ("blowhole", "break" ...).
+
+    No official split: seeded 60/20/20, stratified by defect, whole tiles together. `defect_free=True` adds MT_Free
+    (no masks), split by itself so that the defects stay where they are. Defect pictures with an empty mask (four in
+    MT_Uneven) are dropped and counted.
+
+    Each tile was photographed about six times under other light, with rising numbers (`exp1_num_7009`,
+    `exp2_num_7023` ...), now and then in two runs: a split by picture would put the same defect on both sides.
+    The pictures carry no tile number, so those less than `TILE_GAP` numbers apart count as one tile; by correlation,
+    that holds all repeats together (the widest gap inside a tile is 1,257).
+    """
+
+    TILE_GAP = 1300
+
+    def __init__(self, folder: Path, defect_free: bool = False):
+        self._paths: dict[str, Path] = {}
+        kinds: dict[str, str] = {}
+        dropped = {"image without mask file": 0, "empty mask": 0}
+        for kind in DEFECTS + (("Free",) if defect_free else ()):
+            for image in sorted((folder / f"MT_{kind}" / "Imgs").glob("*.jpg")):
+                id = f"{kind.lower()}_{image.stem}"
+                if not image.with_suffix(".png").is_file():
+                    dropped["image without mask file"] += 1
+                elif kind != "Free" and not read_mask(image.with_suffix(".png")).any():
+                    dropped["empty mask"] += 1
+                else:
+                    self._paths[id], kinds[id] = image, kind.lower()
+        defects = [id for id in kinds if kinds[id] != "free"]
+        self._tiles = tiles(defects, self.TILE_GAP)
+        split_of = make_split(defects, kinds, self._tiles)
+        split_of |= make_split(id for id in kinds if kinds[id] == "free")
+        self._kinds = kinds
+        super().__init__("magnetic-tile", by_split(split_of), dropped)
+
+    def load(self, id: str) -> Sample:
+        split = self.split_of(id)
+        path, kind = self._paths[id], self._kinds[id]
+        image, mask = read_image(path), read_mask(path.with_suffix(".png"))
+        check_same_size(image, mask, path, path.with_suffix(".png"))
+        masks = mask[None] if mask.any() else stack_masks([], mask.shape)
+        return Sample(id, self.name, split, image, masks, None, (kind,) * len(masks), self._tiles.get(id, ""))
+
+
+def tiles(ids: list[str], gap: int) -> dict[str, str]:
+    """id -> tile, from the picture numbers (`..._num_<number>`): a step of more than `gap` begins a new tile."""
+    numbers = {id: int(match[1]) for id in ids if (match := re.search(r"num_(\d+)$", id))}
+    found, tile, last = {}, "", -gap - 1
+    for id in sorted(numbers, key=lambda id: (numbers[id], id)):
+        if numbers[id] - last > gap:
+            tile = f"tile {numbers[id]}"
+        found[id], last = tile, numbers[id]
+    return found
+
+
+STEEL_DEFECTS = {1: "inclusion", 2: "patches", 3: "scratches"}
+
+
+class NEUSeg(ListedDataset):
+    """One mask per defect class present in the picture (index map 1 inclusion, 2 patches, 3 scratches).
+
+    Test is official; validation is a seeded 20% of the official training part, stratified by the classes present,
+    byte-identical pictures kept on one side. Pictures without a defect or an annotation are dropped and counted.
+    Ids are "training_000001": the two parts use some numbers twice.
+    """
+
+    def __init__(self, folder: Path):
+        self._paths: dict[str, tuple[Path, Path]] = {}
+        classes, groups = {}, {}
+        dropped = {"image without annotation": 0, "empty annotation": 0}
+        for part in ("training", "test"):
+            for image in sorted((folder / "images" / part).glob("*.jpg")):
+                id, annotation = f"{part}_{image.stem}", folder / "annotations" / part / f"{image.stem}.png"
+                if not annotation.is_file():
+                    dropped["image without annotation"] += 1
+                    continue
+                present = np.flatnonzero(np.bincount(read_index_map(annotation).ravel())[1:]) + 1
+                if len(present) == 0:
+                    dropped["empty annotation"] += 1
+                    continue
+                self._paths[id] = image, annotation
+                classes[id] = "+".join(str(number) for number in present)
+                groups[id] = hashlib.sha256(image.read_bytes()).hexdigest()
+        training = [id for id in self._paths if id.startswith("training_")]
+        split_of = make_split(training, classes, groups, fractions=(0.8, 0.2), names=("train", "val"))
+        split_of |= {id: "test" for id in self._paths if id not in split_of}
+        super().__init__("neu-seg", by_split(split_of), dropped)
+
+    def load(self, id: str) -> Sample:
+        split = self.split_of(id)
+        path, annotation = self._paths[id]
+        image, labels = read_image(path), read_index_map(annotation)
+        check_same_size(image, labels, path, annotation)
+        present = [int(number) for number in np.unique(labels) if number > 0]
+        if unknown := set(present) - set(STEEL_DEFECTS):
+            raise InputError(f"{annotation} holds values {sorted(unknown)}; expected 0 (background) to 3 (scratches)")
+        masks = stack_masks([labels == number for number in present], labels.shape)
+        return Sample(id, self.name, split, image, masks, None, tuple(STEEL_DEFECTS[number] for number in present))
+
+
+class CrackForest(ListedDataset):
+    """One mask per picture: all crack pixels, `Segmentation == 2`.
+
+    3 is the sound surface that a net of cracks encloses: background, as 1. 4 (100 to 440 pixels in five pictures)
+    marks faint further cracks, which most users of the set do not count: those pixels are ignored, neither crack nor
+    background. No official split: seeded 60/20/20. Pictures without annotation (37 of 155) are left out.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        images = {path.stem for path in (folder / "image").glob("*.jpg")}
+        annotated = {path.stem for path in (folder / "groundTruth").glob("*.mat")}
+        without = {"image without annotation": len(images - annotated)}
+        without["annotation without image"] = len(annotated - images)
+        super().__init__("crackforest", by_split(make_split(images & annotated)), without)
+
+    def load(self, id: str) -> Sample:
+        split = self.split_of(id)
+        path, annotation = self._folder / "image" / f"{id}.jpg", self._folder / "groundTruth" / f"{id}.mat"
+        labels = read_mat(annotation, "groundTruth")["Segmentation"][0, 0]
+        image = read_image(path)
+        check_same_size(image, labels, path, annotation)
+        crack, faint = labels == 2, labels == 4
+        masks = crack[None] if crack.any() else stack_masks([], crack.shape)
+        return Sample(
+            id, self.name, split, image, masks, faint if faint.any() else None, ("crack",) * len(masks)
+        )
+
+
+DATASETS: dict[str, Description] = {
+    description.name: description
+    for description in (
+        Description(
+            name="magnetic-tile",
+            factory=MagneticTile,
+            title="MTD: surface defects of magnetic tiles, 5 kinds",
+            domain="industrial",
+            licence='none stated; "It is welcomed to use our dataset", cite the paper',
+            citation="Huang, Qiu, Yuan: Surface defect saliency of magnetic tile. The Visual Computer 2020",
+            how_to_get="git clone (the repository's name ends in a dot)",
+            splits="none official: seeded 60/20/20 over 388 pictures, stratified by defect, whole tiles together",
+            source=GitSource(
+                "https://github.com/abin24/Magnetic-tile-defect-datasets.", "cc4eb530b57b9cb7225bf76023873043ffd50655"
+            ),
+            layout=tuple(f"MT_{kind}/Imgs/*.jpg" for kind in DEFECTS),
+            images=388,
+            committed_pictures=True,
+        ),
+        Description(
+            name="neu-seg",
+            factory=NEUSeg,
+            title="NEU-Seg: defects of hot-rolled steel strip, 3 classes",
+            domain="industrial",
+            licence="none stated; cite the authors",
+            citation="Dong, Song, He, Xu, Yan, Meng: PGA-Net: Pyramid Feature Fusion and Global Context Attention "
+            "Network for Automated Surface Defect Detection. IEEE Transactions on Industrial Informatics 2020",
+            how_to_get="git clone",
+            splits="official test; validation is a seeded 20% of the official training part, stratified by class",
+            source=GitSource("https://github.com/DHW-Master/NEU_Seg", "da8cebedb292beca4d101db8c442d5706fac3bfe"),
+            layout=tuple(f"{kind}/{part}" for kind in ("images", "annotations") for part in ("training", "test")),
+            images=4470,
+        ),
+        Description(
+            name="crackforest",
+            factory=CrackForest,
+            title="CrackForest: cracks in pavement",
+            domain="industrial",
+            licence="non-commercial research only",
+            citation="Shi, Cui, Qi, Meng, Chen: Automatic road crack detection using random structured forests. "
+            "IEEE Transactions on Intelligent Transportation Systems 2016",
+            how_to_get="git clone",
+            splits="none official: seeded 60/20/20",
+            source=GitSource(
+                "https://github.com/cuilimeng/CrackForest-dataset", "ed57c2d96754e6c7d105805cd29aeeb3a799f267"
+            ),
+            layout=("image/*.jpg", "groundTruth/*.mat"),
+            images=118,
+        ),
+    )
+}

@@ -1,0 +1,41 @@
+"""The base of loaders that know all their ids up front."""
+
+from collections.abc import Mapping, Sequence
+
+from samtune.data.sample import Sample
+from samtune.errors import InputError, unknown
+
+SPLITS = ("train", "val", "test")
+
+
+class ListedDataset:
+    """A data set whose ids per split are known before any image is opened; subclasses write `load`.
+
+    A split that the set does not have is an empty list; `dropped` counts what the listing left out, by reason.
+    """
+
+    def __init__(self, name: str, splits: Mapping[str, Sequence[str]], dropped: Mapping[str, int] | None = None):
+        """`splits`: ids per split ("train", "val", "test"); an id belongs to one split only."""
+        self.name = name
+        self.dropped: dict[str, int] = {reason: count for reason, count in (dropped or {}).items() if count}
+        self._ids = {split: sorted(splits.get(split, ())) for split in SPLITS}
+        self._split_of = {id: split for split, ids in self._ids.items() for id in ids}
+        if len(self._split_of) != sum(len(ids) for ids in self._ids.values()):
+            raise InputError(f"{name}: an id is listed twice, or in two splits")
+
+    def ids(self, split: str) -> list[str]:
+        """Sorted ids of "train", "val" or "test"; empty where the set has no such part."""
+        if split not in self._ids:
+            raise unknown("split", split, SPLITS)
+        return list(self._ids[split])
+
+    def split_of(self, id: str) -> str:
+        """The split that `id` belongs to; raises `InputError` for an id that the set does not list."""
+        if id not in self._split_of:
+            known = sorted(self._split_of)
+            raise InputError(f"{self.name} has no sample {id!r} (it has {len(known)}, e.g. {', '.join(known[:3])})")
+        return self._split_of[id]
+
+    def load(self, id: str) -> Sample:
+        """Read one sample."""
+        raise NotImplementedError

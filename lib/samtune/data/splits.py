@@ -1,0 +1,76 @@
+"""Splits that never depend on a run's seed: seeded with 0, stratified by class, whole groups together."""
+
+import hashlib
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+
+FRACTIONS = (0.6, 0.2, 0.2)
+NAMES = ("train", "val", "test")
+
+
+def make_split(
+    ids: Iterable[str],
+    classes: Mapping[str, str] | None = None,
+    groups: Mapping[str, str] | None = None,
+    seed: int = 0,
+    fractions: tuple[float, ...] = FRACTIONS,
+    names: tuple[str, ...] = NAMES,
+) -> dict[str, str]:
+    """Split of every id: id -> one of `names`, sizes as near to `fractions` as whole groups allow.
+
+    `classes` (id -> class) are spread over the splits in the same proportion each; `groups` (id -> group; an id
+    without one is its own) are never torn apart. A pure function: order of `ids` does not matter.
+
+    Groups go, largest first and in seeded order among equals, where they bring the sizes per class nearest to those
+    wanted: smallest sum of (have - wanted)^2 / wanted.
+    """
+    ids = sorted(set(ids))
+    classes, groups = classes or {}, groups or {}
+    members: dict[str, list[str]] = defaultdict(list)
+    for id in ids:
+        # An own group gets a name that no given one can have.
+        members[f"group {groups[id]}" if groups.get(id) else f"single {id}"].append(id)
+    totals = Counter(classes.get(id, "") for id in ids)
+    share = dict(zip(names, fractions, strict=True))
+    wanted = {(name, kind): share[name] * totals[kind] for name in names for kind in totals}
+    order = sorted(members)
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda group: -len(members[group]))
+    chosen: dict[str, str] = {}
+    have: Counter[tuple[str, str]] = Counter()
+    for group in order:
+        holds = Counter(classes.get(id, "") for id in members[group])
+        best = min(names, key=lambda name: _added_misfit(name, holds, have, wanted))  # the first name among equals
+        for id in members[group]:
+            chosen[id] = best
+            have[best, classes.get(id, "")] += 1
+    return {id: chosen[id] for id in ids}
+
+
+def _added_misfit(
+    name: str, holds: Counter[str], have: Counter[tuple[str, str]], wanted: Mapping[tuple[str, str], float]
+) -> float:
+    """By how much the sum of (have - wanted)^2 / wanted grows when a group that holds so many goes to `name`."""
+    return sum(
+        count * (2 * (have[name, kind] - wanted[name, kind]) + count) / wanted[name, kind]
+        for kind, count in holds.items()
+    )
+
+
+def hashed_validation(ids: Iterable[str], every: int = 20) -> dict[str, str]:
+    """"val" for the ids whose sha256, as a number, is a multiple of `every` (20: about 5%), else "train".
+
+    Depends on the name alone, so a sample keeps its side when others are added or missing.
+    """
+    return {
+        id: "train" if int(hashlib.sha256(id.encode()).hexdigest(), 16) % every else "val" for id in sorted(set(ids))
+    }
+
+
+def by_split(split_of: Mapping[str, str]) -> dict[str, list[str]]:
+    """id -> split turned round: split -> sorted ids."""
+    parts: dict[str, list[str]] = defaultdict(list)
+    for id in sorted(split_of):
+        parts[split_of[id]].append(id)
+    return dict(parts)

@@ -1,0 +1,53 @@
+"""Embeddings of frozen encoders, kept on disk: one file a picture, weights and preprocessing."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samtune.methods import Method
+from samtune.sam.checkpoints import weights_hash
+
+
+class EmbeddingCache:
+    """`encode` as the method does, but each preprocessed picture only once.
+
+    The key is the content: the picture's pixels after preprocessing (and augmentation), and the encoder's weights.
+    Values are kept as float16, which decoders do not notice. Only for methods whose `frozen_encoder` is true.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._weights: tuple[int, str] | None = None
+
+    @torch.no_grad()
+    def encode(self, method: Method, images: Sequence[Tensor], device: torch.device | str) -> Tensor:
+        """Normalised images, each float32 `(3, S, S)` -> embeddings float32 `(B, C, h, w)` on `device`."""
+        if not method.frozen_encoder:
+            raise ValueError(f"{method.name} trains its encoder: its embeddings must not be cached")
+        if self._weights is None or self._weights[0] != id(method.sam.image_encoder):
+            self._weights = (id(method.sam.image_encoder), weights_hash(method.sam.image_encoder))
+        paths = [self._path(image) for image in images]
+        missing = [index for index, path in enumerate(paths) if not path.is_file()]
+        if missing:
+            fresh = method.encode(torch.stack([images[index] for index in missing]).to(device))
+            for index, embedding in zip(missing, fresh, strict=True):
+                self._write(paths[index], embedding)
+        return torch.stack([torch.from_numpy(np.load(path)) for path in paths]).float().to(device)
+
+    def _path(self, image: Tensor) -> Path:
+        digest = hashlib.sha256(self._weights[1].encode())
+        digest.update(image.contiguous().numpy().tobytes())
+        name = digest.hexdigest()[:32]
+        return self.folder / name[:2] / f"{name}.npy"
+
+    def _write(self, path: Path, embedding: Tensor) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        with partial.open("wb") as file:
+            np.save(file, embedding.detach().cpu().to(torch.float16).numpy())
+        os.replace(partial, path)

@@ -1,0 +1,15 @@
+"""The one error that users are meant to read: what is wrong, where, and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input from the user (a file, a name, an option). The message is one clear line."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """An `InputError` for a name that is not known: all known names, the nearest match first."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=len(names) or 1, cutoff=0.0)
+    return InputError(f"unknown {kind} {name!r}; known: {', '.join(nearest + [n for n in names if n not in nearest])}")

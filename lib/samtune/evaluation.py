@@ -1,0 +1,191 @@
+"""One evaluation for every method: same samples, same prompts, same path from logits to masks, one row an object."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from samtune.data.sample import Dataset, Sample, target_masks
+from samtune.embeddings import EmbeddingCache
+from samtune.errors import InputError
+from samtune.methods import Method
+from samtune.methods.classical import ellipse, grabcut
+from samtune.metrics import MAP_METRICS, METRICS
+from samtune.prompts import Prompts, make_prompts, tight_boxes
+from samtune.sam.decode import decode_masks
+from samtune.sam.preprocess import Preprocess
+
+PROMPTS_A_PASS = 64  # prompts decoded at once: bounds memory on pictures of many objects
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured, and how; see `EvaluationCell` for the shared fields.
+
+    `min_side`: objects whose box is narrower or lower, in original pixels, are left out (the nano SAM's table takes
+    16). `multimask`: also decode the three masks for ambiguous prompts and report the best by the truth, as output
+    "best_of_3" (an upper bound, never part of a method comparison).
+    """
+
+    split: str = "test"
+    target: str = "union"
+    prompt: str = "box"
+    preprocess: str = "stretch"
+    metrics: tuple[str, ...] = ("iou", "boundary_iou", "dice")
+    seed: int = 0
+    max_images: int = 0
+    batch_size: int = 8
+    min_side: int = 0
+    multimask: bool = False
+    device: str = "cpu"
+    precision: str = "fp32"
+
+
+Outputs = dict[str, Tensor]  # per output, logits (N, M, H, W) at the original size; M > 1: the best by truth counts
+Predict = Callable[[list[Sample], list[Prompts]], list[Outputs]]
+
+
+def evaluate(
+    predict: Predict, dataset: Dataset, config: EvaluationConfig, progress: bool = True, name: str = ""
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Measure `predict` on a part of `dataset` -> one row an object and output, and what was dropped.
+
+    Columns: image, object, object_class, area (pixels), box_w, box_h, output, then the metrics. Images without a
+    mask are dropped and counted, as the papers do. Raises `InputError` when nothing is left.
+    """
+    ids = dataset.ids(config.split)[: config.max_images or None]
+    rows: list[dict] = []
+    dropped = {"images without a mask": 0, "objects below min_side": 0}
+    batches = _batches(dataset, ids, config, dropped)
+    with tqdm(total=len(ids), desc=f"measure {name}".strip(), disable=not progress, mininterval=2, leave=False) as bar:
+        for samples, masks, prompts, taken in batches:
+            for sample, truth, outputs in zip(samples, masks, predict(samples, prompts), strict=True):
+                rows += _rows(sample, truth, outputs, config.metrics)
+            bar.update(taken)
+    if not rows:
+        raise InputError(f"{dataset.name} {config.split}: no image with a mask among {len(ids)}")
+    return pd.DataFrame(rows), dropped
+
+
+def _batches(
+    dataset: Dataset, ids: Sequence[str], config: EvaluationConfig, dropped: dict[str, int]
+) -> Iterator[tuple[list[Sample], list[np.ndarray], list[Prompts], int]]:
+    """Samples with their true masks and prompts, `batch_size` images at a time, and how many ids that took."""
+    samples: list[Sample] = []
+    truths: list[np.ndarray] = []
+    prompts: list[Prompts] = []
+    taken = 0
+    for position, id in enumerate(ids):
+        sample = dataset.load(id)
+        masks = target_masks(sample, config.target)
+        taken += 1
+        if len(masks) and config.min_side:
+            boxes = tight_boxes(masks)
+            large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= config.min_side).all(1)
+            dropped["objects below min_side"] += int((~large).sum())
+            masks = masks[large]
+        if len(masks):
+            height, width = Preprocess(4, config.preprocess).inner_size(*sample.image.shape[:2])
+            low = (64 * height, 64 * width)  # a mask prompt shows the picture's part of SAM's 256 x 256
+            samples.append(sample)
+            truths.append(masks)
+            prompts.append(make_prompts(config.prompt, masks, f"{dataset.name}/{id}", config.seed, low))
+        else:
+            dropped["images without a mask"] += 1
+        if samples and (len(samples) == config.batch_size or position == len(ids) - 1):
+            yield samples, truths, prompts, taken
+            samples, truths, prompts, taken = [], [], [], 0
+
+
+def _rows(sample: Sample, truth: np.ndarray, outputs: Outputs, metrics: Sequence[str]) -> list[dict]:
+    boxes = tight_boxes(truth)
+    rows = []
+    for output, logits in outputs.items():
+        for index, mask in enumerate(truth):
+            candidates = logits[index]
+            if len(candidates) > 1:
+                overlaps = [METRICS["iou"]((one > 0).numpy(), mask, sample.ignore) for one in candidates]
+                candidates = candidates[int(np.argmax(overlaps))][None]
+            binary = (candidates[0] > 0).numpy()
+            row = {
+                "image": sample.id,
+                "object": index,
+                "object_class": sample.object_class[index] if len(sample.object_class) == len(truth) else "",
+                "area": int(mask.sum()),
+                "box_w": int(boxes[index, 2] - boxes[index, 0] + 1),
+                "box_h": int(boxes[index, 3] - boxes[index, 1] + 1),
+                "output": output,
+            }
+            for metric in metrics:
+                value = candidates[0].sigmoid().double().numpy() if metric in MAP_METRICS else binary
+                row[metric] = METRICS[metric](value, mask, sample.ignore)
+            rows.append(row)
+    return rows
+
+
+def predict_with(method: Method, config: EvaluationConfig, cache: EmbeddingCache | None = None) -> Predict:
+    """How `evaluate` asks a method: encode a batch of pictures once, decode all their prompts, resize in one step.
+
+    Outputs: "final" for `logits`, the others under the names that the method gives them.
+    """
+    preprocess = Preprocess(method.sam.image_size, config.preprocess)
+    method = method.to(config.device).eval()
+    cache = cache if method.frozen_encoder else None
+
+    @torch.no_grad()
+    def predict(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
+        images = [preprocess.image(sample.image) for sample in samples]
+        with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16"):
+            if cache is None:
+                embedding = method.encode(torch.stack(images).to(config.device))
+            else:
+                embedding = cache.encode(method, images, config.device)
+            answers = []
+            for index, (sample, own) in enumerate(zip(samples, prompts, strict=True)):
+                size = sample.image.shape[:2]
+                moved = model_prompts(own, preprocess, size, method.sam.mask_size).at_image(index).to(config.device)
+                parts = []
+                for first in range(0, len(moved), PROMPTS_A_PASS):
+                    chunk = moved[first : first + PROMPTS_A_PASS]
+                    low = method.decode(embedding, chunk)
+                    if config.multimask:
+                        low = low | {"best_of_3": decode_masks(method.sam, embedding, chunk, multimask=True)[0]}
+                    parts.append({name: preprocess.logits(value.float().cpu(), size) for name, value in low.items()})
+                names = {"logits": "final"}
+                answers.append({names.get(name, name): torch.cat([part[name] for part in parts]) for name in parts[0]})
+        return answers
+
+    return predict
+
+
+def model_prompts(prompts: Prompts, preprocess: Preprocess, size: tuple[int, int], mask_size: int) -> Prompts:
+    """Prompts from pixels of a picture of `size` (H, W) to model pixels; a mask prompt to the square's grid."""
+    moved = preprocess.prompts(prompts, size)
+    if moved.masks is not None:
+        height, width = (side * mask_size // preprocess.size for side in preprocess.inner_size(*size))
+        masks = torch.nn.functional.interpolate(moved.masks, (height, width), mode="nearest")
+        moved = moved.with_masks(masks).with_padded_masks(mask_size, mask_size, float(prompts.masks.min()))
+    return moved
+
+
+def predict_classical(name: str) -> Predict:
+    """ "ellipse" or "grabcut": the two baselines that need a box and no network, as `evaluate` asks."""
+
+    def predict(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
+        answers = []
+        for sample, own in zip(samples, prompts, strict=True):
+            if own.boxes is None:
+                raise InputError(f"{name} needs a box prompt")
+            boxes = own.boxes.numpy()
+            if name == "ellipse":
+                masks = [ellipse(box, *sample.image.shape[:2]) for box in boxes]
+            else:
+                masks = [grabcut(sample.image, box) for box in boxes]
+            answers.append({"final": torch.from_numpy(np.stack(masks))[:, None].float() * 2 - 1})
+        return answers
+
+    return predict

@@ -1,0 +1,391 @@
+"""Cells and how they are run: each one once, in an order that trains before it measures, surviving any interruption.
+
+A *training cell* gives a checkpoint, an *evaluation cell* gives metrics per object. A notebook asks for cells; those
+with a record are read, the others are run and recorded.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from samtune import provenance
+from samtune.atomic import DISK_FULL, DiskFull, disk_full, is_disk_full, locked, remove_stale_partials, write_atomically
+from samtune.errors import InputError
+from samtune.paths import results_root
+from samtune.records import SUFFIX, Record, read_record, read_records, write_record
+
+Pairs = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class TrainingCell:
+    """A method trained once.
+
+    `method` as on the command line; `train_datasets` one set or the union of several; `backbone` "nano", "vit_b",
+    ... or a checkpoint's path, `weights_hash` the hash of its weights; `seed` varies training and prompts only;
+    `images` seen in training; `preprocess` "pad" or "stretch"; `prompt` the kinds drawn in training; `target`
+    "union" or "instances"; `hyper` all that differs from the method's defaults, as pairs or a dictionary. Precision
+    and machine are no part of a cell. `tables` says where its results are shown ("name" or "name:variant") and does
+    not count for equality or key.
+    """
+
+    method: str
+    train_datasets: tuple[str, ...]
+    backbone: str
+    seed: int = 0
+    images: int = 0
+    preprocess: str = "stretch"
+    prompt: str = "box"
+    target: str = "union"
+    hyper: Pairs = ()
+    weights_hash: str = ""
+    tables: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "train_datasets", tuple(self.train_datasets))
+        object.__setattr__(self, "hyper", _pairs(self.hyper))
+        object.__setattr__(self, "tables", tuple(self.tables))
+
+    def key(self) -> str:
+        """Stable name of the cell: 20 hexadecimal digits over everything but hardware and `tables`."""
+        return _hash("training", _configuration(self))
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"train {self.method} on {'+'.join(self.train_datasets)}, seed {self.seed}, {self.images} images"
+
+    def evaluation(self, dataset: str, **options: Any) -> "EvaluationCell":
+        """The cell that measures this training on `dataset`; `options` are `EvaluationCell`'s other fields."""
+        shared = {name: getattr(self, name) for name in _SHARED}
+        return EvaluationCell(**(shared | {"dataset": dataset, "training": self} | options))
+
+
+@dataclass(frozen=True)
+class EvaluationCell:
+    """A method, trained (`training`) or not (None), measured on one part of one set.
+
+    `dataset`, `split`, `target` ("union" or "instances"), `prompt` (one of `samtune.prompts.KINDS`), `preprocess`;
+    `max_images` measures the first so many only (0: all); `options` what else differs at test time. `method`,
+    `backbone`, `seed` and `weights_hash` are the training's (`TrainingCell.evaluation` copies them); the seed also
+    draws the prompts. Raises `ValueError` when they contradict the training. `tables` as in `TrainingCell`.
+    """
+
+    method: str
+    backbone: str
+    dataset: str
+    split: str = "test"
+    target: str = "union"
+    prompt: str = "box"
+    preprocess: str = "stretch"
+    seed: int = 0
+    max_images: int = 0
+    options: Pairs = ()
+    weights_hash: str = ""
+    training: TrainingCell | None = None
+    tables: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", _pairs(self.options))
+        object.__setattr__(self, "tables", tuple(self.tables))
+        for name in ("method", "backbone", "seed", "weights_hash"):
+            if self.training is not None and getattr(self, name) != getattr(self.training, name):
+                raise ValueError(f"{name} is {getattr(self, name)!r} here and {getattr(self.training, name)!r} there")
+
+    def key(self) -> str:
+        """Stable name of the cell: 20 hexadecimal digits over everything but hardware and `tables`."""
+        configuration = _configuration(self)
+        if self.training is not None:
+            configuration["training"] = self.training.key()
+        return _hash("evaluation", configuration)
+
+    def describe(self) -> str:
+        """One line for people."""
+        return f"measure {self.method} on {self.dataset} {self.split}, {self.prompt} prompt, seed {self.seed}"
+
+
+_SHARED = ("method", "backbone", "seed", "weights_hash", "preprocess", "target")
+Cell = TrainingCell | EvaluationCell
+
+
+@dataclass
+class Result:
+    """What an `execute` function hands back: see `Record` for the fields. `seconds` of an earlier, interrupted
+    part included, where the function knows them; None: what this call took."""
+
+    objects: pd.DataFrame | None = None
+    curve: Sequence[Mapping[str, Any]] = ()
+    precision: str = ""
+    seconds: float | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Runs one cell. A training writes its checkpoints into the folder and resumes from what it finds there; an evaluation
+# reads its training's folder (None: nothing was trained).
+Execute = Callable[[Cell, Path | None], Result]
+
+
+# Runs one cell somewhere, in this process or another one; leaves a record, or raises.
+Executor = Callable[[Cell], None]
+
+
+def checkpoint_folder(folder: Path, training: TrainingCell) -> Path:
+    """Where a training keeps its checkpoints, in the results folder `folder`."""
+    return folder / "checkpoints" / training.key()
+
+
+def run_cells(
+    cells: Iterable[Cell],
+    results: str | Path,
+    execute: Execute,
+    say: Callable[[str], None] = print,
+    executor: Executor | None = None,
+) -> list[Record]:
+    """The records of `cells`, in their order; cells without one are run first.
+
+    `results`: a profile's name, or a folder in place of `results/<profile>`. `execute` runs one cell. `say` is told
+    beforehand about how long it will take, and how far it is. `executor`: one after the other in this process when
+    None, else see `in_subprocess`. The training cell that an evaluation needs is run first, once.
+
+    A cell that fails is told at once and does not stop the others; when all are through, the first error is raised
+    again, with the number of the others. A full disk and Ctrl-C stop at once. Records are whole or absent at any time.
+    """
+    folder = results if isinstance(results, Path) else results_root(results)
+    cells = list(cells)
+    executor = executor or (lambda cell: run_cell(cell, folder, execute))
+    remove_stale_partials(folder / "records")
+    done = {cell.key(): _read(cell, folder) for cell in cells}
+    queue = _queue([cell for cell in cells if done[cell.key()] is None], folder)
+    known = read_records(folder / "records") if queue else []
+    if cells:
+        say(_announce(done, queue, known))
+    errors: dict[str, Exception] = {}
+    for number, cell in enumerate(queue, 1):
+        training = getattr(cell, "training", None)
+        if training is not None and training.key() in errors:
+            errors[cell.key()] = errors[training.key()]
+            continue
+        start = time.perf_counter()
+        try:
+            executor(cell)
+        except Exception as error:
+            if is_disk_full(error):
+                raise (error if isinstance(error, DiskFull) else disk_full(folder, error)) from error
+            errors[cell.key()] = error
+            say(f"[{number}/{len(queue)}] FAILED {cell.describe()}: {error}")
+            continue
+        known.append(_read(cell, folder))
+        left = estimate_seconds(queue[number:], known)
+        ending = f"; {_duration(left)} left" if left else ""
+        say(f"[{number}/{len(queue)}] {cell.describe()}: {_duration(time.perf_counter() - start)}{ending}")
+    if errors:
+        first = next(iter(errors.values()))
+        first.add_note(f"{len(errors)} of {len(queue)} cells were not run for errors; the others are recorded")
+        raise first
+    return [_shown_in(_read(cell, folder), cell.tables, folder) for cell in cells]
+
+
+def run_cell(cell: Cell, folder: Path, execute: Execute) -> None:
+    """Run one cell in this process and record it, unless that has just been done by another process.
+
+    `folder` is `results/<profile>`. A training counts as done when both its record and its finished checkpoint are
+    there: records are committed, checkpoints are not.
+    """
+    training = cell if isinstance(cell, TrainingCell) else cell.training
+    checkpoints = None if training is None else checkpoint_folder(folder, training)
+    with locked(folder / "checkpoints" / f"{cell.key()}.lock"):
+        if not _missing(cell, folder):
+            return
+        provenance.reset_peak_memory()
+        start = time.perf_counter()
+        result = execute(cell, checkpoints)
+        seconds = time.perf_counter() - start if result.seconds is None else result.seconds
+        memory, card = provenance.peak_memory_mb()
+        commit, dirty = provenance.git_state()
+        known = _read(cell, folder)  # a record without its checkpoint knows other tables that show it
+        record = Record(
+            key=cell.key(), kind="training" if cell is training else "evaluation", cell=_plain_cell(cell),
+            tables=_union(known.tables if known else (), cell.tables), objects=result.objects,
+            curve=tuple(result.curve), seconds=seconds, peak_memory_mb=memory, peak_gpu_memory_mb=card,
+            hardware=provenance.hardware(), precision=result.precision, packages=provenance.package_versions(),
+            commit=commit, dirty=dirty, date=provenance.now(), extras=dict(result.extras),
+        )  # fmt: skip
+        write_record(folder / "records", record)
+        if cell is training:
+            write_atomically(_finished(checkpoints), cell_to_json(cell).encode())
+
+
+def in_subprocess(folder: Path, command: Sequence[str] = (sys.executable, "-m", "samtune.cli", "cell")) -> Executor:
+    """An executor that gives every cell a process of its own: memory is handed back, a crash costs one cell.
+
+    `command` is called with `--results <folder>` and the cell's json, and must call `run_cell`. Raises `RuntimeError`
+    with the exit status and the last line of what it said.
+    """
+
+    def run(cell: Cell) -> None:
+        done = subprocess.run(
+            [*command, "--results", str(folder), cell_to_json(cell)], stderr=subprocess.PIPE, text=True
+        )
+        if done.returncode == 0 and not _missing(cell, folder):
+            return
+        lines = done.stderr.strip().splitlines()
+        full = next((line for line in lines if DISK_FULL in line), None)
+        if full:
+            raise DiskFull(full[full.index(DISK_FULL) :])
+        if done.returncode in (-9, 137):
+            raise RuntimeError("the process was killed, most likely out of memory: a smaller batch size needs less")
+        raise RuntimeError(f"the process ended with status {done.returncode}: {lines[-1] if lines else 'no message'}")
+
+    return run
+
+
+def estimate_seconds(cells: Sequence[Cell], records: Sequence[Record]) -> float | None:
+    """About how long `cells` take, from what recorded cells took on this hardware; None when nothing alike was run.
+
+    Trainings scale with the images they see. The most alike records count: same method, backbone and test set, else
+    same method and backbone, else same backbone.
+    """
+    here = provenance.hardware()
+    levels: list[dict[tuple, list[float]]] = [{}, {}, {}]
+    for record in records:
+        if record.hardware == here and record.kind in ("training", "evaluation"):
+            cost = record.seconds / max(record.images, 1) if record.kind == "training" else record.seconds
+            likeness = (record.kind, record.backbone, record.method, record.dataset)
+            for level, length in zip(levels, (4, 3, 2), strict=True):
+                level.setdefault(likeness[:length], []).append(cost)
+    total = 0.0
+    for cell in cells:
+        kind = "training" if isinstance(cell, TrainingCell) else "evaluation"
+        likeness = (kind, cell.backbone, cell.method, getattr(cell, "dataset", ""))
+        costs = next(
+            (level[likeness[:n]] for level, n in zip(levels, (4, 3, 2), strict=True) if likeness[:n] in level), None
+        )
+        if costs is None:
+            return None
+        total += sum(costs) / len(costs) * (cell.images if kind == "training" else 1)
+    return total
+
+
+def cell_to_json(cell: Cell) -> str:
+    """The cell as one line of json, `tables` included, for `samtune cell`."""
+    kind = "training" if isinstance(cell, TrainingCell) else "evaluation"
+    return json.dumps({"kind": kind, "cell": _plain_cell(cell), "tables": cell.tables}, sort_keys=True)
+
+
+def cell_from_json(text: str) -> Cell:
+    """The cell that `cell_to_json` wrote. Raises `InputError` on anything else."""
+    try:
+        data = json.loads(text)
+        values = data["cell"]
+        if data["kind"] == "training":
+            return TrainingCell(**values, tables=tuple(data["tables"]))
+        training = values.pop("training")
+        return EvaluationCell(**values, training=training and TrainingCell(**training), tables=tuple(data["tables"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"not a cell: {error}") from error
+
+
+def _queue(cells: Sequence[Cell], folder: Path) -> list[Cell]:
+    """`cells` once each, every evaluation after the training whose checkpoint it needs."""
+    queue: dict[str, Cell] = {}
+    tables: dict[str, tuple[str, ...]] = {}
+    for cell in cells:
+        training = getattr(cell, "training", None)
+        if training is not None and _missing(training, folder):
+            queue.setdefault(training.key(), training)
+        queue.setdefault(cell.key(), cell)
+        tables[cell.key()] = _union(tables.get(cell.key(), ()), cell.tables)
+    return [replace(cell, tables=tables.get(key, cell.tables)) for key, cell in queue.items()]
+
+
+def _announce(asked: Mapping[str, Record | None], queue: Sequence[Cell], known: Sequence[Record]) -> str:
+    recorded = sum(record is not None for record in asked.values())
+    text = f"{len(asked)} cell{'s' if len(asked) != 1 else ''}: {recorded} recorded"
+    if not queue:
+        return f"{text}, nothing to run"
+    trainings = sum(isinstance(cell, TrainingCell) for cell in queue)
+    seconds = estimate_seconds(queue, known)
+    duration = "time unknown until the first are done" if seconds is None else f"about {_duration(seconds)}"
+    return f"{text}, to run: {trainings} trainings and {len(queue) - trainings} measurements, {duration}"
+
+
+def _missing(cell: Cell, folder: Path) -> bool:
+    """Must the cell be run: no record, or, of a training, no finished checkpoint."""
+    absent = _read(cell, folder) is None
+    return absent or (isinstance(cell, TrainingCell) and not _finished(checkpoint_folder(folder, cell)).is_file())
+
+
+def _finished(checkpoints: Path) -> Path:
+    return checkpoints / "finished.json"
+
+
+def _read(cell: Cell, folder: Path) -> Record | None:
+    return read_record(folder / "records" / f"{cell.key()}{SUFFIX}")
+
+
+def _shown_in(record: Record, tables: tuple[str, ...], folder: Path) -> Record:
+    """`record`, also shown in `tables`: the same cell may serve a main table and an ablation."""
+    if set(tables) <= set(record.tables):
+        return record
+    record = replace(record, tables=_union(record.tables, tables))
+    write_record(folder / "records", record)
+    return record
+
+
+def _union(first: Iterable[str], second: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({*first, *second}))
+
+
+def _configuration(cell: Cell) -> dict[str, Any]:
+    """The fields that differ from their defaults, so that a field added later leaves older keys as they are.
+
+    A default must therefore never be changed.
+    """
+    counted = (one for one in fields(cell) if one.compare)
+    values = {one.name: (getattr(cell, one.name), one.default) for one in counted}
+    return {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
+
+
+def _plain_cell(cell: Cell) -> dict[str, Any]:
+    """All fields but `tables` as plain data, pairs as dictionaries."""
+    values = {one.name: getattr(cell, one.name) for one in fields(cell) if one.compare}
+    for name in ("hyper", "options"):
+        if name in values:
+            values[name] = dict(values[name])
+    if values.get("training") is not None:
+        values["training"] = _plain_cell(values["training"])
+    return json.loads(json.dumps(values))
+
+
+def _pairs(values: Mapping[str, Any] | Pairs) -> Pairs:
+    """Options as pairs sorted by name, their values hashable; raises `ValueError` for a name given twice."""
+    pairs = sorted((str(name), _frozen(value)) for name, value in dict(values).items())
+    if len(pairs) != len(values):
+        raise ValueError(f"an option is given twice: {values}")
+    return tuple(pairs)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, numbers as Python's own and whole floats as integers: equal cells must have equal keys."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(item) for item in value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _hash(kind: str, configuration: Mapping[str, Any]) -> str:
+    text = json.dumps({"kind": kind, **configuration}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

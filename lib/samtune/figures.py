@@ -1,0 +1,396 @@
+"""Figures: pure functions of records, tables and pictures that give matplotlib figures; `save` writes them.
+
+Every figure has a title that says what to look at. Colours belong to methods and stay the same everywhere; they are
+Okabe and Ito's, which colour-blind readers can tell apart.
+"""
+
+import io
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from samtune.atomic import write_atomically
+from samtune.data import registry
+from samtune.data.sample import Sample
+from samtune.metrics import paired_bootstrap
+from samtune.pivots import METRIC_LABELS
+from samtune.prompts import Prompts
+from samtune.records import Record
+from samtune.tables import METHOD_ORDER
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+INK, SOFT, LINE = "#1f2430", "#667085", "#d5d9e0"
+OCHRE = "#a98600"
+METHODS = {  # what people read, and the method's colour
+    "ellipse": ("inscribed ellipse", "#c4c9d2"), "grabcut": ("GrabCut", "#8a93a3"),
+    "zero_shot": ("zero-shot SAM", "#4a5160"), "decoder_tuning": ("decoder tuning", ORANGE), "lora": ("LoRA", SKY),
+    "lora_samed": ("LoRA (as SAMed)", BLUE), "unet": ("U-Net", OCHRE), "spt": ("SPT", RED), "sam_sp": ("SAM-SP", GREEN),
+    "clean_tuning": ("tuned on clean images", ORANGE), "generated": ("tuned on generated images", SKY),
+    "classical_augmentation": ("classical augmentation", OCHRE), "pgd": ("tuned on PGD images", BLUE),
+    "dat": ("tuned on DAT images", RED), "asam": ("ASAM", PINK),
+}  # fmt: skip
+OTHERS = (PINK, GREEN, OCHRE, BLUE, RED, SKY, ORANGE)  # colours of what is no method of the kit
+HIT, FALSE_ALARM, MISSED = GREEN, RED, SKY
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": LINE,
+    "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#eceef2",
+    "grid.linewidth": 0.8, "xtick.color": SOFT, "ytick.color": SOFT, "xtick.major.size": 0, "ytick.major.size": 0,
+    "legend.frameon": False, "legend.fontsize": 8.5, "lines.linewidth": 1.8, "figure.facecolor": "white",
+    "svg.hashsalt": "samtune",
+}  # fmt: skip
+DPI = 144
+LONGEST = 300  # pixels of the longer side of a picture inside a figure
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture of a qualitative figure.
+
+    `image` uint8 `(H, W, 3)`; `truth` bool `(H, W)`; `predictions` bool `(H, W)` and `scores` by column (a method, or
+    "SPT draft"); `prompt` what every method was given, in pixels of the image; `note` "worst", "median", "best".
+    """
+
+    image: np.ndarray
+    truth: np.ndarray
+    predictions: Mapping[str, np.ndarray]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    prompt: Prompts | None = None
+    note: str = ""
+
+
+def label(method: str) -> str:
+    """A method's name for people."""
+    return METHODS.get(method, (method.replace("_", " "), ""))[0]
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name: the method's own; other names share the rest in order."""
+    others = iter(OTHERS * (len(names) // len(OTHERS) + 1))
+    return {name: METHODS[name][1] if name in METHODS else next(others) for name in names}
+
+
+def pick_cases(scores: pd.Series) -> dict[str, str]:
+    """Which images to show, by rule and not by hand: ids of the "worst", "median" and "best" score (ties: first id)."""
+    ranked = scores.dropna().sort_index().sort_values(kind="stable")
+    return {"worst": ranked.index[0], "median": ranked.index[(len(ranked) - 1) // 2], "best": ranked.index[-1]}
+
+
+@matplotlib.rc_context(STYLE)
+def learning_curves(
+    records: Iterable[Record],
+    title: str,
+    y: str = "loss",
+    x: str = "images",
+    y_label: str = "",
+    logarithmic: bool = False,
+) -> Figure:
+    """`y` against `x` of trainings' curves: the mean over seeds in bold, each seed in a thin line; one panel a set."""
+    curves: dict[str, dict[str, list[pd.Series]]] = {}
+    for record in records:
+        frame = pd.DataFrame(list(record.curve))
+        if {x, y} <= set(frame):
+            values = frame.dropna(subset=[x, y]).set_index(x)[y].astype(float)
+            curves.setdefault("+".join(record.train_datasets), {}).setdefault(record.method, []).append(values)
+    figure, axes = _panels(title, max(len(curves), 1), width=4.2, height=3.1)
+    names = _ordered({method for methods in curves.values() for method in methods})
+    for axis, (dataset, methods) in zip(axes, sorted(curves.items()), strict=False):
+        for method in (name for name in names if name in methods):
+            colour, seeds = colours(names)[method], methods[method]
+            if len(seeds) > 1:
+                for seed in seeds:
+                    axis.plot(seed.index, seed.to_numpy(), color=colour, linewidth=0.7, alpha=0.45)
+            mean = pd.concat(seeds, axis=1).mean(axis=1).sort_index()
+            axis.plot(mean.index, mean.to_numpy(), color=colour, label=label(method))
+        axis.set_title(dataset)
+        axis.set_xlabel(x.replace("_", " ") + (" seen" if x == "images" else ""))
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+        if logarithmic:
+            axis.set_yscale("log")
+    axes[0].set_ylabel(y_label or METRIC_LABELS.get(y, y.replace("_", " ")))
+    _legend(figure, axes[0])
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def metric_bars(table: pd.DataFrame, title: str, metric: str = "iou", by: str = "method") -> Figure:
+    """Rows of a table (one prompt, output and variant) as bars with their 95% intervals, sets side by side.
+
+    `by`: the column that is told apart by colour, "method", "variant", "output" or "prompt".
+    """
+    rows = table[table["metric"] == metric]
+    sets, names = sorted(rows["dataset"].unique()), _ordered(rows[by].unique())
+    figure, (axis,) = _panels(title, 1, width=max(4.8, 0.34 * len(sets) * (len(names) + 1.2) + 1.2), height=3.3)
+    width = 0.8 / max(len(names), 1)
+    for number, name in enumerate(names):
+        chosen = rows[rows[by] == name].drop_duplicates("dataset").set_index("dataset").reindex(sets)
+        places = np.arange(len(sets)) + (number - (len(names) - 1) / 2) * width
+        axis.bar(places, chosen["mean"], width * 0.92, color=colours(names)[name], label=label(name))
+        known = chosen["low"].notna().to_numpy()
+        reach = np.abs(np.stack([chosen["mean"] - chosen["low"], chosen["high"] - chosen["mean"]]))
+        axis.errorbar(places[known], chosen["mean"][known], reach[:, known], fmt="none", ecolor=INK, elinewidth=1)
+        tops = chosen[["mean", "high"]].max(axis=1)
+        digits = 1 if rows["mean"].max() > 2 else 2
+        for place, top, value in zip(places, tops, chosen["mean"], strict=True):
+            if np.isfinite(value) and len(sets) * len(names) <= 30:
+                style = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": SOFT}
+                axis.annotate(f"{value:.{digits}f}", (place, top), (0, 2), textcoords="offset points", **style)
+    axis.margins(y=0.1)
+    axis.set_xticks(range(len(sets)), sets, color=INK)
+    axis.grid(axis="x", visible=False)
+    axis.set_ylabel(METRIC_LABELS.get(metric, metric.replace("_", " ")))
+    _legend(figure, axis)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def image_scatter(a: pd.Series, b: pd.Series, names: tuple[str, str], title: str, metric: str = "iou") -> Figure:
+    """Each image a point: its value under A (across) and under B (up); above the diagonal B is better.
+
+    `a`, `b`: `tables.image_values`, or several seeds' mean of them; images that one of them lacks are left out.
+    """
+    both = pd.concat([a, b], axis=1, join="inner").dropna().to_numpy()
+    figure, (axis,) = _panels(title, 1, width=4.4, height=4.3)
+    low, high = (both.min(), both.max()) if both.max(initial=0) > 1.001 else (0, 1)
+    margin = 0.03 * (high - low)
+    limits = (low - margin, high + margin)
+    axis.plot(limits, limits, color=SOFT, linewidth=1, zorder=1)
+    axis.scatter(both[:, 0], both[:, 1], s=14, color=colours(list(names))[names[1]], alpha=0.55, linewidth=0, zorder=2)
+    axis.set(xlim=limits, ylim=limits, aspect="equal")
+    measure = METRIC_LABELS.get(metric, metric)
+    axis.set_xlabel(f"{measure}, {label(names[0])}")
+    axis.set_ylabel(f"{measure}, {label(names[1])}")
+    if len(both):
+        mean, bottom, top = paired_bootstrap((both[:, 1] - both[:, 0])[None])
+        share = np.mean(both[:, 1] > both[:, 0])
+        text = f"{label(names[1])} higher on {share:.0%} of {len(both)} images\n"
+        text += f"mean difference {mean:+.3f} [{bottom:+.3f}, {top:+.3f}]"
+        axis.set_title(text, fontweight="normal", fontsize=8.5, color=SOFT)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def robustness_curve(
+    frame: pd.DataFrame, title: str, x_label: str, metric: str = "iou", by: str = "method", note: str = ""
+) -> Figure:
+    """How a metric falls, or holds, along `x`: columns x, `by`, mean and, where known, low and high (a band)."""
+    names = _ordered(frame[by].unique())
+    figure, (axis,) = _panels(title, 1, width=5.4, height=3.3)
+    for name in names:
+        rows = frame[frame[by] == name].sort_values("x")
+        colour = colours(names)[name]
+        axis.plot(rows["x"], rows["mean"], color=colour, marker="o", markersize=4, label=label(name))
+        if {"low", "high"} <= set(rows) and rows["low"].notna().any():
+            axis.fill_between(rows["x"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(METRIC_LABELS.get(metric, metric))
+    if note:
+        axis.set_title(note, fontweight="normal", fontsize=8.5, color=SOFT)
+    _legend(figure, axis)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def qualitative_grid(examples: Sequence[Example], title: str, metric: str = "IoU") -> Figure:
+    """A row a picture: image with prompt, truth, then each method with hits, false alarms and misses in colour."""
+    columns = list(dict.fromkeys(name for example in examples for name in example.predictions))
+    images = [example.image for example in examples]
+    figure, axes = _picture_grid(title, len(examples), 2 + len(columns), images, margins=(0.6, 0.85))
+    for row, example in zip(axes, examples, strict=True):
+        _picture(row[0], example.image)
+        if example.prompt is not None:
+            draw_prompt(row[0], example.prompt)
+        _picture(row[1], example.image)
+        _fill(row[1], example.truth, HIT)
+        row[0].set_ylabel(example.note, fontsize=9.5, color=INK, rotation=0, ha="right", va="center", labelpad=6)
+        for axis, name in zip(row[2:], columns, strict=True):
+            if name not in example.predictions:
+                axis.set_axis_off()
+                continue
+            mask = example.predictions[name]
+            _picture(axis, example.image)
+            for part, colour in (
+                (mask & example.truth, HIT),
+                (mask & ~example.truth, FALSE_ALARM),
+                (~mask & example.truth, MISSED),
+            ):
+                _fill(axis, part, colour, outline=False)  # outlines would widen what is thin
+            if name in example.scores:
+                axis.set_xlabel(f"{metric} {example.scores[name]:.2f}", fontsize=8.5, labelpad=2)
+    for axis, name in zip(axes[0], ["image, prompt", "truth", *map(label, columns)], strict=True):
+        axis.set_title(name, fontsize=9, loc="center")
+    handles = [Patch(color=colour, label=text, alpha=0.8) for colour, text in
+               ((HIT, "hit"), (FALSE_ALARM, "false alarm"), (MISSED, "missed"))]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def contact_sheet(
+    samples: Sequence[Sample], title: str, prompts: Sequence[Prompts | None] = (), columns: int = 6
+) -> Figure:
+    """Many samples at once: picture, every object outlined and filled in its own colour, prompts drawn in."""
+    rows = -(-len(samples) // columns)
+    figure, axes = _picture_grid(title, rows, columns, [sample.image for sample in samples])
+    for axis in axes.flat[len(samples) :]:
+        axis.set_axis_off()
+    for number, (axis, sample) in enumerate(zip(axes.flat, samples, strict=False)):
+        _picture(axis, sample.image)
+        for mask, colour in zip(sample.masks, OTHERS * (len(sample.masks) // len(OTHERS) + 1), strict=False):
+            _fill(axis, mask, colour)
+        if number < len(prompts) and prompts[number] is not None:
+            draw_prompt(axis, prompts[number])
+        name = sample.id if len(sample.id) <= 24 else f"…{sample.id[-23:]}"
+        axis.set_xlabel(name, fontsize=7, color=SOFT, labelpad=2)
+    return figure
+
+
+def draw_prompt(axis: Axes, prompts: Prompts) -> None:
+    """Boxes and clicks (positive: filled circle, negative: cross) in pixels of the picture."""
+    for x0, y0, x1, y1 in [] if prompts.boxes is None else prompts.boxes.tolist():
+        for colour, width in (("white", 2.6), (INK, 1.1)):  # seen on bright and on dark pictures
+            axis.add_patch(
+                Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0 + 1, y1 - y0 + 1, fill=False, edgecolor=colour, linewidth=width)
+            )
+    if prompts.points is not None:
+        points, labels = prompts.points.reshape(-1, 2).numpy(), prompts.labels.reshape(-1).numpy()
+        for value, marker, colour in ((1, "o", YELLOW), (0, "X", RED)):
+            chosen = points[labels == value]
+            axis.scatter(
+                chosen[:, 0], chosen[:, 1], s=26, marker=marker, color=colour, edgecolor=BLACK, linewidth=0.8, zorder=3
+            )
+
+
+def may_be_committed(dataset: str) -> bool:
+    """May pictures of this set appear in committed figures? What the registry does not know may not."""
+    description = registry.DATASETS.get(dataset)
+    return description is not None and description.committed_pictures
+
+
+def figure_folder(results: Path, datasets: Iterable[str] = ()) -> Path:
+    """Where a figure belongs that shows pictures of `datasets` (none: curves and numbers only).
+
+    `<results>/figures`, or `<results>/figures/private`, which git ignores, as soon as one set's licence asks for it.
+    """
+    folder = results / "figures"
+    if all(map(may_be_committed, datasets)):
+        return folder
+    write_atomically(folder / "private" / ".gitignore", b"*\n")
+    return folder / "private"
+
+
+def save(figure: Figure, folder: Path, name: str, dpi: int = DPI) -> Path:
+    """Write `<folder>/<name>.png` and `.svg`; the path of the first. The same figure gives the same files."""
+    title = figure.get_suptitle().replace("\n", " ") or name
+    with matplotlib.rc_context(STYLE):
+        metadata = {".png": {"Software": None, "Title": title}, ".svg": {"Date": None, "Creator": None, "Title": title}}
+        for suffix, facts in metadata.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata=facts)
+            write_atomically(folder / f"{name}{suffix}", buffer.getvalue())
+    return folder / f"{name}.png"
+
+
+class Picture(Figure):
+    """A figure that shows itself at the end of a notebook's cell, without pyplot's global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            self.savefig(buffer, format="png", dpi=DPI)
+        return buffer.getvalue()
+
+
+def _panels(title: str, count: int, width: float, height: float) -> tuple[Picture, list[Axes]]:
+    """A figure of `count` panels of that size in inches, three a row at most."""
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Picture(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    _title(figure, title)
+    return figure, list(axes[:count])
+
+
+def _picture_grid(
+    title: str, rows: int, columns: int, images: Sequence[np.ndarray], margins: tuple[float, float] = (0.1, 0.35)
+) -> tuple[Picture, np.ndarray]:
+    """A figure of pictures without axes, its cells of the pictures' median shape; `margins` in inches, across and down,
+    for what stands around them."""
+    aspect = float(np.median([image.shape[0] / image.shape[1] for image in images])) if len(images) else 1.0
+    width = 1.8 if columns > 4 else 2.2
+    height = width * float(np.clip(aspect, 0.5, 1.6)) + 0.2
+    figure = Picture(figsize=(width * columns + margins[0], height * rows + margins[1]), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(visible=False)
+        axis.spines[:].set_visible(False)
+    _title(figure, title)
+    return figure, axes
+
+
+def _title(figure: Figure, title: str) -> None:
+    lines = textwrap.wrap(title, max(30, int(figure.get_figwidth() * 12)))
+    figure.suptitle("\n".join(lines), x=0.012, ha="left", fontsize=11, fontweight="bold", color=INK)
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    if len(labels) > 1:
+        columns = max(1, min(len(labels), int(figure.get_figwidth() / 1.6)))
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Methods from simple to elaborate, other names after them as they come."""
+    return sorted(names, key=lambda name: METHOD_ORDER.index(name) if name in METHOD_ORDER else len(METHOD_ORDER))
+
+
+def _shrunk(picture: np.ndarray) -> np.ndarray:
+    """A picture or mask of no more than `LONGEST` pixels a side: figures are for reading, not for archives."""
+    factor = LONGEST / max(picture.shape[:2])
+    if factor >= 1:
+        return picture
+    size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def _picture(axis: Axes, image: np.ndarray) -> None:
+    height, width = image.shape[:2]
+    axis.imshow(_shrunk(image), extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="auto")
+
+
+def _fill(axis: Axes, mask: np.ndarray, colour: str, outline: bool = True) -> None:
+    """`mask`, bool `(H, W)`, over a picture: translucent, with its outline; denser without."""
+    if not mask.any():
+        return
+    height, width = mask.shape
+    small = _shrunk(mask.astype(np.float32))
+    layer = np.zeros((*small.shape, 4))
+    layer[:] = (*to_rgb(colour), 0.0)
+    layer[..., 3] = (0.5 if outline else 0.7) * (small > 0.5)
+    axis.imshow(layer, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
+    if not outline:
+        return
+    padded = np.pad(small, 1)  # so that an outline closes at the picture's edge
+    step = (width / small.shape[1], height / small.shape[0])
+    across = (np.arange(-1, small.shape[1] + 1) + 0.5) * step[0] - 0.5
+    down = (np.arange(-1, small.shape[0] + 1) + 0.5) * step[1] - 0.5
+    axis.contour(across, down, padded, levels=[0.5], colors=[colour], linewidths=0.9)
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))

@@ -1,0 +1,167 @@
+"""Losses on mask logits. Each gives one value PER MASK, so that a caller can take the mean or the least of several.
+
+Shapes: `logits (P, M, h, w)`, M masks for each of P prompts, and `target (P, 1, h, w)` or `(P, M, h, w)`, bool or
+float in [0, 1]; the result is `(P, M)` float32. Everything is computed in float32, whatever the precision of the
+network, and through log-sigmoids, so that large bfloat16 logits give neither NaN nor infinity. A target of another
+size raises `ValueError`: bring it to the logits' grid with `at_size`, or sample both with `point_sampled_loss`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+POINTS, OVERSAMPLE, IMPORTANCE = 112 * 112, 3, 0.75  # as in HQ-SAM's, SPT's and ASAM's code
+
+
+def at_size(target: Tensor, logits: Tensor) -> Tensor:
+    """`target (P, 1, H, W)` on the logits' grid, float32: each value the share of foreground in its area.
+
+    Area means keep vessels and cracks thinner than a low-resolution pixel, as soft values; nearest neighbours drop
+    them.
+    """
+    if target.shape[-2:] == logits.shape[-2:]:
+        return target.float()
+    return F.interpolate(target.float(), logits.shape[-2:], mode="area")
+
+
+def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy, mean over a mask's pixels."""
+    logits, target = _same_grid(logits, target)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1))
+
+
+def balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross-entropy averaged inside and outside the object apart, then the mean of the two.
+
+    From scratch it leaves the empty mask sooner than the plain mean, in which a small object hardly counts. A side
+    without pixels counts 0.
+    """
+    logits, target = _same_grid(logits, target)
+    loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    sides = [(loss * part).sum((-2, -1)) / part.sum((-2, -1)).clamp(min=1) for part in (target, 1 - target)]
+    return (sides[0] + sides[1]) / 2
+
+
+def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+    """1 - (2 |p t| + smooth) / (|p| + |t| + smooth), sums over a mask's pixels, no squares (HQ-SAM and SPT)."""
+    logits, target = _same_grid(logits, target)
+    probability = logits.sigmoid()
+    overlap = (probability * target).sum((-2, -1))
+    return 1 - (2 * overlap + smooth) / (probability.sum((-2, -1)) + target.sum((-2, -1)) + smooth)
+
+
+def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss, mean over a mask's pixels, with RetinaNet's alpha and gamma (SAM's paper names none)."""
+    logits, target = _same_grid(logits, target)
+    return sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma).mean((-2, -1))
+
+
+def sam_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """What SAM's masks were trained with: 20 focal + 1 Dice."""
+    return 20 * focal_loss(logits, target) + dice_loss(logits, target)
+
+
+def samed_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """0.2 binary cross-entropy + 0.8 Dice on the low-resolution logits: SAMed's weights, used for SAM-SP.
+
+    Dice is this module's, per mask; SAMed's own runs over classes and the whole batch with squared sums.
+    """
+    return 0.2 * binary_cross_entropy(logits, target) + 0.8 * dice_loss(logits, target)
+
+
+def point_sampled_loss(
+    logits: Tensor,
+    target: Tensor,
+    points: int = POINTS,
+    oversample: float = OVERSAMPLE,
+    importance: float = IMPORTANCE,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Binary cross-entropy + Dice on points drawn where the prediction is uncertain (PointRend, HQ-SAM, SPT, ASAM).
+
+    `logits (P, M, h, w)`, `target (P, 1, H, W)` of ANY size over the same frame: both are read bilinearly at the
+    same places, so the target keeps its own resolution. A mask gets `min(points, h * w)` points. `generator` must be
+    on the logits' device. Gives `(P, M)`.
+    """
+    prompts, count, height, width = logits.shape
+    logits = logits.float().reshape(prompts * count, 1, height, width)
+    target = target.float().expand(-1, count, -1, -1).reshape(prompts * count, 1, *target.shape[-2:])
+    places = uncertain_points(logits, min(points, height * width), oversample, importance, generator)
+    sampled, truth = read_points(logits, places)[..., None], read_points(target, places)[..., None]
+    return (binary_cross_entropy(sampled, truth) + dice_loss(sampled, truth)).reshape(prompts, count)
+
+
+@torch.no_grad()
+def uncertain_points(
+    logits: Tensor,
+    points: int,
+    oversample: float = OVERSAMPLE,
+    importance: float = IMPORTANCE,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """PointRend's places for `logits (N, 1, h, w)`: float32 `(N, points, 2)`, (x, y) in [0, 1] over the whole mask.
+
+    `oversample * points` uniform places are drawn; of them the `importance * points` with logits nearest to 0 are
+    kept, and fresh uniform places make up the rest.
+    """
+    options = {"generator": generator, "device": logits.device}
+    places = torch.rand(len(logits), int(points * oversample), 2, **options)
+    kept = int(importance * points)
+    certainty = read_points(logits.float(), places)[:, 0].abs()
+    nearest = certainty.topk(kept, dim=1, largest=False, sorted=False).indices
+    places = places.gather(1, nearest[..., None].expand(-1, -1, 2))
+    return torch.cat([places, torch.rand(len(logits), points - kept, 2, **options)], dim=1)
+
+
+def read_points(maps: Tensor, places: Tensor) -> Tensor:
+    """Bilinear values of `maps (N, C, h, w)` at `places (N, K, 2)` in [0, 1]: `(N, C, K)`; zero beyond the border.
+
+    0 and 1 are the outer edges of the border pixels, as in detectron2's `point_sample`.
+    """
+    return F.grid_sample(maps, 2 * places[:, :, None] - 1, align_corners=False)[..., 0]
+
+
+def least_over_masks(losses: Tensor) -> Tensor:
+    """The least of each prompt's losses, `(P, M)` to `(P,)`: only the best of an ambiguous prompt's masks learns."""
+    return losses.min(dim=1).values
+
+
+def iou_head_loss(predicted: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+    """Squared error of the predicted IoU `(P, M)` against the IoU that the masks (logits > 0) really have.
+
+    The real IoU carries no gradient; it is 1 where both masks are empty. `target` counts as foreground above 0.5.
+    """
+    with torch.no_grad():
+        logits, target = _same_grid(logits, target)
+        mask, truth = logits > 0, target > 0.5
+        union = (mask | truth).sum((-2, -1))
+        actual = torch.where(union > 0, (mask & truth).sum((-2, -1)) / union.clamp(min=1), 1.0)
+    return (predicted.float() - actual).square()
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) between the pixels' Bernoulli distributions, mean over a mask's pixels.
+
+    Both logits are divided by `temperature` T and the result is multiplied by T^2, so that its gradient keeps its
+    size when T grows (Hinton et al. 2015). The teacher carries no gradient. Swap the arguments for the other
+    direction of distillation.
+    """
+    student, teacher = student.float() / temperature, teacher.detach().float() / temperature
+    foreground = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    background = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return temperature**2 * (foreground + background).mean((-2, -1))
+
+
+def distillation_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the pixels' probabilities; the teacher carries no gradient.
+
+    Of probabilities, not logits: those are unbounded, and the surest pixels would outweigh the edges.
+    """
+    return (student.float().sigmoid() - teacher.detach().float().sigmoid()).square().mean((-2, -1))
+
+
+def _same_grid(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    if logits.shape[-2:] != target.shape[-2:]:
+        raise ValueError(f"logits are {tuple(logits.shape[-2:])}, the target {tuple(target.shape[-2:])}: see at_size")
+    return logits.float(), target.float().expand_as(logits)

@@ -1,0 +1,26 @@
+"""The methods by name; a new one is a file beside these and a line here."""
+
+from typing import Any
+
+from samtune.errors import unknown
+from samtune.methods.decoder_tuning import DecoderTuning
+from samtune.methods.lora import Lora
+from samtune.methods.method import Method
+from samtune.methods.zero_shot import ZeroShot
+from samtune.sam.build import Sam
+
+METHODS: dict[str, type[Method]] = {
+    "zero_shot": ZeroShot,
+    "decoder_tuning": DecoderTuning,
+    "lora": Lora,
+}
+
+
+def build_method(name: str, sam: Sam, **options: Any) -> Method:
+    """The method `name` on `sam`, which it changes in place. Raises `InputError` for an unknown name."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name](sam, **options)
+
+
+__all__ = ["METHODS", "Method", "build_method"]

@@ -1,0 +1,15 @@
+"""Decoder tuning: SAM's mask decoder is trained, encoder and prompt encoder stay as they are."""
+
+from samtune.methods.method import Method
+from samtune.sam.build import Sam
+
+
+class DecoderTuning(Method):
+    """All parameters of the mask decoder train (4,058,340 for ViT-B, L and H); embeddings may be cached."""
+
+    name = "decoder_tuning"
+    frozen_encoder = True
+
+    def __init__(self, sam: Sam) -> None:
+        super().__init__(sam)
+        self.sam.mask_decoder.requires_grad_(True)

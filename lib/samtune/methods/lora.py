@@ -1,0 +1,58 @@
+"""LoRA on SAM, as SPT's baseline: low-rank updates of q and v in the encoder and the decoder (Hu et al. 2022).
+
+W x + (alpha / rank) B A x, with A Kaiming-uniform and B zero: at the start the model is SAM itself.
+"""
+
+import copy
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from samtune.methods.method import Method
+from samtune.sam.build import Sam
+
+ENCODER = r"image_encoder\.blocks\.\d+\.attn\.(q_proj|v_proj)"
+DECODER = r"mask_decoder\.transformer\..*\.(q_proj|v_proj)"
+
+
+def add_lora(sam: Sam, rank: int, alpha: float, encoder: bool = True, decoder: bool = True) -> Sam:
+    """Give q and v of SAM's attentions low-rank updates of scale alpha / rank, in place; only those train."""
+    targets = "|".join(pattern for pattern, wanted in ((ENCODER, encoder), (DECODER, decoder)) if wanted)
+    # alpha goes in as a float on purpose: SPT's scale is 1/8.
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=f"({targets})", lora_dropout=0.0, bias="none")
+    return inject_adapter_in_model(config, sam)
+
+
+def merge_lora(sam: Sam) -> Sam:
+    """A copy of `sam` with every update folded into its weight: an ordinary SAM without adapters."""
+    merged = copy.deepcopy(sam)
+    for name, module in list(merged.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent = merged.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+    return merged
+
+
+class Lora(Method):
+    """LoRA on q and v of every attention in encoder and decoder: rank 8, alpha 1 (scale 1/8), as SPT released it.
+
+    Trainable for ViT-B 342,016 parameters, ViT-L 833,536, ViT-H 1,357,824.
+    """
+
+    name = "lora"
+    frozen_encoder = False
+    learning_rate = 1e-3
+
+    def __init__(self, sam: Sam, rank: int = 8, alpha: float = 1.0) -> None:
+        super().__init__(sam)
+        self.sam = add_lora(self.sam, rank, alpha)
+
+    def merged(self) -> Sam:
+        """An ordinary SAM with the updates folded in."""
+        return merge_lora(self.sam)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The low-rank factors alone: a few hundred kilobytes."""
+        return self.trainable_state()

@@ -1,0 +1,280 @@
+"""Metrics of one mask, map or picture at the original resolution; each docstring states its convention.
+
+Every function of `METRICS` is called as `metric(prediction, truth, ignore=None)` and gives a float.
+`MASK_METRICS` take two bool masks `(H, W)`, `MAP_METRICS` probabilities in [0, 1] `(H, W)` and a bool mask,
+`IMAGE_METRICS` two pictures `(H, W, 3)`, uint8 or float in [0, 1]. Torch tensors on the CPU are taken too.
+`ignore` bool `(H, W)` is true where nothing is scored: those pixels are taken out of prediction and truth before
+anything else, so that the edge of the ignored area becomes an edge of both.
+Images without foreground in the truth are dropped, and counted, before any of these is called; what each gives on an
+empty mask all the same is in its docstring. Wrong shapes or types raise `ValueError`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from scipy.spatial import cKDTree
+
+SQUARE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+
+
+def iou(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """Intersection over union; 1 if both masks are empty, 0 if one is."""
+    prediction, truth = _masks(prediction, truth, ignore)
+    return _iou(prediction, truth)
+
+
+def dice(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """Dice, 2 |A and B| / (|A| + |B|), no smoothing; 1 if both masks are empty, 0 if one is.
+
+    (TransUNet's script gives 1 to a prediction where the truth is empty and 0 to two empty masks; the images in
+    question are dropped here.)
+    """
+    prediction, truth = _masks(prediction, truth, ignore)
+    total = np.count_nonzero(prediction) + np.count_nonzero(truth)
+    return 2 * np.count_nonzero(prediction & truth) / total if total else 1.0
+
+
+def boundary_iou(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """IoU of the masks' inner boundary bands (Cheng et al. 2021, the authors' code; as SPT and ASAM score).
+
+    Band = mask minus its erosion by a 3 x 3 square, d = max(1, round(0.02 * image diagonal)) times, with one pixel
+    of zeros around the image, so that the image's border bounds an object. 1 if both bands are empty, 0 if one is.
+    """
+    prediction, truth = _masks(prediction, truth, ignore)
+    iterations = max(1, round(0.02 * math.hypot(*truth.shape)))
+    prediction, truth = _cropped(prediction, truth)
+    return _iou(_band(prediction, SQUARE, iterations), _band(truth, SQUARE, iterations))
+
+
+def hd95_transunet(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """95% Hausdorff distance under TransUNet's and SAMed's rule, in pixels.
+
+    The surface distances of both directions are pooled, then the 95th percentile is taken (medpy's `hd95`); a missed
+    object, and any other empty mask, counts 0, so that missing an object IMPROVES the mean: read it beside
+    `hd95_strict`. Surface = pixels with one of the 4 neighbours, or the image's outside, not in the mask.
+    """
+    prediction, truth = _masks(prediction, truth, ignore)
+    if not (prediction.any() and truth.any()):
+        return 0.0
+    return float(np.percentile(np.concatenate(_surface_distances(prediction, truth)), 95))
+
+
+def hd95_strict(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """95% Hausdorff distance, strictly, in pixels.
+
+    The larger of the two directions' 95th percentiles (MONAI); a missed object, or a prediction where the truth is
+    empty, counts the image's diagonal, sqrt(H^2 + W^2); two empty masks count 0. Surface as in `hd95_transunet`.
+    """
+    prediction, truth = _masks(prediction, truth, ignore)
+    if not (prediction.any() and truth.any()):
+        return math.hypot(*truth.shape) if prediction.any() or truth.any() else 0.0
+    return float(max(np.percentile(distances, 95) for distances in _surface_distances(prediction, truth)))
+
+
+def s_measure(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """S-measure (Fan et al. 2017, alpha 0.5) by PySODMetrics, on probabilities as they are.
+
+    "As they are" holds for all map metrics here: the field's scripts read 8-bit pictures and stretch each to
+    [0, 1] first, which hides a map that is sure of nothing. Ignored pixels count as background in both.
+    """
+    return float(_sod_metric("Smeasure", prediction, truth, ignore)["sm"])
+
+
+def e_measure_max(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """E-measure (Fan et al. 2018) by PySODMetrics, the best of 256 thresholds OF THIS IMAGE.
+
+    Its mean over images is at least the usual "max E", where one threshold is chosen for the whole set.
+    Ignored pixels count as background in both.
+    """
+    return float(_sod_metric("Emeasure", prediction, truth, ignore)["em"]["curve"].max())
+
+
+def e_measure_mean(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """E-measure by PySODMetrics, mean over 256 thresholds. Ignored pixels count as background in both."""
+    return float(_sod_metric("Emeasure", prediction, truth, ignore)["em"]["curve"].mean())
+
+
+def e_measure_adaptive(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """E-measure by PySODMetrics at twice the map's mean (at most 1). Ignored pixels count as background in both."""
+    return float(_sod_metric("Emeasure", prediction, truth, ignore)["em"]["adp"])
+
+
+def weighted_f(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """Weighted F-measure (Margolin et al. 2014, beta 1) by PySODMetrics; 0 if the truth is empty.
+
+    Ignored pixels count as background in both.
+    """
+    return float(_sod_metric("WeightedFmeasure", prediction, truth, ignore)["wfm"])
+
+
+def mae(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """Mean absolute error of the probabilities, over the pixels that are not ignored."""
+    prediction, truth, scored = _map(prediction, truth, ignore)
+    return float(np.abs(prediction - truth)[scored].mean())
+
+
+def psnr(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """Peak signal-to-noise ratio in dB, mean squared error over all channels; infinite for equal pictures.
+
+    The peak is 255 for uint8 and 1 for float pictures.
+    """
+    prediction, truth, scored, peak = _images(prediction, truth, ignore)
+    error = np.square(prediction - truth)[scored].mean()
+    return float(10 * np.log10(peak**2 / error)) if error else math.inf
+
+
+def ssim(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels (sigma 1.5), mean over the channels.
+
+    By scikit-image, without sample covariance; windows that leave the picture are left out. Ignored pixels are left
+    out of the mean, but neighbours' windows see them. Pictures need at least 11 pixels a side.
+    """
+    from skimage.metrics import structural_similarity
+
+    prediction, truth, scored, peak = _images(prediction, truth, ignore)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "channel_axis": 2}
+    _, similarity = structural_similarity(prediction, truth, data_range=peak, full=True, **options)
+    inside = slice(5, -5)
+    return float(similarity[inside, inside][scored[inside, inside]].mean())
+
+
+Metric = Callable[..., float]
+MASK_METRICS: dict[str, Metric] = {
+    function.__name__: function for function in (iou, boundary_iou, dice, hd95_transunet, hd95_strict)
+}
+MAP_METRICS: dict[str, Metric] = {
+    function.__name__: function
+    for function in (s_measure, e_measure_max, e_measure_mean, e_measure_adaptive, weighted_f, mae)
+}
+IMAGE_METRICS: dict[str, Metric] = {function.__name__: function for function in (psnr, ssim)}
+METRICS: dict[str, Metric] = {**MASK_METRICS, **MAP_METRICS, **IMAGE_METRICS}
+
+
+def size_class(area: int) -> str:
+    """COCO's size of an object from its foreground pixels at the original resolution.
+
+    "small" below 32^2, "medium" below 96^2, else "large".
+    """
+    return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
+
+
+class Interval(NamedTuple):
+    """A mean and its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_bootstrap(
+    differences: np.ndarray | Sequence[np.ndarray], n: int = 2000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Mean and percentile bootstrap interval of per-image values, resampling images AND seeds.
+
+    `differences (seeds, images)`: value of one method minus that of the other on the same image with the same seed
+    (or one method's values). A sequence of such arrays stands for several data sets: the unweighted mean of their
+    means, each set resampled on its own. Of `n` resamples each draws rows and columns independently with replacement,
+    the same images for all its seeds (the crossed bootstrap of Owen 2007, which `scipy.stats.bootstrap` has not: it
+    would take the cells as independent, and the interval would come out too narrow). One seed: only images vary, and
+    the interval says nothing of training noise. Raises `ValueError` on an empty array or a NaN.
+    """
+    tables = [np.asarray(table, float) for table in ([differences] if _is_table(differences) else differences)]
+    if not tables or any(table.ndim != 2 or not table.size or np.isnan(table).any() for table in tables):
+        raise ValueError("paired_bootstrap needs arrays (seeds, images), not empty and without NaN")
+    generator = np.random.default_rng(seed)
+    resampled = np.mean([_resampled_means(table, n, generator) for table in tables], axis=0)
+    low, high = np.percentile(resampled, [50 * (1 - level), 50 * (1 + level)])
+    return Interval(float(np.mean([table.mean() for table in tables])), float(low), float(high))
+
+
+def _is_table(differences: np.ndarray | Sequence[np.ndarray]) -> bool:
+    return isinstance(differences, np.ndarray) and differences.dtype != object
+
+
+def _resampled_means(table: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
+    """Means of `n` resamples of rows and columns, through how often each row and column is drawn."""
+    rows, columns = table.shape
+    row_counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=n)
+    column_counts = generator.multinomial(columns, np.full(columns, 1 / columns), size=n)
+    return ((row_counts @ table) * column_counts).sum(axis=1) / table.size
+
+
+def _masks(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Two checked bool masks without the ignored pixels."""
+    prediction, truth = np.asarray(prediction), np.asarray(truth)
+    if prediction.dtype != bool or truth.dtype != bool:
+        raise ValueError(f"masks must be bool, not {prediction.dtype} and {truth.dtype}")
+    if prediction.shape != truth.shape or truth.ndim != 2:
+        raise ValueError(f"masks must be (H, W) of one size, not {prediction.shape} and {truth.shape}")
+    if ignore is not None:
+        scored = ~np.asarray(ignore, bool)
+        prediction, truth = prediction & scored, truth & scored
+    return prediction, truth
+
+
+def _iou(prediction: np.ndarray, truth: np.ndarray) -> float:
+    union = np.count_nonzero(prediction | truth)
+    return np.count_nonzero(prediction & truth) / union if union else 1.0
+
+
+def _cropped(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both masks cut to the box around their union: beyond it all is zero, so bands and surfaces do not change."""
+    union = prediction | truth
+    rows, columns = np.flatnonzero(union.any(axis=1)), np.flatnonzero(union.any(axis=0))
+    if not len(rows):
+        return prediction, truth
+    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return prediction[window], truth[window]
+
+
+def _band(mask: np.ndarray, kernel: np.ndarray, iterations: int) -> np.ndarray:
+    """The mask's pixels that `iterations` erosions with zeros all around take away."""
+    padded = np.pad(mask.view(np.uint8), 1)
+    return mask & (cv2.erode(padded, kernel, iterations=iterations)[1:-1, 1:-1] == 0)
+
+
+def _surface_distances(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances from each surface pixel to the other mask's surface, in both directions; no mask may be empty."""
+    first, second = (np.argwhere(_band(mask, CROSS, 1)) for mask in _cropped(prediction, truth))
+    return cKDTree(second).query(first)[0], cKDTree(first).query(second)[0]
+
+
+def _map(
+    prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Checked float64 probabilities and bool truth, both 0 where ignored, and where they are scored."""
+    prediction, truth = np.asarray(prediction, np.float64), np.asarray(truth)
+    if truth.dtype != bool or prediction.shape != truth.shape or truth.ndim != 2:
+        raise ValueError(f"expected maps (H, W) and a bool truth, not {prediction.shape}, {truth.shape} {truth.dtype}")
+    if not (prediction.min() >= 0 and prediction.max() <= 1):
+        raise ValueError(f"probabilities must lie in [0, 1], not {prediction.min()} to {prediction.max()}")
+    scored = np.ones(truth.shape, bool) if ignore is None else ~np.asarray(ignore, bool)
+    return prediction * scored, truth & scored, scored
+
+
+def _sod_metric(name: str, prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None) -> dict:
+    import py_sod_metrics  # takes seconds to import, and few runs need it
+
+    prediction, truth, _ = _map(prediction, truth, ignore)
+    metric = getattr(py_sod_metrics, name)()
+    metric.step(prediction, truth, normalize=False)
+    return metric.get_results()
+
+
+def _images(
+    prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Two checked float64 pictures, where they are scored, and the peak value."""
+    prediction, truth = np.asarray(prediction), np.asarray(truth)
+    if prediction.shape != truth.shape or truth.ndim != 3 or prediction.dtype != truth.dtype:
+        raise ValueError(
+            f"expected pictures (H, W, 3) of one type, not {prediction.shape} {prediction.dtype} "
+            f"and {truth.shape} {truth.dtype}"
+        )
+    scored = np.ones(truth.shape[:2], bool) if ignore is None else ~np.asarray(ignore, bool)
+    peak = 255.0 if truth.dtype == np.uint8 else 1.0
+    return prediction.astype(np.float64), truth.astype(np.float64), scored, peak

@@ -1,0 +1,290 @@
+"""Prompts: boxes, points, masks or nothing, drawn from true masks by rules that depend on the object alone.
+
+Coordinates are pixels of the original image in (x, y) order until `Prompts.scaled` moves them to the model's square.
+Every random number comes from a generator seeded by (seed, seed key, family, object index), so that no prompt depends
+on order, batch size or the number of devices, and every method sees the same ones.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samtune.errors import InputError, unknown
+
+KINDS = ("box", "box_jitter", "point1", "point5", "point10", "mask", "none")
+FOREGROUND, BACKGROUND, PADDING = 1, 0, -1  # labels of points, as SAM's prompt encoder reads them
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """P prompts of one kind, for one image or several; a field that the kind lacks is None.
+
+    `image_index` int64 `(P,)`: the image of the batch that each prompt is for; `boxes` float32 `(P, 4)` xyxy, the
+    maximum inclusive; `points` float32 `(P, K, 2)` with `labels` int64 `(P, K)`: 1 foreground, 0 background,
+    -1 padding; `masks` float32 `(P, 1, h, w)`, logits or values that look like them, in the model's low-resolution
+    frame. Raises `ValueError` on shapes that do not fit together.
+    """
+
+    image_index: Tensor
+    boxes: Tensor | None = None
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    masks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.points is None) != (self.labels is None):
+            raise ValueError("points and labels come together")
+        count, clicks = len(self.image_index), 0 if self.labels is None else self.labels.shape[-1]
+        expected = {"image_index": (count,), "boxes": (count, 4)}
+        expected |= {"points": (count, clicks, 2), "labels": (count, clicks)}
+        for name, shape in expected.items():
+            value = getattr(self, name)
+            if value is not None and tuple(value.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {shape}")
+        if self.masks is not None and (self.masks.ndim != 4 or tuple(self.masks.shape[:2]) != (count, 1)):
+            raise ValueError(f"masks has shape {tuple(self.masks.shape)}, expected ({count}, 1, h, w)")
+
+    def __len__(self) -> int:
+        return len(self.image_index)
+
+    def __getitem__(self, index: slice | Tensor) -> "Prompts":
+        """The prompts at `index` (a slice, integer positions or a bool mask, never one number)."""
+        return self._map(lambda value: value[index])
+
+    def to(self, device: torch.device | str) -> "Prompts":
+        """The same prompts on another device."""
+        return self._map(lambda value: value.to(device))
+
+    def at_image(self, index: int) -> "Prompts":
+        """The same prompts for image `index` of a batch."""
+        return dataclasses.replace(self, image_index=torch.full_like(self.image_index, index))
+
+    def scaled(self, x: float, y: float) -> "Prompts":
+        """Boxes and points times `x` and `y`, as `SamPredictor` moves them to model pixels; masks stay."""
+        factor = torch.tensor([x, y], dtype=torch.float32, device=self.image_index.device)
+        boxes = None if self.boxes is None else self.boxes * factor.repeat(2)
+        return dataclasses.replace(self, boxes=boxes, points=None if self.points is None else self.points * factor)
+
+    def with_points(self, points: Tensor, labels: Tensor) -> "Prompts":
+        """These prompts and more clicks: `points (P, K, 2)`, `labels (P, K)`, put after the clicks they have."""
+        if self.points is not None and self.labels is not None:
+            points, labels = torch.cat([self.points, points], 1), torch.cat([self.labels, labels], 1)
+        return dataclasses.replace(self, points=points, labels=labels)
+
+    def with_masks(self, masks: Tensor) -> "Prompts":
+        """These prompts and a low-resolution mask each, `(P, 1, h, w)`, in place of the one they may have."""
+        return dataclasses.replace(self, masks=masks)
+
+    def with_padded_masks(self, height: int, width: int, value: float) -> "Prompts":
+        """Masks grown at the right and bottom with `value`: from the picture's part of the square to all of it."""
+        if self.masks is None:
+            return self
+        margin = (0, width - self.masks.shape[-1], 0, height - self.masks.shape[-2])
+        return dataclasses.replace(self, masks=F.pad(self.masks, margin, value=value))
+
+    @staticmethod
+    def concatenate(parts: Sequence["Prompts"]) -> "Prompts":
+        """All prompts of `parts` in order, image indices as they are; rows of fewer clicks get padding clicks.
+
+        Raises `ValueError` when there are no parts or their kinds differ.
+        """
+        if not parts:
+            raise ValueError("nothing to concatenate")
+        clicks = max(0 if part.labels is None else part.labels.shape[1] for part in parts)
+        parts = [part._with_clicks(clicks) for part in parts]
+        joined = {}
+        for name in (field.name for field in dataclasses.fields(Prompts)):
+            values = [getattr(part, name) for part in parts]
+            if any(value is None for value in values):
+                if not all(value is None for value in values):
+                    raise ValueError(f"prompts of different kinds: some have {name}, some do not")
+                continue
+            joined[name] = torch.cat(values)
+        return Prompts(**joined)
+
+    def _with_clicks(self, count: int) -> "Prompts":
+        """Padding clicks up to `count` a row, where there are clicks at all."""
+        if self.labels is None or self.labels.shape[1] == count:
+            return self
+        missing = count - self.labels.shape[1]
+        points = self.points.new_zeros(len(self), missing, 2)
+        return self.with_points(points, self.labels.new_full((len(self), missing), PADDING))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Prompts":
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Prompts(**{name: None if value is None else function(value) for name, value in values.items()})
+
+
+def parse_kind(kind: str) -> tuple[str, ...]:
+    """The parts of a kind such as "box+point1"; any "point<k>" is one. `InputError` on an unknown or double part."""
+    parts = tuple(kind.split("+"))
+    for part in parts:
+        if part not in KINDS and not re.fullmatch(r"point[1-9]\d*", part):
+            raise unknown("prompt", part, KINDS)
+    families = [_family(part) for part in parts]
+    if len(set(families)) < len(families) or ("none" in families and len(families) > 1):
+        raise InputError(f"prompt {kind!r}: one box, one point<k> and one mask can be joined by +, each once; not none")
+    return parts
+
+
+def make_prompts(
+    kind: str,
+    masks: np.ndarray,
+    seed_key: str,
+    seed: int = 0,
+    low_resolution: tuple[int, int] | None = None,
+    *,
+    box_noise: float = 0.1,
+    mask_values: tuple[float, float] = (-8.0, 8.0),
+) -> Prompts:
+    """One prompt of `kind` for each of `masks`, bool `(N, H, W)`; every `image_index` is 0.
+
+    `kind`: one of `KINDS`, any "point<k>", or several joined by "+". `seed_key` names the sample (data set and id).
+    `low_resolution`: height and width of a mask prompt, which shows the whole image stretched to that size.
+    `box_noise`: how far box_jitter goes, see `jitter_boxes`. `mask_values`: what background and foreground become in
+    a mask prompt; the default looks like confident logits, (0, 255) is what HQ-SAM's script feeds.
+    Points are drawn from one stream an object: those of point1 are the first of point5's, and of box+point1's.
+    Raises `InputError` on an empty mask (drop and count those first) or an unknown kind, `ValueError` on a shape.
+    """
+    masks = np.asarray(masks, dtype=bool)
+    if masks.ndim != 3:
+        raise ValueError(f"masks has shape {masks.shape}, expected (N, H, W)")
+    parts = parse_kind(kind)
+    empty = np.flatnonzero(~masks.any(axis=(1, 2)))
+    if len(empty):
+        raise InputError(f"{seed_key}: no prompt can come from an empty mask (object {empty[0]})")
+    boxes = tight_boxes(masks)
+    generators = {
+        part: [_generator(seed, seed_key, _family(part), index) for index in range(len(masks))] for part in parts
+    }
+    prompts = Prompts(torch.zeros(len(masks), dtype=torch.int64))
+    for part in parts:
+        if part == "box":
+            prompts = dataclasses.replace(prompts, boxes=torch.from_numpy(boxes))
+        elif part == "box_jitter":
+            moved = jitter_boxes(boxes, masks.shape[1:], box_noise, generators[part])
+            prompts = dataclasses.replace(prompts, boxes=torch.from_numpy(moved))
+        elif part == "mask":
+            if low_resolution is None:
+                raise ValueError("a mask prompt needs low_resolution=(height, width)")
+            prompts = prompts.with_masks(noisy_masks(masks, low_resolution, mask_values, generators[part]))
+        elif part != "none":
+            count = int(part.removeprefix("point"))
+            prompts = prompts.with_points(*random_points(masks, boxes, count, generators[part]))
+    return prompts
+
+
+def tight_boxes(masks: np.ndarray) -> np.ndarray:
+    """Boxes float32 `(N, 4)` around non-empty masks bool `(N, H, W)`: first and LAST foreground column, row (SPT)."""
+    columns, rows = masks.any(axis=1), masks.any(axis=2)
+    left, top = columns.argmax(axis=1), rows.argmax(axis=1)
+    right = masks.shape[2] - 1 - columns[:, ::-1].argmax(axis=1)
+    bottom = masks.shape[1] - 1 - rows[:, ::-1].argmax(axis=1)
+    return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
+
+
+def jitter_boxes(
+    boxes: np.ndarray, size: tuple[int, int], noise: float, generators: Sequence[np.random.Generator]
+) -> np.ndarray:
+    """HQ-SAM's box noise: the centre moves by up to `noise` half sides, each side changes by up to `noise` of itself.
+
+    `boxes` float32 `(N, 4)`, `size` height and width that the result is clipped to (inclusive). An edge so moves by
+    at most `noise` of the side.
+    """
+    draws = np.array([generator.uniform(-1, 1, 4) for generator in generators]).reshape(-1, 4)
+    side = boxes[:, 2:] - boxes[:, :2]
+    centre = boxes[:, :2] + side / 2 + draws[:, :2] * noise * side / 2
+    half = (side + draws[:, 2:] * noise * side) / 2
+    limit = np.array([size[1] - 1, size[0] - 1] * 2)
+    return np.concatenate([centre - half, centre + half], axis=1).clip(0, limit).astype(np.float32)
+
+
+def random_points(
+    masks: np.ndarray, boxes: np.ndarray, count: int, generators: Sequence[np.random.Generator]
+) -> tuple[Tensor, Tensor]:
+    """`count` random foreground pixels of each mask without replacement, all positive: points and labels.
+
+    A mask of fewer pixels gives all of them, then padding clicks (label -1 at 0, 0).
+    """
+    points = np.zeros((len(masks), count, 2), np.float32)
+    labels = np.full((len(masks), count), PADDING, np.int64)
+    for index, (mask, generator) in enumerate(zip(masks, generators, strict=True)):
+        left, top, right, bottom = boxes[index].astype(int)
+        rows, columns = np.nonzero(mask[top : bottom + 1, left : right + 1])
+        chosen: dict[int, None] = {}  # a set that keeps its order, so that fewer points are the first of more
+        while len(chosen) < min(count, len(rows)):
+            chosen[int(generator.integers(len(rows)))] = None
+        picked = list(chosen)
+        points[index, : len(picked)] = np.stack([columns[picked] + left, rows[picked] + top], axis=1)
+        labels[index, : len(picked)] = FOREGROUND
+    return torch.from_numpy(points), torch.from_numpy(labels)
+
+
+def noisy_masks(
+    masks: np.ndarray,
+    size: tuple[int, int],
+    values: tuple[float, float],
+    generators: Sequence[np.random.Generator],
+) -> Tensor:
+    """The noisy mask prompt of HQ-SAM and ASAM at `size` (height, width): float32 `(N, 1, h, w)` of two `values`.
+
+    The mask is resized bilinearly; Gaussian noise (std 1) is added where making it 8 times smaller and larger again
+    changes it by 0.01 or more, that is along edges and in fine detail; above 0.5 is foreground. An object much
+    smaller than a low-resolution pixel can vanish, as in theirs.
+    """
+    clean, noise = torch.zeros(len(masks), 1, *size), torch.zeros(len(masks), 1, *size)
+    for index, (mask, generator) in enumerate(zip(masks, generators, strict=True)):
+        clean[index] = _resize(torch.from_numpy(mask)[None, None].float(), size)[0]
+        noise[index, 0] = torch.from_numpy(generator.standard_normal(size, dtype=np.float32))
+    coarse = _resize(clean, (max(1, size[0] // 8), max(1, size[1] // 8)))
+    unstable = (clean - _resize(coarse, size)).abs() >= 0.01
+    background, foreground = values
+    return torch.where(clean + noise * unstable > 0.5, foreground, background).float()
+
+
+def correction_points(
+    prediction: Tensor, truth: Tensor, generator: torch.Generator | None = None, stride: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """One correction click a mask, as SAM was trained: a uniformly random wrong pixel, labelled by its side.
+
+    `prediction` logits (foreground > 0) or bool, `truth` bool or probabilities (foreground > 0.5), both
+    `(P, h, w)` or `(P, 1, h, w)`. Gives points float32 `(P, 1, 2)` and labels int64 `(P, 1)`: 1 where foreground was
+    missed, 0 where background was taken. Without any error the click is a random foreground pixel (label 1), or, of
+    an empty truth, a random pixel (label 0). `stride` turns low-resolution pixels into model pixels: the click is put
+    on the pixel's centre, (x + 0.5) * stride - 0.5. `generator` must be on the masks' device.
+    """
+    height, width = truth.shape[-2:]
+    predicted = (prediction if prediction.dtype == torch.bool else prediction > 0).reshape(-1, height * width)
+    actual = (truth if truth.dtype == torch.bool else truth > 0.5).reshape(-1, height * width)
+    region = predicted ^ actual
+    region = torch.where(region.any(1, keepdim=True), region, actual)
+    region = torch.where(region.any(1, keepdim=True), region, torch.ones_like(region))
+    # The n-th pixel of the region, n drawn uniformly: one random number a mask, found in the running count.
+    running = region.cumsum(1)
+    draw = torch.rand(len(region), 1, generator=generator, device=region.device, dtype=torch.float64)
+    rank = (draw * running[:, -1:]).long().clamp(max=running[:, -1:] - 1) + 1
+    index = torch.searchsorted(running, rank)
+    labels = actual.gather(1, index).long()
+    pixel = torch.stack([index % width, index // width], dim=-1).float()
+    return (pixel + 0.5) * stride - 0.5, labels
+
+
+def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(masks, size, mode="bilinear", align_corners=False)
+
+
+def _family(part: str) -> str:
+    """What a part is at heart: "box", "point", "mask" or "none"; it seeds the generator."""
+    return re.match(r"[a-z]+", part).group()
+
+
+def _generator(seed: int, seed_key: str, family: str, index: int) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}/{seed_key}/{family}/{index}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))

@@ -1,0 +1,148 @@
+"""The image encoder's attention with q, k and v as separate projections, and three exact ways to compute it.
+
+segment_anything holds q, k and v as one `qkv` matrix; LoRA (SPT, SAM-SP) adapts q and v alone. `split_attention`
+swaps the modules, `split_qkv` and `merge_qkv` convert state dicts from and to SAM's own format, bit for bit.
+
+SAM adds a relative position bias that depends on the query:
+`bias[q, k] = q . Rh[row(q), row(k)] + q . Rw[col(q), col(k)]`.
+"""
+
+import torch
+from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.image_encoder import Attention, add_decomposed_rel_pos, get_rel_pos
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PARTS = ("q_proj", "k_proj", "v_proj")
+
+
+class SplitAttention(nn.Module):
+    """Multi-head attention with decomposed relative positions, as `segment_anything`'s `Attention`.
+
+    `form` chooses the computation; all agree within rounding:
+    "explicit" is segment_anything's own sequence of operations (bit-equal to it, the oracle of the tests);
+    "bias" hands the bias to `scaled_dot_product_attention` as its mask;
+    "folded" extends queries by their bias rows and keys by one-hot rows and columns, so that no (L, L) tensor exists;
+    "auto" takes the leanest for the block: folded for a global block in training, bias otherwise.
+    """
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.num_heads = attention.num_heads
+        self.scale = attention.scale
+        self.use_rel_pos = attention.use_rel_pos
+        dim = attention.proj.in_features
+        has_bias = attention.qkv.bias is not None
+        for index, part in enumerate(PARTS):
+            projection = nn.Linear(dim, dim, bias=has_bias)
+            projection.weight = nn.Parameter(attention.qkv.weight.detach()[index * dim : (index + 1) * dim].clone())
+            if has_bias:
+                projection.bias = nn.Parameter(attention.qkv.bias.detach()[index * dim : (index + 1) * dim].clone())
+            setattr(self, part, projection)
+        self.proj = attention.proj
+        if self.use_rel_pos:
+            self.rel_pos_h = attention.rel_pos_h
+            self.rel_pos_w = attention.rel_pos_w
+        self.form = "auto"
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens `(B, L, C)` -> q, k, v, each `(B * heads, L, C / heads)`."""
+        batch, length, _ = x.shape
+        projections = [getattr(self, part) for part in PARTS]
+        if all(type(projection) is nn.Linear for projection in projections):
+            # One product over the joined matrix: segment_anything's own arithmetic, and faster than three.
+            weight = torch.cat([projection.weight for projection in projections])
+            bias = None if projections[0].bias is None else torch.cat([projection.bias for projection in projections])
+            qkv = F.linear(x, weight, bias)
+        else:
+            qkv = torch.cat([projection(x) for projection in projections], dim=-1)
+        qkv = qkv.reshape(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        return qkv.reshape(3, batch * self.num_heads, length, -1).unbind(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens on a grid or window `(B, H, W, C)` -> the same shape."""
+        batch, height, width, channels = x.shape
+        q, k, v = self.project(x.reshape(batch, height * width, channels))
+        form = self.form
+        if form == "auto":
+            is_large = height * width > 1024
+            form = "folded" if is_large and torch.is_grad_enabled() and self.use_rel_pos else "bias"
+        if form == "explicit":
+            attention = (q * self.scale) @ k.transpose(-2, -1)
+            if self.use_rel_pos:
+                size = (height, width)
+                attention = add_decomposed_rel_pos(attention, q, self.rel_pos_h, self.rel_pos_w, size, size)
+            out = attention.softmax(dim=-1) @ v
+        elif form == "bias" or not self.use_rel_pos:
+            bias = None
+            if self.use_rel_pos:
+                rows, columns = self.position_terms(q, height, width)
+                bias = (rows.unsqueeze(-1) + columns.unsqueeze(-2)).flatten(-2)
+                bias = bias.view(batch, self.num_heads, height * width, height * width)
+            q, k, v = (t.view(batch, self.num_heads, height * width, -1) for t in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+        elif form == "folded":
+            out = self.folded(q, k, v, height, width)
+        else:
+            raise ValueError(f"attention form {form!r}; known: auto, explicit, bias, folded")
+        out = out.reshape(batch, self.num_heads, height, width, -1).permute(0, 2, 3, 1, 4)
+        return self.proj(out.reshape(batch, height, width, -1))
+
+    def position_terms(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """q `(B * heads, L, d)` -> its bias towards rows `(B * heads, L, H)`, columns `(B * heads, L, W)`."""
+        grid = q.reshape(-1, height, width, q.shape[-1])
+        row_table = get_rel_pos(height, height, self.rel_pos_h).to(q.dtype)
+        column_table = get_rel_pos(width, width, self.rel_pos_w).to(q.dtype)
+        rows = torch.einsum("bhwc,hkc->bhwk", grid, row_table)
+        columns = torch.einsum("bhwc,wkc->bhwk", grid, column_table)
+        return rows.flatten(1, 2), columns.flatten(1, 2)
+
+    def folded(self, q: Tensor, k: Tensor, v: Tensor, height: int, width: int) -> Tensor:
+        """`[scale * q, q.Rh, q.Rw] . [k, one-hot row, one-hot column]` is the biased logit: a plain attention."""
+        rows, columns = self.position_terms(q, height, width)
+        one_hot_row = torch.eye(height, dtype=q.dtype, device=q.device).repeat_interleave(width, dim=0)
+        one_hot_column = torch.eye(width, dtype=q.dtype, device=q.device).repeat(height, 1)
+        place = torch.cat([one_hot_row, one_hot_column], dim=-1).expand(k.shape[0], -1, -1)
+        query = torch.cat([q * self.scale, rows, columns], dim=-1)
+        key = torch.cat([k, place], dim=-1)
+        value = F.pad(v, (0, height + width))  # fused kernels want equal head sizes
+        out = F.scaled_dot_product_attention(query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0), scale=1.0)
+        return out.squeeze(0)[..., : v.shape[-1]]
+
+
+def split_attention(encoder: ImageEncoderViT) -> ImageEncoderViT:
+    """Swap every block's fused `qkv` attention for a `SplitAttention` with the same weights, in place."""
+    for block in encoder.blocks:
+        block.attn = SplitAttention(block.attn)
+    return encoder
+
+
+def set_attention_form(encoder: ImageEncoderViT, form: str) -> None:
+    """Set `SplitAttention.form` of every block."""
+    for block in encoder.blocks:
+        block.attn.form = form
+
+
+def split_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """SAM's own state dict -> ours: `...attn.qkv.weight (3C, C)` becomes q_proj, k_proj, v_proj `(C, C)`."""
+    split = {}
+    for name, value in state.items():
+        if ".attn.qkv." in name:
+            for part, piece in zip(PARTS, value.chunk(3), strict=True):
+                split[name.replace("qkv", part)] = piece.clone()
+        else:
+            split[name] = value
+    return split
+
+
+def merge_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Ours -> SAM's own state dict, the inverse of `split_qkv`."""
+    merged = {}
+    for name, value in state.items():
+        if ".attn.q_proj." in name and name.startswith("image_encoder."):
+            merged[name.replace("q_proj", "qkv")] = torch.cat([state[name.replace("q_proj", part)] for part in PARTS])
+        elif name.startswith("image_encoder.") and any(f".attn.{part}." in name for part in PARTS[1:]):
+            continue
+        else:
+            merged[name] = value
+    return merged

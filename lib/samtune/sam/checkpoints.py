@@ -1,0 +1,189 @@
+"""SAM checkpoints: official ones by name or path, the shipped nano weights, and writing SAM's own format."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import pooch
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from samtune.errors import InputError
+from samtune.paths import asset, checkpoint_root, resolve
+from samtune.sam.attention import merge_qkv, split_qkv
+from samtune.sam.build import BACKBONES, Sam, new_sam
+
+# The suffix of an official name is the head of the file's MD5. SHA-256 as third parties list them.
+OFFICIAL = {
+    "vit_b": ("sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
+    "vit_l": ("sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
+    "vit_h": ("sam_vit_h_4b8939.pth", "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e"),
+}
+SOURCE = "https://dl.fbaipublicfiles.com/segment_anything/"
+NANO = "assets/nano_sam.safetensors"
+
+
+def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
+    """A SAM with weights, in eval mode, float32.
+
+    `backbone`: "nano" (shipped), "vit_b", "vit_l", "vit_h" (downloaded once, see `official_checkpoint`), or the path
+    of a checkpoint of any of them. `checkpoint`: a file to take in place of the backbone's own. A file may be in
+    SAM's own format (`.pth`) or ours (`.safetensors`), with q, k and v joined or apart. Raises `InputError` when
+    the file is missing, corrupt or of another backbone.
+    """
+    path = None if checkpoint is None else resolve(checkpoint)
+    if backbone not in BACKBONES and Path(backbone).suffix in (".pth", ".safetensors"):
+        path, backbone = resolve(backbone), ""
+    elif path is None:
+        sam = new_sam(backbone)  # an unknown name is told here
+        path = asset(NANO) if backbone == "nano" else official_checkpoint(backbone)
+    state = split_qkv(read_state(path))
+    backbone = backbone or guess_backbone(state, path)
+    sam = new_sam(backbone)
+    load_strictly(sam, state, path)
+    return sam
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in a `.pth` or `.safetensors` file, float32, on the CPU. Raises `InputError`, one line."""
+    if not path.is_file():
+        raise InputError(f"no checkpoint at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"corrupt checkpoint {path} (sha256 {sha256(path)}): {_first_line(error)}") from error
+    except Exception as error:  # pickle.UnpicklingError and whatever else a broken pickle raises
+        raise InputError(
+            f"not a checkpoint of tensors: {path} (sha256 {sha256(path)}): {_first_line(error)}"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"not a state dict of tensors: {path} (sha256 {sha256(path)})")
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def load_strictly(module: torch.nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
+    """Load `state` or raise `InputError` with the keys and shapes expected and found: nothing is skipped in silence."""
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    if expected == found:
+        module.load_state_dict(state)
+        return
+    problems = []
+    wrong = [name for name in expected if name in found and expected[name] != found[name]]
+    if wrong:
+        problems.append(f"{wrong[0]} is {found[wrong[0]]}, expected {expected[wrong[0]]} ({len(wrong)} such)")
+    for verb, names in (("missing", expected.keys() - found.keys()), ("unexpected", found.keys() - expected.keys())):
+        if names:
+            problems.append(f"{verb} {sorted(names)[0]} ({len(names)} such)")
+    raise InputError(f"checkpoint {path} does not fit this backbone: {'; '.join(problems)}")
+
+
+def guess_backbone(state: dict[str, Tensor], path: Path | str) -> str:
+    """The backbone that a state dict's encoder belongs to, by its width. Raises `InputError` when there is none."""
+    weight = state.get("image_encoder.patch_embed.proj.weight")
+    widths = {768: "vit_b", 1024: "vit_l", 1280: "vit_h", 160: "nano"}
+    if weight is None or weight.shape[0] not in widths:
+        found = "no image encoder" if weight is None else f"an encoder of width {weight.shape[0]}"
+        raise InputError(f"{path} holds {found}; expected one of SAM's widths {sorted(widths)}")
+    return widths[weight.shape[0]]
+
+
+def official_checkpoint(backbone: str) -> Path:
+    """Path of an official checkpoint in the cache folder, downloaded if need be with a progress bar.
+
+    A partial download never counts as present. `SAMTUNE_OFFLINE=1` downloads nothing. Raises `InputError` that says
+    what to fetch by hand and where to put it.
+    """
+    name, expected = OFFICIAL[backbone]
+    path = checkpoint_root() / name
+    if path.is_file():
+        verify_official(path)
+        return path
+    by_hand = f"fetch {SOURCE}{name} by hand and put it at {path}"
+    if os.environ.get("SAMTUNE_OFFLINE"):
+        raise InputError(f"no checkpoint at {path} and SAMTUNE_OFFLINE is set: {by_hand}")
+    try:
+        suffix = re.search(r"_([0-9a-f]{6})\.pth$", name).group(1)
+        print(f"downloading {name} ({suffix}) to {path}")
+        download(SOURCE + name, path)
+    except Exception as error:
+        raise InputError(f"cannot download {name} ({_first_line(error)}): {by_hand}") from error
+    verify_official(path)
+    return path
+
+
+def download(url: str, path: Path) -> None:
+    """Fetch `url` to `path` with a progress bar; the file appears at `path` only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    pooch.HTTPDownloader(progressbar=True, timeout=60)(url, partial, None)
+    os.replace(partial, path)
+
+
+def verify_official(path: Path) -> None:
+    """Raise `InputError` when a file named like an official checkpoint has another MD5 than its name's suffix says.
+
+    A different SHA-256 with the right MD5 is only warned of: those are third parties' listings.
+    """
+    suffix = re.search(r"_([0-9a-f]{6})\.pth$", path.name)
+    if suffix is None:
+        return
+    md5 = _digest(path, "md5")
+    if not md5.startswith(suffix.group(1)):
+        raise InputError(
+            f"corrupt checkpoint {path}: its MD5 begins {md5[:6]}, its name says {suffix.group(1)} "
+            f"(sha256 {sha256(path)}, expected {_expected_sha256(path.name)}); remove it and download it again"
+        )
+    expected = _expected_sha256(path.name)
+    if expected not in ("unknown", sha256(path)):
+        print(f"warning: {path} has sha256 {sha256(path)}, listed is {expected}; its MD5 fits its name")
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """12 hexadecimal digits over names and values of all parameters and buffers: part of every cell."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def save_official(sam: Sam, path: Path) -> None:
+    """Write `sam` in SAM's own format (`.pth`, q, k and v joined): plain `segment_anything` loads it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    torch.save(merge_qkv(sam.state_dict()), partial)
+    os.replace(partial, path)
+
+
+def save_safetensors(state: dict[str, Tensor], path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
+    """Write a state dict as safetensors of `dtype`, with plain text `metadata` (the model card's short form)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file({name: value.to(dtype).contiguous() for name, value in state.items()}, partial, metadata)
+    partial.chmod(0o644)  # safetensors makes its files private
+    os.replace(partial, path)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    return _digest(path, "sha256")
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _expected_sha256(name: str) -> str:
+    return next((expected for official, expected in OFFICIAL.values() if official == name), "unknown")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

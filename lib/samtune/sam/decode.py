@@ -1,0 +1,60 @@
+"""SAM's mask decoder batched over images and prompts at once (segment_anything's own takes one image a call)."""
+
+import torch
+from segment_anything.modeling import MaskDecoder
+from torch import Tensor
+
+from samtune.prompts import Prompts
+
+
+class BatchedMaskDecoder(MaskDecoder):
+    """`MaskDecoder` that also takes one embedding a prompt, `(P, C, h, w)`: prompts of many images in one pass."""
+
+    def predict_masks(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings `(1, C, h, w)` or `(P, C, h, w)`, prompts of P -> masks `(P, 4, 4h, 4w)`, IoU `(P, 4)`."""
+        prompts = len(sparse_prompt_embeddings)
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(prompts, -1, -1), sparse_prompt_embeddings], dim=1)
+        source = image_embeddings.expand(prompts, -1, -1, -1) + dense_prompt_embeddings
+        position = image_pe.expand(prompts, -1, -1, -1)
+        batch, channels, height, width = source.shape
+
+        tokens, source = self.transformer(source, position, tokens)
+        mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
+        source = source.transpose(1, 2).reshape(batch, channels, height, width)
+        upscaled = self.output_upscaling(source)
+        hyper = [mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
+        masks = torch.stack(hyper, dim=1) @ upscaled.flatten(2)
+        return masks.view(batch, -1, *upscaled.shape[-2:]), self.iou_prediction_head(tokens[:, 0])
+
+
+def encode_prompts(sam: torch.nn.Module, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """Prompts in model pixels -> sparse embeddings `(P, T, C)`, dense `(P, C, h, w)`; T is 0 without box or point."""
+    points = None if prompts.points is None else (prompts.points, prompts.labels)
+    sparse, dense = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
+    if len(sparse) == 1:  # segment_anything answers one prompt when there is nothing to count
+        sparse, dense = (t.expand(len(prompts), *t.shape[1:]) for t in (sparse, dense))
+    return sparse, dense
+
+
+def decode_masks(
+    sam: torch.nn.Module, embedding: Tensor, prompts: Prompts, multimask: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Embeddings `(B, C, h, w)` of B images, P prompts in model pixels -> logits `(P, M, 4h, 4w)`, IoU `(P, M)`.
+
+    The IoU is the decoder's own estimate. M is 1 (mask token 0) or, with `multimask`, 3.
+    """
+    sparse, dense = encode_prompts(sam, prompts)
+    return sam.mask_decoder(
+        image_embeddings=embedding[prompts.image_index],
+        image_pe=sam.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=multimask,
+    )

@@ -1,0 +1,72 @@
+"""From a picture to the model's square and back: `pad` as SamPredictor does, `stretch` as SPT and ASAM do."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from samtune.errors import unknown
+from samtune.prompts import Prompts
+from samtune.sam.build import PIXEL_MEAN, PIXEL_STD
+
+MODES = ("pad", "stretch")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """`size`: side of the model's square, pixels. `mode`: "pad" (longest side, then right and below) or "stretch"."""
+
+    size: int
+    mode: str = "pad"
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise unknown("preprocessing", self.mode, MODES)
+
+    def inner_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width, in model pixels, of what the picture covers of the square."""
+        if self.mode == "stretch":
+            return self.size, self.size
+        scale = self.size / max(height, width)
+        return int(height * scale + 0.5), int(width * scale + 0.5)
+
+    def image(self, image: np.ndarray) -> Tensor:
+        """uint8 `(H, W, 3)` RGB -> normalised float32 `(3, S, S)`; padding is zero after normalising, as SAM's."""
+        height, width = self.inner_size(*image.shape[:2])
+        shrinks = height * width < image.shape[0] * image.shape[1]
+        interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        resized = cv2.resize(image, (width, height), interpolation=interpolation)
+        mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
+        pixels = (torch.from_numpy(resized).permute(2, 0, 1).float() - mean) / std
+        return F.pad(pixels, (0, self.size - width, 0, self.size - height))
+
+    def masks(self, masks: np.ndarray, mask_size: int) -> Tensor:
+        """bool `(N, H, W)` -> float32 `(N, 1, mask_size, mask_size)`: the covered share of each pixel."""
+        height, width = self.inner_size(*masks.shape[1:])
+        canvas = np.zeros((len(masks), self.size, self.size), np.float32)
+        for index, mask in enumerate(masks):
+            canvas[index, :height, :width] = cv2.resize(
+                mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA
+            )
+        return F.adaptive_avg_pool2d(torch.from_numpy(canvas)[:, None], mask_size)
+
+    def prompts(self, prompts: Prompts, original_size: tuple[int, int]) -> Prompts:
+        """Boxes and points from pixels of a picture of `original_size` (H, W) to model pixels."""
+        height, width = self.inner_size(*original_size)
+        return prompts.scaled(width / original_size[1], height / original_size[0])
+
+    def logits(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
+        """Low-resolution logits `(P, M, h, w)` -> `(P, M, H, W)` at the original size, in one bilinear step."""
+        height, width = self.inner_size(*original_size)
+        if self.mode == "stretch":
+            return F.interpolate(logits, original_size, mode="bilinear", align_corners=False)
+        # Original pixel centres in the square's coordinates [-1, 1]; F.interpolate cannot leave the padding out.
+        y = (torch.arange(original_size[0]) + 0.5) / original_size[0] * (2 * height / self.size) - 1
+        x = (torch.arange(original_size[1]) + 0.5) / original_size[1] * (2 * width / self.size) - 1
+        grid = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), dim=-1).to(logits)
+        return F.grid_sample(
+            logits, grid.expand(len(logits), -1, -1, -1), "bilinear", padding_mode="border", align_corners=False
+        )

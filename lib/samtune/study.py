@@ -1,0 +1,216 @@
+"""What running a cell means, and which cells the notebooks ask for."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from samtune.data.registry import describe, open_dataset
+from samtune.embeddings import EmbeddingCache
+from samtune.evaluation import EvaluationConfig, evaluate, predict_classical, predict_with
+from samtune.experiment import (
+    Cell,
+    EvaluationCell,
+    Execute,
+    Result,
+    TrainingCell,
+    cell_from_json,
+    checkpoint_folder,
+    run_cells,
+)
+from samtune.methods import METHODS, Method, build_method
+from samtune.paths import results_root
+from samtune.profile import Profile
+from samtune.provenance import choose_precision
+from samtune.records import Record
+from samtune.sam.checkpoints import load_sam, save_safetensors, weights_hash
+from samtune.training import TrainingConfig, default_device, train
+
+TUNED = "trainable.safetensors"
+CLASSICAL = ("ellipse", "grabcut")
+TRAINING_OPTIONS = {field.name for field in fields(TrainingConfig)}
+GRID_SHARE = 5  # a learning rate is tried for a fifth of the images
+
+
+def executor(profile: Profile, results: Path | None = None) -> Execute:
+    """How this profile runs a cell on this machine: device, precision and batch size are its, all else the cell's."""
+    device = default_device(profile.device)
+    precision = choose_precision(profile.precision, device)
+    cache = EmbeddingCache((results or results_root(profile.name)) / "cache")
+
+    def execute(cell: Cell, folder: Path | None) -> Result:
+        if isinstance(cell, TrainingCell):
+            return _train(cell, folder)
+        return _evaluate(cell, folder)
+
+    def _train(cell: TrainingCell, folder: Path) -> Result:
+        method = cell_method(cell)
+        options = {name: value for name, value in cell.hyper if name in TRAINING_OPTIONS}
+        config = TrainingConfig(
+            images=cell.images,
+            prompts=tuple(cell.prompt.split(",")),
+            target=cell.target,
+            preprocess=cell.preprocess,
+            seed=cell.seed,
+            device=device,
+            precision=precision,
+            **{"batch_size": profile.batch_size, "learning_rate": method.learning_rate} | options,
+        )
+        sources = [(open_dataset(name), "train") for name in cell.train_datasets]
+        result = train(method, sources, config, folder, cache)
+        save_safetensors(method.trainable_state(), folder / TUNED, torch.float32, {"cell": cell.key()})
+        extras = {"trainable_parameters": method.count_trainable(), "dropped": result.dropped}
+        return Result(curve=result.curve, precision=result.precision, seconds=result.seconds, extras=extras)
+
+    def _evaluate(cell: EvaluationCell, folder: Path | None) -> Result:
+        dataset, options = open_dataset(cell.dataset), dict(cell.options)
+        domain = describe(cell.dataset).domain
+        metrics = profile.evaluation.metrics
+        metrics += {
+            "medical": profile.evaluation.medical_metrics,
+            "camouflage": profile.evaluation.camouflage_metrics,
+        }.get(domain, ())
+        config = EvaluationConfig(
+            cell.split, cell.target, cell.prompt, cell.preprocess, metrics, cell.seed, cell.max_images,
+            profile.evaluation.batch_size, device=device, precision=precision, **options,
+        )  # fmt: skip
+        if cell.method in CLASSICAL:
+            predict = predict_classical(cell.method)
+        else:
+            predict = predict_with(cell_method(cell, folder), config, cache)
+        objects, dropped = evaluate(predict, dataset, config, name=f"{cell.method} on {cell.dataset}")
+        return Result(objects=objects, precision=precision, extras={"dropped": dropped})
+
+    return execute
+
+
+def cell_method(cell: Cell, folder: Path | None = None) -> Method:
+    """The method of a cell on its backbone; with `folder`, as trained there."""
+    training = cell if isinstance(cell, TrainingCell) else cell.training
+    hyper = () if training is None else training.hyper
+    method = build_method(cell.method, load_sam(cell.backbone), **{k: v for k, v in hyper if k not in TRAINING_OPTIONS})
+    if isinstance(cell, EvaluationCell) and folder is not None:
+        method.load_trainable_state(load_file(folder / TUNED), str(folder / TUNED))
+    return method
+
+
+def trained_method(record: Record, results: Path) -> Method:
+    """The method of an evaluation record as it was trained, from the checkpoints of `results`."""
+    values = json.dumps({"kind": record.kind, "cell": dict(record.cell), "tables": list(record.tables)})
+    cell = cell_from_json(values)
+    return cell_method(cell, cell.training and checkpoint_folder(results, cell.training))
+
+
+def backbone_hash(backbone: str) -> str:
+    """The hash of the weights that `backbone` stands for: part of every cell."""
+    return weights_hash(load_sam(backbone))
+
+
+def choose_learning_rates(
+    profile: Profile, datasets: Sequence[str], methods: Sequence[str], prompts: Sequence[str], hash: str
+) -> dict[tuple[str, str], float]:
+    """By (data set, method), the rate of the profile's grid with the best mean IoU on validation; ties: the smaller.
+
+    One rule for every method and baseline: a fifth of the images, seed 0, mean over the profile's prompts. Shown in
+    the table `learning_rates`. A grid of one rate is not run.
+    """
+    grid = sorted(profile.learning_rates)
+    if len(grid) == 1:
+        return {(dataset, method): grid[0] for dataset in datasets for method in methods}
+    cells, chosen = {}, {}
+    for dataset in datasets:
+        for method in methods:
+            for rate in grid:
+                training = training_cell(profile, method, dataset, 0, rate, hash, images=profile.images // GRID_SHARE)
+                for prompt in prompts:
+                    cells[dataset, method, rate, prompt] = training.evaluation(
+                        dataset, split="val", prompt=prompt, tables=(f"learning_rates:{rate:g}",)
+                    )
+    records = run_cells(cells.values(), profile.name, executor(profile))
+    scores = dict(zip(cells, (mean_iou(record) for record in records), strict=True))
+    for dataset in datasets:
+        for method in methods:
+            means = {rate: np.mean([scores[dataset, method, rate, prompt] for prompt in prompts]) for rate in grid}
+            chosen[dataset, method] = max(grid, key=lambda rate: (means[rate], -rate))
+    return chosen
+
+
+def training_cell(
+    profile: Profile, method: str, dataset: str, seed: int, rate: float, hash: str, images: int = 0, **hyper: object
+) -> TrainingCell:
+    """The profile's training of `method` on `dataset`; prompts box and 10 points, evenly, as SPT's sheet says."""
+    return TrainingCell(
+        method,
+        (dataset,),
+        profile.backbone,
+        seed,
+        max(images or profile.images, profile.batch_size),
+        profile.preprocess,
+        "box,point10",
+        "union",
+        {"learning_rate": rate, "batch_size": profile.batch_size} | hyper,
+        hash,
+    )
+
+
+def run_baselines(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+    """Table `baselines`: zero_shot, decoder_tuning and lora on the test part of every set, every prompt and seed."""
+    hash = backbone_hash(profile.backbone)
+    prompts = profile.evaluation.prompts
+    tuned = [method for method in METHODS if method in ("decoder_tuning", "lora")]
+    rates = choose_learning_rates(profile, datasets, tuned, prompts, hash)
+    cells: list[EvaluationCell] = []
+    for dataset in datasets:
+        for seed in seeds:
+            trainings = [
+                training_cell(profile, method, dataset, seed, rates[dataset, method], hash) for method in tuned
+            ]
+            for prompt in prompts:
+                shared = {"prompt": prompt, "max_images": profile.evaluation.max_images, "tables": ("baselines",)}
+                cells.append(
+                    EvaluationCell(
+                        "zero_shot",
+                        profile.backbone,
+                        dataset,
+                        preprocess=profile.preprocess,
+                        seed=seed,
+                        weights_hash=hash,
+                        **shared,
+                    )  # fmt: skip
+                )
+                cells += [training.evaluation(dataset, **shared) for training in trainings]
+    return run_cells(cells, profile.name, executor(profile))
+
+
+def run_nano_sam(profile: Profile, datasets: Sequence[str]) -> list[Record]:
+    """Table `nano_sam`: the nano SAM against an ellipse and GrabCut in the same boxes, objects of at least 16 pixels.
+
+    With a single point the best of three masks by the truth is reported too (output "best_of_3"): an upper bound.
+    """
+    hash = backbone_hash("nano")
+    cells = []
+    for dataset in datasets:
+        target = "union" if describe(dataset).domain == "industrial" else "instances"
+        shared = {
+            "dataset": dataset, "target": target, "preprocess": "pad", "tables": ("nano_sam",),
+            "max_images": profile.evaluation.max_images,
+        }  # fmt: skip
+        cells += [
+            EvaluationCell("zero_shot", "nano", weights_hash=hash, options={"min_side": 16}, **shared),
+            EvaluationCell(
+                "zero_shot", "nano", weights_hash=hash, prompt="point1",
+                options={"min_side": 16, "multimask": True}, **shared,
+            ),
+        ]  # fmt: skip
+        cells += [EvaluationCell(name, "none", options={"min_side": 16}, **shared) for name in CLASSICAL]
+    return run_cells(cells, profile.name, executor(profile))
+
+
+def mean_iou(record: Record, output: str = "final") -> float:
+    """IoU of one record: mean over an image's objects, then over images."""
+    objects = record.objects[record.objects["output"] == output]
+    return float(objects.groupby("image")["iou"].mean().mean())

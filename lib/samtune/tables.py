@@ -1,0 +1,242 @@
+"""Tables: pure functions of records, in long form; `samtune.pivots` makes them readable.
+
+Every number goes objects -> image -> set -> seeds: an image's value is the mean over its objects, a seed's the mean
+over images, the table's the mean over seeds. `std` is over seeds (n - 1). `low`, `high` is the 95% bootstrap interval
+over images and seeds together (`metrics.paired_bootstrap`).
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from samtune.atomic import write_atomically
+from samtune.errors import InputError
+from samtune.metrics import paired_bootstrap, size_class
+from samtune.paths import results_root
+from samtune.records import Record, read_records
+
+TABLES = {
+    "nano_sam": "The nano SAM before any tuning, against two ways to fill a box without learning",
+    "baselines": "What plain tuning gives: SAM as it is, its decoder tuned, LoRA",
+    "spt_main": "SPT against its baselines",
+    "spt_ablation": "SPT: what each part contributes",
+    "sam_sp_main": "SAM-SP against its baselines",
+    "sam_sp_ablation": "SAM-SP: what each part contributes",
+    "asam_main": "ASAM on data that it was not tuned on",
+    "asam_ablation": "ASAM: what each part contributes",
+    "speed": "Time and memory",
+}
+COLUMNS = [
+    "method", "dataset", "prompt", "metric", "mean", "std", "low", "high", "seeds", "images", "variant", "output",
+    "backbone", "train_dataset", "split",
+]  # fmt: skip
+NUMBERS = ["mean", "std", "low", "high"]
+METHOD_ORDER = [
+    "ellipse", "grabcut", "zero_shot", "decoder_tuning", "lora", "lora_samed", "unet", "clean_tuning",
+    "classical_augmentation", "generated", "pgd", "dat", "spt", "sam_sp", "asam",
+]  # fmt: skip
+METRIC_ORDER = [
+    "iou", "boundary_iou", "dice", "hd95_transunet", "hd95_strict", "s_measure", "e_measure_max", "e_measure_mean",
+    "e_measure_adaptive", "weighted_f", "mae", "psnr", "ssim",
+]  # fmt: skip
+PROMPT_ORDER = ["box", "box_jitter", "point1", "point5", "point10", "mask", "none"]
+DESCRIPTIVE = ("image", "object", "object_class", "area", "box_w", "box_h", "output")  # the rest are metrics
+_ROW = ["method", "dataset", "prompt", "variant", "backbone", "train_dataset", "split"]
+
+
+def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
+    """Every table of `TABLES`, and any other that a record names, with exactly `COLUMNS`; no record: no rows.
+
+    For each table that has rows also `<name>_by_size` and `<name>_by_class` (where classes are known), with one more
+    column and without intervals. Raises `InputError` when one row would mix two different cells.
+    """
+    records = list(records)
+    named = {place.partition(":")[0] for record in records for place in record.tables}
+    tables = {}
+    for name in [*TABLES, *sorted(named - set(TABLES))]:
+        chosen = [record for record in records if record.variants(name)]
+        if name == "speed":
+            tables[name] = _sorted(pd.DataFrame(_speed_rows(chosen), columns=COLUMNS))
+            continue
+        groups = _groups(name, [record for record in chosen if record.objects is not None])
+        tables[name] = _sorted(pd.DataFrame(_rows(groups), columns=COLUMNS))
+        for column in ("size", "object_class"):
+            broken_down = _sorted(pd.DataFrame(_rows(groups, column), columns=[*COLUMNS, column]))
+            if len(broken_down) and set(broken_down[column]) != {""}:
+                tables[f"{name}_by_{column.removeprefix('object_')}"] = broken_down
+    return tables
+
+
+def image_values(record: Record, metric: str, output: str) -> pd.Series:
+    """One value an image (the mean over its objects) of an evaluation record, named by the image's id and sorted."""
+    objects = record.objects
+    if metric not in objects:
+        return pd.Series(dtype=float)
+    chosen = objects[objects["output"] == output]
+    return chosen.groupby("image")[metric].mean().dropna().sort_index()
+
+
+def seeds_by_images(series: Sequence[pd.Series]) -> tuple[np.ndarray, list[str]]:
+    """One `(seeds, images)` array of several seeds' `image_values`, over the images that all have, and their ids."""
+    first = series[0].index
+    if all(first.equals(other.index) for other in series[1:]):  # the rule; aligning takes much longer
+        return np.stack([one.to_numpy() for one in series]), list(first)
+    frame = pd.concat(series, axis=1, join="inner").sort_index()
+    return frame.to_numpy().T, list(frame.index)
+
+
+def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Each table as `<folder>/<name>.csv`; numbers with 6 significant digits."""
+    for name, table in tables.items():
+        write_atomically(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table as `write_tables` wrote it: text columns as text, empty where empty."""
+    table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    for column in ("mean", "std", "low", "high", "effect", "seeds", "images"):
+        if column in table:
+            table[column] = pd.to_numeric(table[column], errors="coerce")  # an empty cell is not a number
+    return table
+
+
+def differences(committed: pd.DataFrame, rebuilt: pd.DataFrame) -> list[str]:
+    """What differs between a table read from disk and one built anew, one line each; empty: they agree to 1e-5."""
+    if list(committed.columns) != list(rebuilt.columns):
+        return [f"columns {list(committed.columns)} instead of {list(rebuilt.columns)}"]
+    if len(committed) != len(rebuilt):
+        return [f"{len(committed)} rows instead of {len(rebuilt)}"]
+    found = []
+    for column in rebuilt.columns:
+        if pd.api.types.is_numeric_dtype(rebuilt[column]):
+            old, new = committed[column].to_numpy(float), rebuilt[column].to_numpy(float)
+            same = np.isclose(old, new, rtol=1e-5, atol=1e-6, equal_nan=True)
+        else:
+            old, new = committed[column].astype(str).to_numpy(), rebuilt[column].astype(str).to_numpy()
+            same = old == new
+        found += [f"row {row + 1}, {column}: {old[row]} instead of {new[row]}" for row in np.flatnonzero(~same)]
+    return found
+
+
+def check_tables(results: str | Path) -> list[str]:
+    """Do the tables of a profile (or results folder) equal a rebuild from its records? What differs, one line each."""
+    folder = results if isinstance(results, Path) else results_root(results)
+    rebuilt = build_tables(read_records(folder / "records"))
+    found = []
+    for name, table in rebuilt.items():
+        path = folder / "tables" / f"{name}.csv"
+        if not path.is_file():
+            found.append(f"{name}: missing")
+            continue
+        found += [f"{name}: {line}" for line in differences(read_table(path), table)]
+    return found
+
+
+def _groups(table: str, records: Sequence[Record]) -> dict[tuple, list[Record]]:
+    """Records by row of `table`, one a seed, seeds ascending."""
+    groups: dict[tuple, dict[int, Record]] = {}
+    for record in records:
+        for variant in record.variants(table):
+            cell = record.cell
+            trained_on = "+".join(record.train_datasets)
+            row = (record.method, record.dataset, cell["prompt"], variant, record.backbone, trained_on, cell["split"])
+            other = groups.setdefault(row, {}).setdefault(record.seed, record)
+            if other is not record:
+                raise InputError(
+                    f"table {table}: two different cells share the row {', '.join(filter(None, row))}, seed "
+                    f"{record.seed} ({_what_differs(other.cell, cell)}); name one '{table}:<variant>' in its `tables`"
+                )
+    return {row: [seeds[seed] for seed in sorted(seeds)] for row, seeds in sorted(groups.items())}
+
+
+def _what_differs(one: dict[str, Any], other: dict[str, Any]) -> str:
+    names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    return "; ".join(f"{name}: {one.get(name)} / {other.get(name)}" for name in names) or "nothing in the configuration"
+
+
+def _measured(objects: pd.DataFrame) -> list[str]:
+    return [
+        name for name in objects.columns if name not in DESCRIPTIVE and pd.api.types.is_numeric_dtype(objects[name])
+    ]
+
+
+def _rows(groups: dict[tuple, list[Record]], column: str = "") -> list[dict[str, Any]]:
+    """One row a group, output and metric; with `column` ("size" or "object_class") also one a value of it.
+
+    Broken down, an image counts where it has such an object, and there are no intervals.
+    """
+    rows = []
+    by = [column, "output", "image"] if column else ["output", "image"]
+    for row, records in groups.items():
+        metrics = _measured(records[0].objects)
+        frames = [_sized(record.objects) if column == "size" else record.objects for record in records]
+        if any(name not in frame for frame in frames for name in [*by, *metrics]):
+            continue
+        means = [frame.groupby(by)[metrics].mean() for frame in frames]
+        kinds = list(dict.fromkeys(kind for mean in means for kind in mean.index.droplevel("image")))
+        for kind in kinds:
+            parts = [mean.loc[kind] for mean in means if kind in mean.index.droplevel("image")]
+            described = dict(zip(_ROW, row, strict=True)) | dict(zip(by, kind if column else [kind], strict=False))
+            for metric in metrics:
+                values, images = seeds_by_images([part[metric].dropna() for part in parts])
+                if images:
+                    rows.append(described | {"metric": metric} | _summary(values, interval=not column))
+    return rows
+
+
+def _sized(objects: pd.DataFrame) -> pd.DataFrame:
+    return objects.assign(size=[size_class(area) for area in objects["area"]]) if "area" in objects else objects
+
+
+def _speed_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Seconds an image, peak memory and trainable parameters, averaged over seeds."""
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        for variant in record.variants("speed"):
+            trained_on = "+".join(record.train_datasets)
+            split = "train" if record.kind == "training" else record.cell["split"]
+            dataset = record.dataset or trained_on
+            prompt = "" if record.kind == "training" else record.cell["prompt"]
+            row = (record.method, dataset, prompt, variant, record.backbone, trained_on, split)
+            groups.setdefault((*row, record.kind), []).append(record)
+    rows = []
+    for (*row, kind), group in sorted(groups.items()):
+        group = sorted(group, key=lambda record: record.seed)
+        measured = {
+            f"{kind}_seconds_per_image": [record.seconds / max(record.images, 1) for record in group],
+            f"{kind}_peak_memory_mb": [record.peak_memory_mb for record in group],
+            f"{kind}_peak_gpu_memory_mb": [record.peak_gpu_memory_mb for record in group],
+            "trainable_parameters": [record.extras.get("trainable_parameters") for record in group],
+        }
+        for metric, values in measured.items():
+            if all(value is not None for value in values) and not (metric.startswith("train") and kind != "training"):
+                numbers = _summary(np.array(values, float)[:, None]) | {"images": group[0].images}
+                rows.append(dict(zip(_ROW, row, strict=True)) | {"metric": metric, "output": ""} | numbers)
+    return rows
+
+
+def _summary(values: np.ndarray, interval: bool = False) -> dict[str, Any]:
+    """Mean, spread over seeds, interval if asked for, and counts of `(seeds, images)` values."""
+    seeds = values.mean(axis=1)
+    _, low, high = paired_bootstrap(values) if interval else (None, np.nan, np.nan)
+    std = seeds.std(ddof=1) if len(seeds) > 1 else np.nan
+    return {"mean": seeds.mean(), "std": std, "low": low, "high": high, "seeds": len(seeds), "images": values.shape[1]}
+
+
+def _sorted(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows in the order that people expect: sets, then methods from simple to elaborate, then what is measured."""
+    orders = {"method": METHOD_ORDER, "metric": METRIC_ORDER, "prompt": PROMPT_ORDER}
+    keys = ["dataset", "train_dataset", "method", "variant", "backbone", "output", "split", "prompt", "metric"]
+    keys += [column for column in table.columns if column not in COLUMNS]
+
+    table = table.astype({column: float for column in NUMBERS})
+
+    def place(row: dict[str, Any]) -> list[tuple[int, str]]:
+        known = [(orders.get(column, []), str(row[column])) for column in keys]
+        return [(order.index(value) if value in order else len(order), value) for order, value in known]
+
+    rows = table.to_dict("records")
+    return table.loc[sorted(table.index, key=lambda number: place(rows[number]))].reset_index(drop=True)

@@ -1,0 +1,327 @@
+"""One training loop for every method (accelerate): same data order, same prompts, same schedules, resumable."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm.auto import tqdm
+
+from samtune.data.sample import Dataset, target_masks
+from samtune.embeddings import EmbeddingCache
+from samtune.errors import InputError, unknown
+from samtune.methods import Method
+from samtune.prompts import Prompts, make_prompts
+from samtune.provenance import choose_precision
+from samtune.sam.preprocess import Preprocess
+
+AUGMENTATIONS = ("none", "flip", "flip_jitter")
+OPTIMISERS = ("adam", "adamw")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """`images` seen in all, in batches of `batch_size` accumulated `accumulate` times before an optimiser step.
+
+    `prompts` are drawn evenly, one kind a batch. `schedule` is one of `SCHEDULES`. `objects`: the most masks taken of
+    an image. `copies`: of a frozen encoder, how many fixed augmented copies of an image the embedding cache holds.
+    """
+
+    images: int
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    optimiser: str = "adam"
+    weight_decay: float = 0.0
+    schedule: str = "step"
+    warm_up: float = 0.02
+    prompts: tuple[str, ...] = ("box", "point10")
+    target: str = "union"
+    preprocess: str = "stretch"
+    augmentation: str = "flip"
+    objects: int = 4
+    accumulate: int = 1
+    copies: int = 4
+    seed: int = 0
+    precision: str = "auto"
+    device: str = "auto"
+    workers: int = 0
+    checkpoint_every: int = 50
+
+    def __post_init__(self) -> None:
+        for kind, name, known in (
+            ("schedule", self.schedule, SCHEDULES),
+            ("augmentation", self.augmentation, AUGMENTATIONS),
+            ("optimiser", self.optimiser, OPTIMISERS),
+        ):
+            if name not in known:
+                raise unknown(kind, name, known)
+
+    @property
+    def steps(self) -> int:
+        """Batches in all; at least one."""
+        return max(1, self.images // self.batch_size)
+
+
+@dataclass
+class TrainingResult:
+    """`curve` one row a batch (images seen, loss, learning_rate); `seconds` includes earlier, interrupted parts."""
+
+    curve: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    precision: str = "fp32"
+    dropped: int = 0
+
+
+# Factors of the learning rate against the progress of training in [0, 1].
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "step": lambda progress: 1.0 if progress < 10 / 16 else 0.1,  # SPT: x0.1 at epoch 10 of 16
+    "polynomial": lambda progress: (1 - progress) ** 0.9,  # SAMed, for SAM-SP
+    "slow_start": lambda progress: (
+        2 * progress if progress < 0.5 else 0.5 ** ((progress - 0.5) * 20)
+    ),  # ASAM, 20 epochs
+}
+
+
+def learning_rate_factor(config: TrainingConfig, step: int) -> float:
+    """The schedule at `step`, with a linear warm-up over the first `warm_up` of the steps ("slow_start" is one)."""
+    factor = SCHEDULES[config.schedule](step / config.steps)
+    if config.schedule == "slow_start":
+        return max(factor, 1 / config.steps)
+    return factor * min(1.0, (step + 1) / max(1, round(config.warm_up * config.steps)))
+
+
+class TrainingSamples(TorchDataset):
+    """What step by step is trained on: a pure function of (config, place in the run), whatever process asks.
+
+    An epoch is a permutation of all samples of all sets drawn from (seed, epoch).
+    """
+
+    def __init__(self, sources: Sequence[tuple[Dataset, str]], size: int, config: TrainingConfig) -> None:
+        self.entries = [(dataset, id) for dataset, split in sources for id in dataset.ids(split)]
+        if not self.entries:
+            names = ", ".join(f"{dataset.name} {split}" for dataset, split in sources)
+            raise InputError(f"nothing to train on: {names} has no images")
+        self.config, self.preprocess = config, Preprocess(size, config.preprocess)
+
+    def __len__(self) -> int:
+        return self.config.steps * self.config.batch_size
+
+    def __getitem__(self, place: int) -> dict:
+        """{"id", "copy", "image" `(3, S, S)`, "masks" float `(N, 1, S, S)`, "prompts" in model pixels}; N may be 0."""
+        cv2.setNumThreads(1)
+        epoch, position = divmod(place, len(self.entries))
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.entries))
+        dataset, id = self.entries[order[position]]
+        key = f"{dataset.name}/{id}"
+        copy = epoch % self.config.copies
+        sample = dataset.load(id)
+        image, masks = augment(
+            sample.image,
+            target_masks(sample, self.config.target),
+            self.config.augmentation,
+            [self.config.seed, copy],
+            key,
+        )
+        masks = self.preprocess.masks(masks, self.preprocess.size)
+        masks = masks[(masks > 0.5).flatten(1).any(1)]
+        rng = np.random.default_rng([self.config.seed, place])
+        masks = masks[rng.permutation(len(masks))[: self.config.objects]]
+        step = place // self.config.batch_size
+        kind = self.config.prompts[
+            np.random.default_rng([self.config.seed, 1, step]).integers(len(self.config.prompts))
+        ]
+        size = (self.preprocess.size // 4, self.preprocess.size // 4)
+        prompts = make_prompts(kind, (masks[:, 0] > 0.5).numpy(), f"{key}/{place}", self.config.seed, size)
+        return {"id": key, "copy": copy, "image": self.preprocess.image(image), "masks": masks, "prompts": prompts}
+
+
+def augment(
+    image: np.ndarray, masks: np.ndarray, kind: str, seed: Sequence[int], key: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 `(H, W, 3)` and bool `(N, H, W)` -> the same, flipped or jittered in scale, drawn from `seed` and `key`.
+
+    "flip": horizontally, half of the time. "flip_jitter": also large-scale jitter 0.1 to 2.0 (HQ-SAM, SPT, ASAM):
+    the picture is scaled and cut or padded (grey 128, mask 0) back to its own size.
+    """
+    if kind == "none":
+        return image, masks
+    digest = np.frombuffer(key.encode(), np.uint8).astype(np.uint32)
+    rng = np.random.default_rng([*seed, *digest.tolist()])
+    if rng.random() < 0.5:
+        image, masks = image[:, ::-1], masks[:, :, ::-1]
+    if kind == "flip_jitter":
+        height, width = image.shape[:2]
+        scale = rng.uniform(0.1, 2.0)
+        free = np.array([width, height]) * (1 - scale)
+        shift = rng.uniform(np.minimum(free, 0), np.maximum(free, 0)) * (scale > 1)
+        view = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+        image = cv2.warpAffine(np.ascontiguousarray(image), view, (width, height), borderValue=(128, 128, 128))
+        masks = np.array(
+            [
+                cv2.warpAffine(mask.astype(np.uint8), view, (width, height), flags=cv2.INTER_NEAREST) > 0
+                for mask in masks
+            ],
+            bool,
+        ).reshape(-1, height, width)
+    return np.ascontiguousarray(image), np.ascontiguousarray(masks)
+
+
+def train(
+    method: Method,
+    sources: Sequence[tuple[Dataset, str]],
+    config: TrainingConfig,
+    folder: Path | None = None,
+    cache: EmbeddingCache | None = None,
+    progress: bool = True,
+) -> TrainingResult:
+    """Train `method` in place on `sources` (data set, split); resumes from `folder/last.pt` if it is there.
+
+    A run that is killed and resumed ends with the same weights as one that is not (on a CPU, same machine). Raises
+    `FloatingPointError` with the samples' ids at a loss that is no number, `InputError` when memory runs out.
+    """
+    precision = choose_precision(config.precision, "cpu" if config.device == "cpu" else default_device(config.device))
+    AcceleratorState._reset_state(True)
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        gradient_accumulation_steps=config.accumulate,
+    )
+    samples = TrainingSamples(sources, method.sam.image_size, config)
+    parameters = list(method.trainable().values())
+    if not parameters:
+        raise InputError(f"{method.name} has nothing to train")
+    torch.manual_seed(config.seed)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimiser]
+    optimiser = kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    result = TrainingResult(precision=precision)
+    first = _resume(method, optimiser, result, folder)
+    indices = range(first * config.batch_size, len(samples))
+    loader = DataLoader(
+        torch.utils.data.Subset(samples, indices), config.batch_size, num_workers=config.workers, collate_fn=list
+    )
+    method, optimiser = accelerator.prepare(method, optimiser)
+    plain: Method = accelerator.unwrap_model(method)
+    plain.train()
+    cached = cache if plain.frozen_encoder else None
+    bar = tqdm(
+        loader,
+        f"train {plain.name}",
+        initial=first,
+        total=config.steps,
+        disable=not progress,
+        mininterval=2,
+        leave=False,
+    )
+    started = time.perf_counter() - result.seconds
+    for step, batch in enumerate(bar, first):
+        result.dropped += sum(len(sample["masks"]) == 0 for sample in batch)
+        batch = [sample for sample in batch if len(sample["masks"])]
+        rate = config.learning_rate * learning_rate_factor(config, step)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        if batch:
+            loss = _step(accelerator, method, plain, optimiser, batch, config, step, cached)
+            result.curve.append(
+                {"images": (step + 1) * config.batch_size, "loss": round(loss, 6), "learning_rate": rate}
+            )
+            bar.set_postfix(loss=f"{loss:.3f}")
+        result.seconds = time.perf_counter() - started
+        if folder and (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
+            _save(plain, optimiser, result, step + 1, folder)
+    if not result.curve:
+        raise InputError("nothing left to train on: every mask is empty after preprocessing")
+    plain.eval()
+    return result
+
+
+def _step(
+    accelerator: Accelerator,
+    method: torch.nn.Module,
+    plain: Method,
+    optimiser: torch.optim.Optimizer,
+    batch: list[dict],
+    config: TrainingConfig,
+    step: int,
+    cache: EmbeddingCache | None,
+) -> float:
+    """One forward and backward pass, and an optimiser step when enough batches are accumulated; gives the loss."""
+    device = accelerator.device
+    prompts = Prompts.concatenate([sample["prompts"].at_image(index) for index, sample in enumerate(batch)]).to(device)
+    masks = torch.cat([sample["masks"] for sample in batch]).to(device)
+    generator = torch.Generator(device).manual_seed(config.seed * 10**9 + step)
+    try:
+        with accelerator.accumulate(method), accelerator.autocast():
+            if cache is None:
+                images = torch.stack([sample["image"] for sample in batch]).to(device)
+                prediction = method(images, prompts)
+            else:
+                embedding = cache.encode(plain, [sample["image"] for sample in batch], device)
+                prediction = plain.decode(embedding, prompts)
+            loss = plain.loss(prediction, masks, generator)
+            if not torch.isfinite(loss):
+                ids = ", ".join(sample["id"] for sample in batch)
+                raise FloatingPointError(f"loss is {loss.item()} at step {step}, on samples {ids}")
+            accelerator.backward(loss)
+            optimiser.step()
+            optimiser.zero_grad()
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if (
+            isinstance(error, torch.OutOfMemoryError)
+            or "not enough memory" in str(error)
+            or "allocate memory" in str(error)
+        ):
+            raise InputError(
+                f"out of memory at batch_size {config.batch_size}, {plain.sam.image_size} px, {len(prompts)} prompts: "
+                f"set batch_size {max(1, config.batch_size // 2)} and accumulate {config.accumulate * 2}"
+            ) from error
+        raise
+    return float(loss.detach())
+
+
+def default_device(setting: str = "auto") -> str:
+    """ "cuda", "mps" or "cpu" for "auto"; any other setting as it is."""
+    if setting != "auto":
+        return setting
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _save(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResult, step: int, folder: Path) -> None:
+    """All that is needed to go on at `step`, written beside its place and moved there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "last.partial"
+    state: dict[str, object] = {
+        "step": step,
+        "trainable": method.trainable_state(),
+        "optimiser": optimiser.state_dict(),
+        "result": asdict(result),
+        "random": torch.get_rng_state(),
+    }
+    torch.save(state, partial)
+    os.replace(partial, folder / "last.pt")
+
+
+def _resume(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResult, folder: Path | None) -> int:
+    """Put back what `_save` wrote, if anything; returns the step to go on with."""
+    path = None if folder is None else folder / "last.pt"
+    if path is None or not path.is_file():
+        return 0
+    state = torch.load(path, weights_only=True)
+    method.load_trainable_state(state["trainable"], str(path))
+    optimiser.load_state_dict(state["optimiser"])
+    random: Tensor = state["random"]
+    torch.set_rng_state(random)
+    for name, value in state["result"].items():
+        setattr(result, name, value)
+    return int(state["step"])
