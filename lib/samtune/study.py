@@ -194,9 +194,8 @@ def run_nano_sam(profile: Profile, datasets: Sequence[str]) -> list[Record]:
     hash = backbone_hash("nano")
     cells = []
     for dataset in datasets:
-        target = "union" if describe(dataset).domain == "industrial" else "instances"
         shared = {
-            "dataset": dataset, "target": target, "preprocess": "pad", "tables": ("nano_sam",),
+            "dataset": dataset, "target": "instances", "preprocess": "pad", "tables": ("nano_sam",),
             "max_images": profile.evaluation.max_images,
         }  # fmt: skip
         cells += [
