@@ -39,7 +39,12 @@ def fake_execute(cell: Cell, folder: Path | None) -> Result:
         return Result(curve=curve, precision="fp32", seconds=30.0, extras={"trainable_parameters": 1234})
     if cell.training is not None:
         assert (folder / "weights.txt").read_text() == cell.training.key()
-    return Result(objects=fake_objects(cell), precision="fp32", seconds=2.0, extras={"dropped_empty": 1})
+    return Result(
+        objects=fake_objects(cell),
+        precision="fp32",
+        seconds=2.0,
+        extras={"dropped": {"images without a mask": 1, "other": 0}},
+    )
 
 
 def fake_cells(

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from fake_records import LEVELS, fake_cells, fake_execute, fake_objects
 
+from fake_records import LEVELS, fake_cells, fake_execute, fake_objects
 from samtune.claims import CLAIMS, COLUMNS, VERDICTS, Claim, Side, build_claims, check_claims, paper_effect
 from samtune.experiment import EvaluationCell, Result, TrainingCell, run_cells
 from samtune.paths import repository_root

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
+
 from samtune.data import registry
 from samtune.data.download import check, download
 from samtune.data.registry_entry import GitSource, LinkSource
@@ -144,7 +145,9 @@ def test_another_checksum_is_refused(monkeypatch, tmp_path, server):
 def test_without_a_network_it_says_what_to_fetch_by_hand(monkeypatch, tmp_path):
     url = "http://127.0.0.1:9/coco128-seg.zip"  # the discard port: nobody listens
     use_source(monkeypatch, "coco128-seg", LinkSource(url))
-    with pytest.raises(InputError, match=f"(?s)could not download coco128-seg .*fetch {url} and unpack it in {tmp_path}"):
+    with pytest.raises(
+        InputError, match=f"(?s)could not download coco128-seg .*fetch {url} and unpack it in {tmp_path}"
+    ):
         download("coco128-seg", tmp_path)
 
 

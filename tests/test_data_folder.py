@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+
 from samtune.data.download import check_dataset
 from samtune.data.folder import FolderDataset
 from samtune.errors import InputError

@@ -9,6 +9,7 @@ import pytest
 import scipy.io
 import tifffile
 from PIL import Image
+
 from samtune.data.download import sample_faults
 from samtune.data.industrial import tiles
 from samtune.data.medical import SLIDES, nuclei_slides
@@ -210,7 +211,8 @@ def test_bbbc038_lists_known_ids_without_opening_an_image(tmp_path):
 
 @pytest.fixture
 def drive(tmp_path) -> Path:
-    """All codings of its gifs (255, 251, a palette of nearly black and white), `34manual1.gif` without underscore, `NN_training_mask .gif` with a space."""
+    """All codings of its gifs (255, 251, a palette of nearly black and white), and its odd names:
+    `34manual1.gif` without underscore, `NN_training_mask .gif` with a space."""
     view = np.hypot(*np.mgrid[-20:20, -18:18]) < 17
     for part, first in (("training", 21), ("test", 1)):
         place = tmp_path / "drive" / "DRIVE" / part

@@ -8,6 +8,7 @@ import pytest
 import scipy.io
 import tifffile
 from PIL import Image
+
 from samtune.data.sample import (
     Sample,
     check_same_size,

@@ -6,6 +6,7 @@ from collections import Counter
 import cv2
 import numpy as np
 import pytest
+
 from samtune.data.duplicates import (
     duplicates_across_splits,
     fingerprint,
@@ -93,7 +94,9 @@ def test_listed_data_set():
 def scene(seed: int, height: int = 90, width: int = 120) -> np.ndarray:
     """A picture with structure at several scales."""
     rng = np.random.default_rng(seed)
-    layers = [cv2.resize(rng.uniform(0, 255, (n, n)), (width, height), interpolation=cv2.INTER_CUBIC) for n in (3, 8, 20)]
+    layers = [
+        cv2.resize(rng.uniform(0, 255, (n, n)), (width, height), interpolation=cv2.INTER_CUBIC) for n in (3, 8, 20)
+    ]
     grey = np.clip(sum(layers) / 3, 0, 255).astype(np.uint8)
     return np.stack([grey] * 3, axis=2)
 

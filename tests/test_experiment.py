@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from fake_records import fake_cells, fake_execute, fake_objects
 
+from fake_records import fake_cells, fake_execute, fake_objects
 from samtune import atomic, provenance
 from samtune.atomic import DiskFull, write_atomically
 from samtune.errors import InputError

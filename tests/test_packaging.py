@@ -78,7 +78,7 @@ def test_citation_names_the_kit_and_the_four_papers() -> None:
 
 
 def test_wheel_carries_everything_under_samtune(tmp_path: Path) -> None:
-    for name in ("pyproject.toml", "LICENSE"):
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "lib", tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     # Without isolation, with the setuptools that is installed: needs no network.

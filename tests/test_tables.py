@@ -123,7 +123,8 @@ def test_pivot_sets_ours_beside_the_papers_and_never_mixes_them(tmp_path):
     elsewhere = reported_elsewhere("asam_main", table, papers["asam"])
     assert len(elsewhere.rows) == 13 and "bbbc038" not in {line[0] for line in elsewhere.rows}
     empty = pivot("spt_main", table, papers["spt"])
-    assert empty.header[-1] == "paper" and {line[-1] for line in empty.rows} == {"not available"}
+    column = empty.header.index("paper")
+    assert empty.header.count("paper") == 1 and {line[column] for line in empty.rows} == {"not available"}
     assert paper_of("nano_sam", papers) is None
 
 
@@ -140,6 +141,13 @@ def test_pivot_marks_the_best_and_gives_the_mean_of_sets(tmp_path):
     assert f"| mean of sets | lora | **{mean:.3f}** |" in text
     page = table_page("baselines", table, load_paper_numbers())
     assert "backbone nano" in page.lower() and "3 seeds" in page and "paper" not in page.lower()
+
+
+def test_methods_without_a_backbone_need_no_column_for_it(tmp_path):
+    cells = [EvaluationCell("ellipse", "none", "drive", tables=("nano_sam",))]
+    cells.append(EvaluationCell("zero_shot", "nano", "drive", tables=("nano_sam",)))
+    shown = pivot("nano_sam", build_tables(records_of(tmp_path, cells))["nano_sam"])
+    assert "backbone" not in shown.header and shown.caption.startswith("Backbone nano")
 
 
 def test_paper_numbers_are_those_of_the_sheet():

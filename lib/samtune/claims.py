@@ -16,7 +16,7 @@ from samtune.metrics import paired_bootstrap
 from samtune.paths import results_root
 from samtune.pivots import MEAN, PaperNumbers
 from samtune.records import Record, read_records
-from samtune.tables import differences, image_values, read_table, seeds_by_images
+from samtune.tables import NO_BACKBONE, differences, image_values, read_table, seeds_by_images
 
 COLUMNS = ["id", "dataset", "effect", "low", "high", "verdict", "command"]
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN, NO_REFERENCE = (
@@ -275,7 +275,7 @@ def _measurements(side: Side, records: Sequence[Record], metric: str, backbone: 
         for record in records:
             if (
                 record.method == side.method
-                and record.backbone == backbone
+                and record.backbone in (backbone, NO_BACKBONE)
                 and record.cell["prompt"] == side.prompt
                 and record.cell["split"] == "test"
                 and side.variant in record.variants(table)

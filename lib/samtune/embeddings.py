@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -22,16 +23,18 @@ class EmbeddingCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._weights: tuple[int, str] | None = None
+        # By the module itself: a number such as id() may come back for another encoder.
+        self._weights: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
     @torch.no_grad()
     def encode(self, method: Method, images: Sequence[Tensor], device: torch.device | str) -> Tensor:
         """Normalised images, each float32 `(3, S, S)` -> embeddings float32 `(B, C, h, w)` on `device`."""
         if not method.frozen_encoder:
             raise ValueError(f"{method.name} trains its encoder: its embeddings must not be cached")
-        if self._weights is None or self._weights[0] != id(method.sam.image_encoder):
-            self._weights = (id(method.sam.image_encoder), weights_hash(method.sam.image_encoder))
-        paths = [self._path(image) for image in images]
+        encoder = method.sam.image_encoder
+        if encoder not in self._weights:
+            self._weights[encoder] = weights_hash(encoder)
+        paths = [self._path(image, self._weights[encoder]) for image in images]
         missing = [index for index, path in enumerate(paths) if not path.is_file()]
         if missing:
             fresh = method.encode(torch.stack([images[index] for index in missing]).to(device))
@@ -39,8 +42,8 @@ class EmbeddingCache:
                 self._write(paths[index], embedding)
         return torch.stack([torch.from_numpy(np.load(path)) for path in paths]).float().to(device)
 
-    def _path(self, image: Tensor) -> Path:
-        digest = hashlib.sha256(self._weights[1].encode())
+    def _path(self, image: Tensor, weights: str) -> Path:
+        digest = hashlib.sha256(weights.encode())
         digest.update(image.contiguous().numpy().tobytes())
         name = digest.hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.npy"

@@ -8,6 +8,13 @@ class InputError(ValueError):
     """Bad input from the user (a file, a name, an option). The message is one clear line."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Does `error` say that memory ran out, on a card or in the machine? torch says it in several ways."""
+    words = str(error).lower()
+    said = any(part in words for part in ("out of memory", "allocate memory", "not enough memory"))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An `InputError` for a name that is not known: all known names, the nearest match first."""
     names = sorted(known)

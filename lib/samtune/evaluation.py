@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from samtune.data.sample import Dataset, Sample, target_masks
 from samtune.embeddings import EmbeddingCache
-from samtune.errors import InputError
+from samtune.errors import InputError, is_out_of_memory
 from samtune.methods import Method
 from samtune.methods.classical import ellipse, grabcut
 from samtune.metrics import MAP_METRICS, METRICS
@@ -136,8 +136,20 @@ def predict_with(method: Method, config: EvaluationConfig, cache: EmbeddingCache
     method = method.to(config.device).eval()
     cache = cache if method.frozen_encoder else None
 
-    @torch.no_grad()
     def predict(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
+        try:
+            return answer(samples, prompts)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            side = max(max(sample.image.shape[:2]) for sample in samples)
+            half = len(samples) // 2
+            smaller = f"batch_size {half}" if half else "a smaller backbone, or smaller pictures"
+            tried = f"batch_size {len(samples)}, {method.sam.image_size} px, pictures of up to {side} px"
+            raise InputError(f"out of memory in prediction at {tried}: set {smaller}") from error
+
+    @torch.no_grad()
+    def answer(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
         images = [preprocess.image(sample.image) for sample in samples]
         with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16"):
             if cache is None:

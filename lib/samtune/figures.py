@@ -105,7 +105,7 @@ def learning_curves(
         if {x, y} <= set(frame):
             values = frame.dropna(subset=[x, y]).set_index(x)[y].astype(float)
             curves.setdefault("+".join(record.train_datasets), {}).setdefault(record.method, []).append(values)
-    figure, axes = _panels(title, max(len(curves), 1), width=4.2, height=3.1)
+    figure, axes = panels(title, max(len(curves), 1), width=4.2, height=3.1)
     names = _ordered({method for methods in curves.values() for method in methods})
     for axis, (dataset, methods) in zip(axes, sorted(curves.items()), strict=False):
         for method in (name for name in names if name in methods):
@@ -133,7 +133,7 @@ def metric_bars(table: pd.DataFrame, title: str, metric: str = "iou", by: str = 
     """
     rows = table[table["metric"] == metric]
     sets, names = sorted(rows["dataset"].unique()), _ordered(rows[by].unique())
-    figure, (axis,) = _panels(title, 1, width=max(4.8, 0.34 * len(sets) * (len(names) + 1.2) + 1.2), height=3.3)
+    figure, (axis,) = panels(title, 1, width=max(4.8, 0.34 * len(sets) * (len(names) + 1.2) + 1.2), height=3.3)
     width = 0.8 / max(len(names), 1)
     for number, name in enumerate(names):
         chosen = rows[rows[by] == name].drop_duplicates("dataset").set_index("dataset").reindex(sets)
@@ -163,7 +163,7 @@ def image_scatter(a: pd.Series, b: pd.Series, names: tuple[str, str], title: str
     `a`, `b`: `tables.image_values`, or several seeds' mean of them; images that one of them lacks are left out.
     """
     both = pd.concat([a, b], axis=1, join="inner").dropna().to_numpy()
-    figure, (axis,) = _panels(title, 1, width=4.4, height=4.3)
+    figure, (axis,) = panels(title, 1, width=4.4, height=4.3)
     low, high = (both.min(), both.max()) if both.max(initial=0) > 1.001 else (0, 1)
     margin = 0.03 * (high - low)
     limits = (low - margin, high + margin)
@@ -188,7 +188,7 @@ def robustness_curve(
 ) -> Figure:
     """How a metric falls, or holds, along `x`: columns x, `by`, mean and, where known, low and high (a band)."""
     names = _ordered(frame[by].unique())
-    figure, (axis,) = _panels(title, 1, width=5.4, height=3.3)
+    figure, (axis,) = panels(title, 1, width=5.4, height=3.3)
     for name in names:
         rows = frame[frame[by] == name].sort_values("x")
         colour = colours(names)[name]
@@ -314,7 +314,7 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
-def _panels(title: str, count: int, width: float, height: float) -> tuple[Picture, list[Axes]]:
+def panels(title: str, count: int, width: float, height: float) -> tuple[Picture, list[Axes]]:
     """A figure of `count` panels of that size in inches, three a row at most."""
     columns = min(count, 3)
     rows = -(-count // columns)

@@ -11,7 +11,7 @@ import yaml
 from samtune.atomic import write_atomically
 from samtune.errors import InputError
 from samtune.paths import asset
-from samtune.tables import METHOD_ORDER, METRIC_ORDER, PROMPT_ORDER, TABLES
+from samtune.tables import METHOD_ORDER, METRIC_ORDER, NO_BACKBONE, PROMPT_ORDER, TABLES
 
 NOT_RUN, NOT_AVAILABLE, MEAN = "not run", "not available", "mean of sets"
 LOWER_IS_BETTER = {"hd95_transunet", "hd95_strict", "mae"}
@@ -95,6 +95,8 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
     labels = ["dataset", *split_by, "method"]
     # A training set is worth a column only where a method was trained on something else than it is measured on.
     table = table.assign(train_dataset=table["train_dataset"].where(table["train_dataset"] != table["dataset"], ""))
+    if table["backbone"].replace(NO_BACKBONE, np.nan).nunique() == 1:  # what has none needs no column for it
+        table = table.assign(backbone=next(name for name in table["backbone"] if name != NO_BACKBONE))
     varying = ("variant", "output", "backbone", "train_dataset", "split")
     labels += [column for column in varying if table[column].nunique() > 1]
     if "train_dataset" not in labels and table["train_dataset"].iloc[0]:
@@ -109,7 +111,7 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
 
     columns = [(kind, *m) for m in measures for kind in ("ours", "paper") if kind == "ours" or m in reported_measures]
     if paper is not None and reported.empty:
-        columns.append(("paper", "", ""))  # a paper whose numbers are not at hand has one column that says so
+        columns.insert(1, ("paper", "", ""))  # a paper whose numbers are not at hand has one column that says so
     rows = [[str(part) for part in key] for key in keys]
     values: dict[tuple, list[tuple[float, int]]] = {}  # ours, by data set (and size or class) and column
     for number, key in enumerate(keys):
@@ -133,7 +135,7 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
 
 
 def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | None) -> Pivot | None:
-    """What the paper reports on sets that `table` has not: a row a set, a column a method; None where that is nothing."""
+    """What the paper reports on sets that `table` has not: a row a set, a column a method; None: nothing."""
     reported = _reported(name, paper)
     rest = reported[~reported["dataset"].isin(table["dataset"])]
     if rest.empty:

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,8 +79,9 @@ def predict(
             image = read_image(pictures[name])
             _check_inside(prompts[name], image, pictures[name])
             samples.append(Sample(name, "", "", image, np.zeros((0, *image.shape[:2]), bool)))
-        for sample, outputs in zip(samples, answer(samples, [as_prompts(prompts[name]) for name in batch]), strict=True):
-            masks = (outputs["final"][:, 0] > 0).numpy()
+        outputs = answer(samples, [as_prompts(prompts[name]) for name in batch])
+        for sample, output in zip(samples, outputs, strict=True):
+            masks = (output["final"][:, 0] > 0).numpy()
             written += _write(out, sample, masks, prompts[sample.id])
     say(f"{len(names)} pictures, {len(written)} masks: {out / 'predicted_masks'}; to look at: {out / 'overlays'}")
     if without := [name for name in pictures if name not in prompts]:
@@ -177,7 +179,8 @@ def _prompts(
         name = by_file.get(file, file)
         if name not in pictures:
             near = difflib.get_close_matches(file, by_file, LISTED, cutoff=0.0)
-            raise InputError(f"{objects[0].source} names {said!r}, which is not in {images}; nearest: {', '.join(near)}")
+            nearest = f"not in {images}; nearest: {', '.join(near)}"
+            raise InputError(f"{objects[0].source}: picture {said!r} is {nearest}")
         found.setdefault(name, []).extend(objects)
     return found
 
@@ -226,9 +229,11 @@ def _rows(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]
 
 def _number(row: Mapping[str, str], name: str, source: str) -> float:
     try:
-        return float(row[name])
+        if math.isfinite(value := float(row[name])):
+            return value
     except ValueError:
-        raise InputError(f"{source}: {name} is {row[name]!r}, expected a number of pixels") from None
+        pass
+    raise InputError(f"{source}: {name} is {row[name]!r}, expected a number of pixels")
 
 
 def _check_inside(objects: Sequence[ObjectPrompt], image: np.ndarray, path: Path) -> None:

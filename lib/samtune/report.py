@@ -33,7 +33,7 @@ from samtune.pivots import (
 )
 from samtune.profile import Profile, load_profile
 from samtune.records import Record, read_records
-from samtune.tables import build_tables, write_tables
+from samtune.tables import NO_BACKBONE, build_tables, write_tables
 
 PAPERS = {"spt": "SPT", "sam_sp": "SAM-SP", "asam": "ASAM"}
 
@@ -162,7 +162,7 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     facts = [
         ("records", f"{len(records) - len(measured)} trainings, {len(measured)} measurements"),
         ("seeds", ", ".join(map(str, seeds)) or "none"),
-        ("backbone", ", ".join(sorted({record.backbone for record in records}))),
+        ("backbone", ", ".join(sorted({record.backbone for record in records} - {NO_BACKBONE})) or "none"),
         (
             "precision",
             ", ".join(sorted({record.precision for record in records if record.precision})) or "not recorded",
@@ -195,13 +195,14 @@ def _machines(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _sets(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Data sets measured: part, images, and how many were dropped for an empty mask."""
+    """Data sets measured: part, images, and what was dropped, by reason."""
     sets: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
         if record.kind == "evaluation":
-            row = sets.setdefault((record.dataset, record.cell["split"]), {"images": 0, "dropped": 0})
+            row = sets.setdefault((record.dataset, record.cell["split"]), {"images": 0, "dropped": {}})
             row["images"] = max(row["images"], record.images)
-            row["dropped"] = max(row["dropped"], record.extras.get("dropped_empty", 0) or 0)
+            for reason, count in record.extras.get("dropped", {}).items():
+                row["dropped"][reason] = max(row["dropped"].get(reason, 0), count)
     return [{"dataset": name, "split": split, **row} for (name, split), row in sorted(sets.items())]
 
 

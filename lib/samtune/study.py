@@ -63,7 +63,10 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
         sources = [(open_dataset(name), "train") for name in cell.train_datasets]
         result = train(method, sources, config, folder, cache)
         save_safetensors(method.trainable_state(), folder / TUNED, torch.float32, {"cell": cell.key()})
-        extras = {"trainable_parameters": method.count_trainable(), "dropped": result.dropped}
+        extras = {
+            "trainable_parameters": method.count_trainable(),
+            "dropped": {"images without an object after preprocessing": result.dropped},
+        }
         return Result(curve=result.curve, precision=result.precision, seconds=result.seconds, extras=extras)
 
     def _evaluate(cell: EvaluationCell, folder: Path | None) -> Result:
@@ -92,7 +95,9 @@ def cell_method(cell: Cell, folder: Path | None = None) -> Method:
     """The method of a cell on its backbone; with `folder`, as trained there."""
     training = cell if isinstance(cell, TrainingCell) else cell.training
     hyper = () if training is None else training.hyper
-    method = build_method(cell.method, load_sam(cell.backbone), **{k: v for k, v in hyper if k not in TRAINING_OPTIONS})
+    sam = load_sam(cell.backbone)
+    torch.manual_seed(cell.seed)  # a method's new weights (LoRA's A) must not depend on what ran before
+    method = build_method(cell.method, sam, **{k: v for k, v in hyper if k not in TRAINING_OPTIONS})
     if isinstance(cell, EvaluationCell) and folder is not None:
         method.load_trainable_state(load_file(folder / TUNED), str(folder / TUNED))
     return method

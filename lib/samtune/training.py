@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from samtune.data.sample import Dataset, target_masks
 from samtune.embeddings import EmbeddingCache
-from samtune.errors import InputError, unknown
+from samtune.errors import InputError, is_out_of_memory, unknown
 from samtune.methods import Method
 from samtune.prompts import Prompts, make_prompts
 from samtune.provenance import choose_precision
@@ -207,7 +207,11 @@ def train(
     first = _resume(method, optimiser, result, folder)
     indices = range(first * config.batch_size, len(samples))
     loader = DataLoader(
-        torch.utils.data.Subset(samples, indices), config.batch_size, num_workers=config.workers, collate_fn=list
+        torch.utils.data.Subset(samples, indices),
+        config.batch_size,
+        num_workers=config.workers,
+        collate_fn=list,
+        generator=torch.Generator(),  # else it draws from the global one, once more after every resume
     )
     method, optimiser = accelerator.prepare(method, optimiser)
     plain: Method = accelerator.unwrap_model(method)
@@ -236,8 +240,11 @@ def train(
             )
             bar.set_postfix(loss=f"{loss:.3f}")
         result.seconds = time.perf_counter() - started
-        if folder and (step + 1) % config.checkpoint_every == 0 and step + 1 < config.steps:
-            _save(plain, optimiser, result, step + 1, folder)
+        # Between two optimiser steps, where no gradient is pending: those are not saved.
+        due = step + 1 - first >= config.checkpoint_every and accelerator.sync_gradients
+        if folder and due and step + 1 < config.steps:
+            first = step + 1
+            _save(plain, optimiser, result, first, folder)
     if not result.curve:
         raise InputError("nothing left to train on: every mask is empty after preprocessing")
     plain.eval()
@@ -274,17 +281,14 @@ def _step(
             accelerator.backward(loss)
             optimiser.step()
             optimiser.zero_grad()
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if (
-            isinstance(error, torch.OutOfMemoryError)
-            or "not enough memory" in str(error)
-            or "allocate memory" in str(error)
-        ):
-            raise InputError(
-                f"out of memory at batch_size {config.batch_size}, {plain.sam.image_size} px, {len(prompts)} prompts: "
-                f"set batch_size {max(1, config.batch_size // 2)} and accumulate {config.accumulate * 2}"
-            ) from error
-        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = f"batch_size {config.batch_size // 2} and accumulate {config.accumulate * 2}"
+        raise InputError(
+            f"out of memory in training at batch_size {config.batch_size}, {plain.sam.image_size} px, {len(prompts)} "
+            f"prompts: set {smaller if config.batch_size > 1 else 'a smaller backbone'}"
+        ) from error
     return float(loss.detach())
 
 
@@ -308,7 +312,8 @@ def _save(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResu
         "result": asdict(result),
         "random": torch.get_rng_state(),
     }
-    torch.save(state, partial)
+    with partial.open("wb") as file:  # given a path, torch hides from Python that the disk is full
+        torch.save(state, file)
     os.replace(partial, folder / "last.pt")
 
 

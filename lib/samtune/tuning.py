@@ -94,7 +94,7 @@ class HeldOut(ListedDataset):
         split_of = make_split(pictures.ids("train"), fractions=(0.8, 0.2), names=("train", "val"))
         super().__init__(pictures.name, by_split(split_of), pictures.dropped)
         if not self.ids("val"):
-            raise InputError(f"{len(split_of)} pictures with a mask are too few to hold a fifth out: at least 3 are needed")
+            raise InputError(f"{len(split_of)} pictures with a mask are too few to hold a fifth out: 3 are needed")
         self._pictures = pictures
 
     def load(self, id: str) -> Sample:
@@ -104,12 +104,17 @@ class HeldOut(ListedDataset):
 
 @dataclass(frozen=True)
 class TuneResult:
-    """`checkpoint` and `metrics` are files; `scores` IoU on the held-out pictures, one row a prompt, columns
-    zero_shot and tuned; `skipped` one line a bad file left out; `dropped` counts by reason."""
+    """What tuning gave.
+
+    `checkpoint` and `metrics` are files; `scores` mean IoU on the held-out pictures, one row a prompt, columns
+    zero_shot and tuned; `pictures` were held out; `skipped` one line a bad file that was left out; `dropped` counts
+    by reason.
+    """
 
     checkpoint: Path
     metrics: Path
     scores: pd.DataFrame
+    pictures: int
     skipped: tuple[str, ...]
     dropped: Mapping[str, int]
 
@@ -157,6 +162,7 @@ def tune(
         return pd.concat(parts)
 
     before = measure(build_method("zero_shot", sam), "zero_shot")
+    torch.manual_seed(settings.seed)  # a method's new weights (LoRA's A) must not depend on what ran before
     method = build_method(settings.method, sam, **settings.options).to(device)
     if not method.count_trainable():
         raise InputError(f"{settings.method} has nothing to tune; methods that have: {', '.join(_tunable())}")
@@ -189,7 +195,7 @@ def tune(
     write_atomically(out / METRICS_FILE, table.to_csv(index=False).encode())
     scores = table.groupby(["prompt", "stage", "image"])["iou"].mean().groupby(["prompt", "stage"]).mean().unstack()
     scores = scores.loc[list(settings.prompts), ["zero_shot", "tuned"]]
-    return TuneResult(checkpoint, out / METRICS_FILE, scores, tuple(pictures.skipped), data.dropped)
+    return TuneResult(checkpoint, out / METRICS_FILE, scores, held_out, tuple(pictures.skipped), data.dropped)
 
 
 def open_pictures(images: Path, masks: Path, settings: TuneSettings, skip_bad: bool) -> FolderDataset:
@@ -253,8 +259,8 @@ def export(checkpoint: Path, out: Path, backbone: str | None = None, say: Callab
     save_official(merged, out)
     say(f"{out}: {tuned.backbone} tuned by {tuned.method.name}, in SAM's own format")
     if tuned.backbone == "nano":
-        say("note: segment_anything itself has no builder for nano's sizes; samtune.sam.checkpoints.load_sam(path) gives")
-        say("its Sam object, which segment_anything.SamPredictor takes")
+        say("note: segment_anything has no builder for nano's sizes: samtune.sam.checkpoints.load_sam(path) gives")
+        say("the Sam that segment_anything.SamPredictor takes")
     else:
         say(f"load it with segment_anything.sam_model_registry['{tuned.backbone}'](checkpoint='{out}')")
     if tuned.preprocess == "stretch":

@@ -101,7 +101,9 @@ class FolderDataset(ListedDataset):
         path = self._mask_paths[id]
         if self._coding == "index":
             if path.is_dir():
-                raise InputError(f"{path} is a folder of one object a file; mask_coding must be 'binary255' or 'binary1'")
+                raise InputError(
+                    f"{path} is a folder of one object a file; mask_coding must be 'binary255' or 'binary1'"
+                )
             labels = read_index_map(path)
             void = labels == self._void if self._void is not None else None
             values = [int(value) for value in np.unique(labels) if value != 0 and value != self._void]

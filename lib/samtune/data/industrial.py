@@ -147,9 +147,7 @@ class CrackForest(ListedDataset):
         check_same_size(image, labels, path, annotation)
         crack, faint = labels == 2, labels == 4
         masks = crack[None] if crack.any() else stack_masks([], crack.shape)
-        return Sample(
-            id, self.name, split, image, masks, faint if faint.any() else None, ("crack",) * len(masks)
-        )
+        return Sample(id, self.name, split, image, masks, faint if faint.any() else None, ("crack",) * len(masks))
 
 
 DATASETS: dict[str, Description] = {

@@ -59,7 +59,7 @@ def _added_misfit(
 
 
 def hashed_validation(ids: Iterable[str], every: int = 20) -> dict[str, str]:
-    """"val" for the ids whose sha256, as a number, is a multiple of `every` (20: about 5%), else "train".
+    """Split by name: "val" where the id's sha256, as a number, is a multiple of `every` (20: about 5%), else "train".
 
     Depends on the name alone, so a sample keeps its side when others are added or missing.
     """

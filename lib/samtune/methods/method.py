@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from samtune.losses import point_sampled_loss
 from samtune.prompts import Prompts
 from samtune.sam.build import Sam
-from samtune.sam.checkpoints import load_strictly
+from samtune.sam.checkpoints import check_fits
 from samtune.sam.decode import decode_masks
 
 
@@ -51,7 +51,11 @@ class Method(nn.Module):
 
     def load_trainable_state(self, state: dict[str, Tensor], source: str = "checkpoint") -> None:
         """Put back what `trainable_state` gave. Raises `InputError` when names or shapes differ."""
-        load_strictly(_Trainable(self.trainable()), {name.replace(".", "|"): v for name, v in state.items()}, source)
+        parameters = self.trainable()
+        check_fits(parameters, state, source)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(state[name])
 
     def merged(self) -> Sam | None:
         """An ordinary SAM that predicts the same, or None where the method has more to it than SAM's own weights."""
@@ -60,12 +64,3 @@ class Method(nn.Module):
     def count_trainable(self) -> int:
         """Number of trainable parameters."""
         return sum(parameter.numel() for parameter in self.trainable().values())
-
-
-class _Trainable(nn.Module):
-    """A flat view of some parameters, so that they can be loaded as strictly as a whole model."""
-
-    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
-        super().__init__()
-        for name, parameter in parameters.items():
-            self.register_parameter(name.replace(".", "|"), parameter)

@@ -3,15 +3,19 @@
 import hashlib
 import os
 import re
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 
-import pooch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from samtune.errors import InputError
+from samtune.atomic import write_atomically
+from samtune.errors import InputError, unknown
 from samtune.paths import asset, checkpoint_root, resolve
 from samtune.sam.attention import merge_qkv, split_qkv
 from samtune.sam.build import BACKBONES, Sam, new_sam
@@ -38,7 +42,8 @@ def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
     if backbone not in BACKBONES and Path(backbone).suffix in (".pth", ".safetensors"):
         path, backbone = resolve(backbone), ""
     elif path is None:
-        sam = new_sam(backbone)  # an unknown name is told here
+        if backbone not in BACKBONES:
+            raise unknown("backbone", backbone, BACKBONES)
         path = asset(NANO) if backbone == "nano" else official_checkpoint(backbone)
     state = split_qkv(read_state(path))
     backbone = backbone or guess_backbone(state, path)
@@ -69,10 +74,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def load_strictly(module: torch.nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
     """Load `state` or raise `InputError` with the keys and shapes expected and found: nothing is skipped in silence."""
-    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    check_fits(module.state_dict(), state, path)
+    module.load_state_dict(state)
+
+
+def check_fits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path | str) -> None:
+    """Raise `InputError` with what is expected and found unless `state` has the names and shapes of `wanted`."""
+    expected = {name: tuple(value.shape) for name, value in wanted.items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if expected == found:
-        module.load_state_dict(state)
         return
     problems = []
     wrong = [name for name in expected if name in found and expected[name] != found[name]]
@@ -119,10 +129,32 @@ def official_checkpoint(backbone: str) -> Path:
 
 
 def download(url: str, path: Path) -> None:
-    """Fetch `url` to `path` with a progress bar; the file appears at `path` only when it is complete."""
+    """Fetch `url` to `path` with a progress bar, going on where an earlier try broke off.
+
+    The file appears at `path` only when it is complete. Raises `OSError` when the connection fails or breaks off.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    pooch.HTTPDownloader(progressbar=True, timeout=60)(url, partial, None)
+    done = partial.stat().st_size if partial.is_file() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # what is there is no beginning of this file
+            partial.unlink()
+        raise
+    with response:
+        done = done if response.status == 206 else 0  # a server without ranges sends the file from its beginning
+        length = response.headers.get("Content-Length")
+        total = None if length is None else done + int(length)
+        bar = tqdm(desc=path.name, initial=done, total=total, unit="B", unit_scale=True)
+        with bar, partial.open("ab" if done else "wb") as file:
+            while piece := response.read(2**20):
+                file.write(piece)
+                bar.update(len(piece))
+    size = partial.stat().st_size
+    if total not in (None, size):
+        raise OSError(f"broken off at {size} of {total} bytes; the next try goes on from there")
     os.replace(partial, path)
 
 
@@ -158,17 +190,18 @@ def save_official(sam: Sam, path: Path) -> None:
     """Write `sam` in SAM's own format (`.pth`, q, k and v joined): plain `segment_anything` loads it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    torch.save(merge_qkv(sam.state_dict()), partial)
+    try:
+        with partial.open("wb") as file:  # given a path, torch hides from Python that the disk is full
+            torch.save(merge_qkv(sam.state_dict()), file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     os.replace(partial, path)
 
 
 def save_safetensors(state: dict[str, Tensor], path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
     """Write a state dict as safetensors of `dtype`, with plain text `metadata` (the model card's short form)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file({name: value.to(dtype).contiguous() for name, value in state.items()}, partial, metadata)
-    partial.chmod(0o644)  # safetensors makes its files private
-    os.replace(partial, path)
+    write_atomically(path, save({name: value.to(dtype).contiguous() for name, value in state.items()}, metadata))
 
 
 def sha256(path: Path) -> str:

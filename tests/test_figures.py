@@ -1,0 +1,146 @@
+"""Figures: they show the numbers that they were given, the same figure gives the same file, licences are kept."""
+
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fake_records import fake_cells, fake_execute
+from samtune import figures
+from samtune.data.registry_entry import Description
+from samtune.data.sample import Sample
+from samtune.experiment import run_cells
+from samtune.prompts import make_prompts
+from samtune.records import read_records
+from samtune.tables import build_tables, image_values
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    run_cells(fake_cells(("spt_main",), methods=("lora", "spt")), folder, fake_execute, say=lambda line: None)
+    return read_records(folder / "records")
+
+
+def sample(number: int, height: int = 40, width: int = 60) -> Sample:
+    generator = np.random.default_rng(number)
+    masks = np.zeros((2, height, width), bool)
+    masks[0, 5:15, 10:30] = masks[1, 25:35, 40:55] = True
+    return Sample(f"a-rather-long-name-of-a-picture-{number}", "mine", "test",
+                  generator.integers(0, 255, (height, width, 3), dtype=np.uint8), masks)  # fmt: skip
+
+
+def test_bars_have_the_tables_heights_and_intervals(records):
+    table = build_tables(records)["spt_main"].query("output == 'final'")
+    figure = figures.metric_bars(table, "LoRA helps, SPT more")
+    (axis,) = figure.axes
+    heights = sorted(round(bar.get_height(), 6) for bar in axis.patches)
+    rows = table.query("metric == 'iou'")
+    np.testing.assert_allclose(heights, sorted(rows["mean"]), atol=1e-5)
+    ends = np.concatenate([segment for line in axis.collections for segment in line.get_segments()])[:, 1]
+    np.testing.assert_allclose(sorted(ends), sorted([*rows["low"], *rows["high"]]), atol=1e-6)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zero-shot SAM", "LoRA", "SPT"]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["magnetic-tile", "neu-seg"]
+    assert figure.get_suptitle() == "LoRA helps, SPT more" and axis.get_ylabel() == "IoU"
+
+
+def test_curves_are_means_over_seeds(records):
+    figure = figures.learning_curves([r for r in records if r.kind == "training"], "They learn", y="validation_iou")
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["magnetic-tile", "neu-seg"]
+    bold = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in bold] == ["LoRA", "SPT"]
+    assert len(figure.axes[0].lines) == 2 * (3 + 1)  # three seeds and their mean
+    np.testing.assert_allclose(bold[0].get_ydata(), [0.5, 0.51, 0.52, 0.53, 0.54, 0.55])
+
+
+def test_scatter_says_who_wins_where(records):
+    measured = {(r.method, r.dataset): r for r in records if r.objects is not None}
+    a, b = (image_values(measured[method, "neu-seg"], "iou", "final") for method in ("lora", "spt"))
+    figure = figures.image_scatter(a, b.iloc[1:], ("lora", "spt"), "SPT wins everywhere")
+    points = figure.axes[0].collections[0].get_offsets()
+    np.testing.assert_allclose(points, np.stack([a.iloc[1:], b.iloc[1:]], axis=1))
+    assert figure.axes[0].get_title(loc="left").startswith("SPT higher on 100% of 11 images\nmean difference +0.0")
+
+
+def test_robustness_curve_sorts_and_bands():
+    frame = pd.DataFrame({"x": [0.2, 0.0, 0.1], "method": "lora", "mean": [0.4, 0.6, 0.5], "low": 0.3, "high": 0.7})
+    (axis,) = figures.robustness_curve(frame, "It holds", "jitter").axes
+    assert axis.lines[0].get_ydata().tolist() == [0.6, 0.5, 0.4] and len(axis.collections) == 1
+
+
+def test_cases_are_picked_by_rule():
+    scores = pd.Series({"d": 0.9, "b": 0.2, "a": 0.2, "c": 0.5, "e": np.nan})
+    assert figures.pick_cases(scores) == {"worst": "a", "median": "b", "best": "d"}
+    assert set(figures.pick_cases(pd.Series({"x": 0.3})).values()) == {"x"}
+
+
+def test_grid_colours_hits_false_alarms_and_misses():
+    one = sample(0)
+    truth, shifted = one.masks.any(0), np.roll(one.masks.any(0), 4, axis=1)
+    example = figures.Example(one.image, truth, {"lora": shifted, "SPT draft": truth}, {"lora": 0.5},
+                              make_prompts("box", truth[None], one.id), "worst")  # fmt: skip
+    figure = figures.qualitative_grid([example, figures.Example(one.image, truth, {"lora": truth})], "Look here")
+    axes = np.array(figure.axes).reshape(2, 4)
+    assert [axis.get_title(loc="center") for axis in axes[0]] == ["image, prompt", "truth", "LoRA", "SPT draft"]
+    layers = {matplotlib.colors.to_hex(layer.get_array()[0, 0, :3]).upper(): np.asarray(layer.get_array()[..., 3]) > 0
+              for layer in axes[0, 2].images[1:]}  # fmt: skip
+    np.testing.assert_array_equal(layers[figures.HIT], truth & shifted)
+    np.testing.assert_array_equal(layers[figures.FALSE_ALARM], shifted & ~truth)
+    np.testing.assert_array_equal(layers[figures.MISSED], truth & ~shifted)
+    assert axes[0, 2].get_xlabel() == "IoU 0.50" and axes[0, 0].get_ylabel() == "worst"
+    box = axes[0, 0].patches[0]
+    assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == (9.5, 4.5, 45, 30)  # pixels 10-54, 5-34
+
+
+def test_contact_sheet_shows_every_sample_object_and_prompt():
+    samples = [sample(number) for number in range(8)]
+    prompts = [make_prompts("point5", one.masks, one.id) for one in samples[:-1]] + [None]
+    figure = figures.contact_sheet(samples, "Look at them", prompts, columns=6)
+    assert len(figure.axes) == 12
+    assert [len(axis.images) for axis in figure.axes] == [3] * 8 + [0] * 4  # the picture and two objects
+    clicks = figure.axes[0].collections[-2].get_offsets()  # positive, then (none) negative
+    assert sorted(map(tuple, clicks)) == sorted(map(tuple, prompts[0].points.reshape(-1, 2).tolist()))
+
+
+def test_large_pictures_shrink_but_keep_their_coordinates():
+    one = sample(0, 400, 1200)
+    (axis, *_) = figures.contact_sheet([one], "Large").axes
+    assert axis.images[0].get_array().shape[:2] == (100, 300)
+    assert axis.images[0].get_extent() == [-0.5, 1199.5, 399.5, -0.5]
+
+
+def test_every_method_keeps_its_colour_and_others_get_distinct_ones():
+    assert figures.colours(["spt", "lora"])["spt"] == figures.colours(["zero_shot", "spt"])["spt"]
+    names = ["SDT", "VRA", "both", "neither"]
+    assert len(set(figures.colours(names).values())) == 4
+    assert figures.label("lora") == "LoRA" and figures.label("SPT_draft") == "SPT draft"
+
+
+def test_saved_twice_the_files_are_the_same_and_carry_their_title(tmp_path):
+    one = sample(0)
+    for name in ("a", "b"):
+        path = figures.save(figures.contact_sheet([one], "Look at\nthis"), tmp_path / name, "sheet")
+    for suffix in (".png", ".svg"):
+        assert (tmp_path / "a" / f"sheet{suffix}").read_bytes() == (tmp_path / "b" / f"sheet{suffix}").read_bytes()
+    with Image.open(path) as image:
+        assert image.info["Title"] == "Look at this"
+    assert figures.contact_sheet([one], "Look")._repr_png_().startswith(b"\x89PNG")
+
+
+def test_pictures_are_committed_only_where_their_licence_allows(tmp_path, monkeypatch):
+    def described(name, allowed):
+        words = dict.fromkeys(("title", "licence", "citation", "how_to_get", "splits"), "")
+        return Description(name, lambda folder: None, domain="natural", committed_pictures=allowed, **words)
+
+    known = {"free": described("free", True), "closed": described("closed", False)}
+    monkeypatch.setattr(figures.registry, "DATASETS", known)
+    assert [figures.may_be_committed(name) for name in ("free", "closed", "my own pictures")] == [True, False, False]
+    assert figures.figure_folder(tmp_path) == figures.figure_folder(tmp_path, ["free"]) == tmp_path / "figures"
+    assert figures.figure_folder(tmp_path, ["free", "closed"]) == tmp_path / "figures" / "private"
+    assert (tmp_path / "figures" / "private" / ".gitignore").read_text() == "*\n"
+
+
+def test_committed_pictures_are_those_that_design_names():
+    real = {name for name in figures.registry.DATASETS if not name.startswith("synthetic-")}
+    assert {name for name in real if figures.may_be_committed(name)} == {"bbbc038", "ccp", "magnetic-tile"}
