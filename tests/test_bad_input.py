@@ -65,10 +65,10 @@ def test_image_without_mask_and_mask_without_image(folder: Path, missing: str) -
     (folder / gone / "3.png").unlink()
     error = refused(tune(folder))
     assert f"{folder / there / '3.png'} has no {missing}; expected {folder / gone / '3.png'}" in error
-    assert "1 such in all; --skip-bad leaves them out" in error
+    assert "bad in all: 1; --skip-bad leaves such out" in error
     status, text, error = tune(folder, "--skip-bad")
     assert status == 0 and "4 pictures: 3 to tune on, 1 held out; left out, bad: 1" in text
-    assert "1 bad files were left out:\n" in error and str(folder / there / "3.png") in error.splitlines()[-1]
+    assert "left out, 1 bad file:\n" in error and str(folder / there / "3.png") in error.splitlines()[-1]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no picture"])
@@ -82,7 +82,7 @@ def test_unreadable_image(folder: Path, damage: str) -> None:
     for name in range(3):
         Image.fromarray(np.zeros((40, 56, 3), np.uint8)).save(folder / "images" / f"{name}.png")
     status, text, error = tune(folder, "--skip-bad")
-    assert status == 0 and "3 pictures" in text and "2 bad files were left out" in error
+    assert status == 0 and "3 pictures" in text and "left out, 2 bad files:" in error
 
 
 def test_mask_of_other_size(folder: Path) -> None:

@@ -115,7 +115,7 @@ def test_tuning_the_decoder_learns_the_discs(tmp_path: Path) -> None:
     options = ("--method", "decoder_tuning", "--learning-rate", "0.02", "--prompt", "box", "--train-images", "160")
     status, text, _ = tune(tmp_path, *options, "--batch-size", "8", "--preprocess", "stretch")
     scores = pd.read_csv(tmp_path / "out" / "metrics.csv").groupby("stage")["iou"].mean()
-    assert status == 0 and scores["tuned"] > max(0.6, scores["zero_shot"] + 0.15), text
+    assert status == 0 and scores["tuned"] > max(0.4, scores["zero_shot"] + 0.2), text
 
 
 def test_epochs_method_options_and_instances(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_predict_by_boxes_of_a_csv(tuned: Path, tmp_path: Path) -> None:
     common = ("predict", "--checkpoint", tuned / "out" / "tuned.safetensors", "--device", "cpu")
     status, text, error = run(*common, "--images", tuned / "images", "--boxes", table, "--out", tmp_path)
     assert status == 0, error
-    assert "2 pictures, 3 masks" in text and "3 pictures have no prompt and were left out: 1, 3, 4" in text
+    assert "2 pictures, 3 masks" in text and "without a prompt, left out: 3 pictures (1, 3, 4)" in text
     single = predicted(tmp_path, "0.png")
     both = [predicted(tmp_path, f"2/{number}.png") for number in (1, 2)]
     assert not np.array_equal(*both)
@@ -287,9 +287,11 @@ def test_data_list_info_and_check(registered: Path) -> None:
     status, text, _ = run("data", "check", "discs")
     assert status == 0 and "every sample opens" in text
     path = registered / "discs" / "images" / "0.png"
-    path.write_bytes(path.read_bytes()[:-200])
+    Image.open(path).save(path.with_suffix(".jpg"))
+    path.unlink()
+    path.with_suffix(".jpg").write_bytes(path.with_suffix(".jpg").read_bytes()[:-200])
     status, text, _ = run("data", "check", "discs")
-    assert status == 1 and "problem: " in text and "0.png" in text
+    assert status == 1 and f"problem: cannot read image {path.with_suffix('.jpg')}" in text
 
 
 def test_data_download_of_what_is_here_or_has_to_be_asked_for(registered: Path) -> None:
@@ -305,15 +307,15 @@ def test_data_download_of_what_is_here_or_has_to_be_asked_for(registered: Path) 
 def test_profiles_are_listed_from_small_to_large() -> None:
     status, text, _ = run("profiles")
     names = re.findall(r"^(\w+) ", text, re.MULTILINE)
-    assert status == 0 and names == ["smoke", "quick", "cpu", "gpu", "paper"] or names[:2] == ["smoke", "quick"]
-    assert len(names) == 5
+    assert status == 0 and names[:2] == ["smoke", "quick"] and set(names[2:]) == {"cpu", "gpu", "paper"}
 
 
 def test_report_is_made_of_records_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path))
     status, _, error = run("report", "--profile", "quick")
     assert status == 2 and f"no records in {tmp_path / 'quick' / 'records'}" in error
-    run_cells(fake_cells(), tmp_path / "quick", fake_execute, say=lambda line: None)
+    cells = fake_cells(datasets=("neu-seg",), seeds=(0, 1))
+    run_cells(cells, tmp_path / "quick", fake_execute, say=lambda line: None)
     status, text, _ = run("report", "--profile", "quick")
     page = tmp_path / "quick" / "index.html"
     assert (status, text) == (0, f"report: {page}\n") and "LoRA" in page.read_text()
@@ -327,7 +329,7 @@ def test_results_ends_with_the_report_even_when_a_notebook_fails(
     monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path))
 
     def run_profile(profile: str) -> None:
-        run_cells(fake_cells(), profile, fake_execute, say=lambda line: None)
+        run_cells(fake_cells(datasets=("neu-seg",), seeds=(0,)), profile, fake_execute, say=lambda line: None)
         if fails:
             raise notebooks.NotebookError("1 of 2 notebooks failed: why")
 

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from samtune import __version__
 from samtune.atomic import disk_full, is_disk_full
-from samtune.errors import InputError
+from samtune.errors import InputError, counted
 
 BAD_INPUT, STOPPED = 2, 130
 
@@ -96,7 +96,9 @@ def tune(
     ],
     out: Annotated[Path, typer.Option(help="Folder to write to; a run that was broken off there goes on.")],
     method: Annotated[str, typer.Option(help="lora, decoder_tuning, ...")] = "lora",
-    option: Annotated[list[str] | None, typer.Option(help="Of the method: rank=4; may be repeated.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the method: rank=4; may be repeated.")
+    ] = None,
     backbone: Backbone = "nano",
     epochs: Annotated[
         float | None,
@@ -137,13 +139,13 @@ def tune(
     with _names_as_flags():
         result = tuning.tune(images, masks, out, settings, skip_bad, device, precision, typer.echo)
     typer.echo(f"\n{_scores(result.scores)}\n")
-    typer.echo(f"{result.pictures} held-out pictures: {result.metrics}")
+    typer.echo(f"{counted(result.pictures, 'held-out picture')}, one by one: {result.metrics}")
     if result.pictures < tuning.FEW:
         typer.echo(f"(with fewer than {tuning.FEW} pictures, take these means as a hint)")
     typer.echo(f"tuned model: {result.checkpoint}")
     typer.echo(f"next: samtune predict --checkpoint {result.checkpoint} --images DIR --boxes FILE.csv --out DIR")
     if result.skipped:
-        typer.echo(f"\n{len(result.skipped)} bad files were left out:", err=True)
+        typer.echo(f"\nleft out, {counted(len(result.skipped), 'bad file')}:", err=True)
         for line in result.skipped:
             typer.echo(f"  {line}", err=True)
 
@@ -158,10 +160,12 @@ def predict(
         Path | None, typer.Option(help="csv: image,x,y and if wanted label (1, or 0: not this) and object.")
     ] = None,
     box: Annotated[
-        list[str] | None, typer.Option(help="x0,y0,x1,y1 in pixels, for every picture; repeated: several objects.")
+        list[str] | None,
+        typer.Option(metavar="X0,Y0,X1,Y1", help="In pixels, for every picture; repeated: several objects."),
     ] = None,
     point: Annotated[
-        list[str] | None, typer.Option(help="x,y or x,y,0 (not this), for every picture; repeated: on one object.")
+        list[str] | None,
+        typer.Option(metavar="X,Y", help="Or X,Y,0 (not this); for every picture; repeated: on one object."),
     ] = None,
     backbone: MovedBackbone = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; memory grows with it.")] = 4,
@@ -189,7 +193,10 @@ def export(
     out: Annotated[Path, typer.Option(help="File to write, such as sam.pth.")],
     backbone: MovedBackbone = None,
 ) -> None:
-    """Write a tuned model as one file in SAM's own format, which plain segment_anything loads."""
+    """Write a tuned model in SAM's own format.
+
+    One file with the tuning folded in, which plain segment_anything loads.
+    """
     from samtune import tuning
 
     tuning.export(checkpoint, out, backbone and _backbone(backbone), typer.echo)
@@ -200,7 +207,10 @@ def export(
 
 @data_app.command("list")
 def data_list() -> None:
-    """All data sets: which are here (under SAMTUNE_DATA), with their numbers of images."""
+    """List all data sets, and which are here.
+
+    Here is the folder SAMTUNE_DATA; of those that are there, the numbers of images are shown.
+    """
     from samtune.data.registry import list_datasets
     from samtune.paths import data_root
 
@@ -221,7 +231,7 @@ def data_list() -> None:
 
 @data_app.command("info")
 def data_info(name: str) -> None:
-    """What is known of a data set: licence, citation, splits, how to get it."""
+    """Show licence, citation, splits, how to get it."""
     from samtune.data.registry import info
 
     typer.echo(info(name))
@@ -229,7 +239,10 @@ def data_info(name: str) -> None:
 
 @data_app.command("download")
 def data_download(name: str) -> None:
-    """Fetch a data set from where its authors put it, into SAMTUNE_DATA."""
+    """Fetch a data set from its authors.
+
+    It is put into the folder SAMTUNE_DATA.
+    """
     from samtune.data.download import download
 
     download(name, say=typer.echo)
@@ -237,7 +250,10 @@ def data_download(name: str) -> None:
 
 @data_app.command("check")
 def data_check(name: str) -> None:
-    """Open every sample; report what is wrong, and look-alikes across splits. Exit status 1 when something is."""
+    """Open every sample and report what is wrong.
+
+    Look-alikes across splits are listed too. Exit status 1 when something is wrong.
+    """
     from samtune.data.download import check
 
     report = check(name)
@@ -253,20 +269,23 @@ ProfileOption = Annotated[str, typer.Option(help="See samtune profiles; or a yam
 
 @app.command()
 def profiles() -> None:
-    """The profiles: at what scale the study can be run."""
+    """List at what scales the study can be run."""
     from samtune.profile import load_profile, profile_names
 
-    for profile in sorted(
-        (load_profile(name) for name in profile_names()), key=lambda one: sum(n.minutes for n in one.notebooks.values())
-    ):
-        minutes = sum(notebook.minutes for notebook in profile.notebooks.values())
-        typer.echo(f"{profile.name:6}  {profile.description}")
-        typer.echo(f"        backbone {profile.backbone}, {len(profile.seeds)} seeds, about {_duration(minutes)}")
+    known = [load_profile(name) for name in profile_names()]
+    minutes = {one.name: sum(notebook.minutes for notebook in one.notebooks.values()) for one in known}
+    for one in sorted(known, key=lambda one: minutes[one.name]):
+        typer.echo(f"{one.name:6}  {one.description}")
+        seeds = counted(len(one.seeds), "seed")
+        typer.echo(f"        backbone {one.backbone}, {seeds}, about {_duration(minutes[one.name])}")
 
 
 @app.command()
 def results(profile: ProfileOption = "quick") -> None:
-    """Run every notebook of a profile and write its report; what has a record already is not run again."""
+    """Run the notebooks of a profile, and report.
+
+    What has a record already is not run again. Exit status 1 when a notebook fails; the others are run and reported.
+    """
     from samtune.notebooks import NotebookError, run_profile
     from samtune.report import build_report
 
@@ -283,7 +302,10 @@ def results(profile: ProfileOption = "quick") -> None:
 
 @app.command()
 def report(profile: ProfileOption = "quick") -> None:
-    """Write tables, claims and pages of a profile again from its records; nothing is run."""
+    """Rebuild a profile's report from its records.
+
+    Tables, claims and pages are written again; nothing is run.
+    """
     from samtune.paths import results_root
     from samtune.profile import load_profile
     from samtune.records import SUFFIX
@@ -367,7 +389,7 @@ def _scores(scores: Any) -> str:
 
 
 def _duration(minutes: float) -> str:
-    return f"{minutes:g} minutes" if minutes < 90 else f"{minutes / 60:.0f} hours"
+    return counted(round(minutes) or 1, "minute") if minutes < 90 else counted(round(minutes / 60), "hour")
 
 
 def main() -> None:

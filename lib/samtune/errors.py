@@ -8,6 +8,11 @@ class InputError(ValueError):
     """Bad input from the user (a file, a name, an option). The message is one clear line."""
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 picture", "2 pictures"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Does `error` say that memory ran out, on a card or in the machine? torch says it in several ways."""
     words = str(error).lower()

@@ -1,7 +1,7 @@
 """One evaluation for every method: same samples, same prompts, same path from logits to masks, one row an object."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -59,7 +59,7 @@ def evaluate(
     """
     ids = dataset.ids(config.split)[: config.max_images or None]
     rows: list[dict] = []
-    dropped = {"images without a mask": 0, "objects below min_side": 0}
+    dropped = {"images without a mask": 0, "empty masks": 0, "objects below min_side": 0}
     batches = _batches(dataset, ids, config, dropped)
     with tqdm(total=len(ids), desc=f"measure {name}".strip(), disable=not progress, mininterval=2, leave=False) as bar:
         for samples, masks, prompts, taken in batches:
@@ -83,14 +83,21 @@ def _batches(
         sample = dataset.load(id)
         masks = target_masks(sample, config.target)
         taken += 1
+        kept = masks.any((1, 2))
+        dropped["empty masks"] += int((~kept).sum())
         if len(masks) and config.min_side:
             boxes = tight_boxes(masks)
             large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= config.min_side).all(1)
-            dropped["objects below min_side"] += int((~large).sum())
-            masks = masks[large]
+            dropped["objects below min_side"] += int((kept & ~large).sum())
+            kept &= large
+        if not kept.all():  # classes stay with their objects
+            names = sample.object_class if len(sample.object_class) == len(kept) else ()
+            classes = tuple(name for name, keep in zip(names, kept, strict=False) if keep)
+            masks = masks[kept]
+            sample = replace(sample, masks=masks, object_class=classes)
         if len(masks):
-            height, width = Preprocess(4, config.preprocess).inner_size(*sample.image.shape[:2])
-            low = (64 * height, 64 * width)  # a mask prompt shows the picture's part of SAM's 256 x 256
+            # A mask prompt shows the picture's part of SAM's 256 x 256.
+            low = Preprocess(256, config.preprocess).inner_size(*sample.image.shape[:2])
             samples.append(sample)
             truths.append(masks)
             prompts.append(make_prompts(config.prompt, masks, f"{dataset.name}/{id}", config.seed, low))

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from samtune.atomic import write_atomically
 from samtune.data.sample import IMAGE_SUFFIXES, Sample, read_image
-from samtune.errors import InputError
+from samtune.errors import InputError, counted
 from samtune.evaluation import EvaluationConfig, predict_with
 from samtune.prompts import Prompts
 from samtune.provenance import choose_precision
@@ -83,9 +83,10 @@ def predict(
         for sample, output in zip(samples, outputs, strict=True):
             masks = (output["final"][:, 0] > 0).numpy()
             written += _write(out, sample, masks, prompts[sample.id])
-    say(f"{len(names)} pictures, {len(written)} masks: {out / 'predicted_masks'}; to look at: {out / 'overlays'}")
+    found = f"{counted(len(names), 'picture')}, {counted(len(written), 'mask')}"
+    say(f"{found}: {out / 'predicted_masks'}; to look at: {out / 'overlays'}")
     if without := [name for name in pictures if name not in prompts]:
-        say(f"{len(without)} pictures have no prompt and were left out: {_some(without)}")
+        say(f"without a prompt, left out: {counted(len(without), 'picture')} ({_some(without)})")
     return written
 
 

@@ -21,7 +21,7 @@ from samtune.data.listed import ListedDataset
 from samtune.data.sample import TARGETS, Sample
 from samtune.data.splits import by_split, make_split
 from samtune.embeddings import EmbeddingCache
-from samtune.errors import InputError, unknown
+from samtune.errors import InputError, counted, unknown
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import METHODS, Method, build_method
 from samtune.prompts import parse_kind
@@ -143,7 +143,7 @@ def tune(
     data = HeldOut(pictures)
     for_training, held_out = len(data.ids("train")), len(data.ids("val"))
     left_out = "".join(f"; left out, {reason}: {count}" for reason, count in data.dropped.items())
-    say(f"{for_training + held_out} pictures: {for_training} to tune on, {held_out} held out{left_out}")
+    say(f"{counted(for_training + held_out, 'picture')}: {for_training} to tune on, {held_out} held out{left_out}")
 
     sam = load_sam(settings.backbone)
     _same_run(out, settings, weights_hash(sam), data)
@@ -210,7 +210,7 @@ def open_pictures(images: Path, masks: Path, settings: TuneSettings, skip_bad: b
             bad = len(FolderDataset(*options, True, "train", "pictures").skipped)
         except InputError:  # the folders are at fault, not some of their files
             raise error from None
-        raise InputError(f"{error} ({bad} such in all; --skip-bad leaves them out and lists them)") from error
+        raise InputError(f"{error} (bad in all: {bad}; --skip-bad leaves such out and lists them)") from error
 
 
 @dataclass(frozen=True)

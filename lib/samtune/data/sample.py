@@ -165,7 +165,8 @@ def _read_pixels(path: Path, palette_indices: bool = False) -> np.ndarray:
             picture.load()
             if picture.format == "PNG" and _png_depth(path) == 16:  # Pillow would cut 16-bit colour to 8 bits
                 return _read_deep_png(path)
-            return _pillow_pixels(ImageOps.exif_transpose(picture), palette_indices)
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _pillow_pixels(picture, palette_indices)
     except InputError:
         raise
     except Exception as error:  # Pillow and tifffile raise many kinds on damaged files

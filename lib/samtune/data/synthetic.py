@@ -104,6 +104,7 @@ class SyntheticDataset:
         self.size = size
         self.seed = seed
         self.defect_free = defect_free
+        self.dropped: dict[str, int] = {}
 
     def ids(self, split: str) -> list[str]:
         """Sorted sample ids of "train", "val" or "test"."""
