@@ -207,10 +207,7 @@ def export(
 
 @data_app.command("list")
 def data_list() -> None:
-    """List all data sets, and which are here.
-
-    Here is the folder SAMTUNE_DATA; of those that are there, the numbers of images are shown.
-    """
+    """List all data sets, and which are here (in the folder SAMTUNE_DATA)."""
     from samtune.data.registry import list_datasets
     from samtune.paths import data_root
 

@@ -1,0 +1,290 @@
+"""The evaluation: exact numbers for hand-made predictions, what is dropped, no effect of order or batch size."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from samtune import evaluation
+from samtune.data.sample import Sample
+from samtune.embeddings import EmbeddingCache
+from samtune.errors import InputError
+from samtune.evaluation import EvaluationConfig, evaluate, model_prompts, predict_classical, predict_with
+from samtune.methods import build_method
+from samtune.methods.classical import ellipse
+from samtune.prompts import Prompts, make_prompts
+from samtune.sam.preprocess import Preprocess
+from small_sam import ListedSamples, disc_sample, small_sam
+
+CONFIG = EvaluationConfig(target="instances", metrics=("iou", "dice"))
+
+
+def rectangle(top: int, left: int, bottom: int, right: int, size: tuple[int, int] = (24, 32)) -> np.ndarray:
+    """True from (top, left) up to, not including, (bottom, right)."""
+    mask = np.zeros(size, bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def sample_of(id: str, *masks: np.ndarray, classes: tuple[str, ...] = (), ignore: np.ndarray | None = None) -> Sample:
+    image = np.zeros((24, 32, 3), np.uint8)
+    return Sample(id, "listed", "test", image, np.array(masks, bool).reshape(-1, 24, 32), ignore, classes)
+
+
+def logits_of(*masks: np.ndarray) -> Tensor:
+    """Hand-made predictions as logits `(N, 1, H, W)`."""
+    return torch.from_numpy(np.array(masks, bool))[:, None].float() * 10 - 5
+
+
+def boxes_filled(samples: list[Sample], prompts: list[Prompts]) -> list[dict[str, Tensor]]:
+    """Predicts the box, filled."""
+    answers = []
+    for sample, own in zip(samples, prompts, strict=True):
+        masks = [
+            rectangle(int(y0), int(x0), int(y1) + 1, int(x1) + 1, sample.image.shape[:2])
+            for x0, y0, x1, y1 in own.boxes
+        ]
+        answers.append({"final": logits_of(*masks)})
+    return answers
+
+
+def test_rows_are_exact_for_a_hand_made_prediction() -> None:
+    first, second = rectangle(2, 4, 6, 12), rectangle(10, 10, 20, 20)
+    data = ListedSamples([sample_of("a", first, second, classes=("dent", "stain")), sample_of("b", first)])
+
+    def predict(samples: list[Sample], prompts: list[Prompts]) -> list[dict[str, Tensor]]:
+        moved, nothing = rectangle(2, 6, 6, 14), np.zeros_like(first)
+        answers = {
+            "a": {"final": logits_of(moved, second), "draft": logits_of(nothing, rectangle(10, 10, 20, 15))},
+            "b": {"final": logits_of(first), "draft": logits_of(rectangle(2, 4, 6, 13))},
+        }
+        return [answers[sample.id] for sample in samples]
+
+    rows, dropped = evaluate(predict, data, CONFIG, progress=False)
+    assert list(rows.columns) == [
+        "image", "object", "object_class", "area", "box_w", "box_h", "output", "iou", "dice",
+    ]  # fmt: skip
+    by = rows.set_index(["image", "object", "output"])
+    assert len(rows) == 6 and not any(dropped.values())
+    # Moved by 2 of 8 columns: 24 pixels in common of 40; Dice 48 / 64.
+    expected = {
+        ("a", 0, "final"): (0.6, 0.75), ("a", 1, "final"): (1, 1), ("a", 0, "draft"): (0, 0),
+        ("a", 1, "draft"): (0.5, 2 / 3), ("b", 0, "final"): (1, 1), ("b", 0, "draft"): (32 / 36, 64 / 68),
+    }  # fmt: skip
+    for place, numbers in expected.items():
+        assert by.loc[place, ["iou", "dice"]].tolist() == pytest.approx(numbers, abs=1e-12), place
+    assert by.loc[("a", 0, "final"), ["area", "box_w", "box_h", "object_class"]].tolist() == [32, 8, 4, "dent"]
+    assert by.loc[("a", 1, "draft"), ["area", "box_w", "box_h", "object_class"]].tolist() == [100, 10, 10, "stain"]
+    assert by.loc[("b", 0, "final"), "object_class"] == ""
+
+
+def test_union_is_one_object_an_image() -> None:
+    data = ListedSamples([sample_of("a", rectangle(2, 4, 6, 12), rectangle(10, 10, 20, 20), classes=("x", "y"))])
+    rows, _ = evaluate(boxes_filled, data, replace(CONFIG, target="union"), progress=False)
+    assert len(rows) == 1 and rows.loc[0, "area"] == 132 and rows.loc[0, "object_class"] == ""
+    assert rows.loc[0, "iou"] == pytest.approx(132 / (18 * 16))
+
+
+def test_ignored_pixels_count_for_nothing() -> None:
+    truth, ignore = rectangle(2, 4, 6, 12), rectangle(2, 8, 6, 32)
+    data = ListedSamples([sample_of("a", truth, ignore=ignore)])
+
+    def predict(samples: list[Sample], prompts: list[Prompts]) -> list[dict[str, Tensor]]:
+        return [{"final": logits_of(rectangle(2, 6, 6, 30))}]
+
+    rows, _ = evaluate(predict, data, CONFIG, progress=False)
+    assert rows.loc[0, "iou"] == pytest.approx(0.5)
+
+
+def test_what_cannot_be_prompted_is_dropped_and_counted() -> None:
+    small, large = rectangle(0, 0, 3, 20), rectangle(5, 5, 15, 16)
+    nothing = np.zeros_like(small)
+    data = ListedSamples(
+        [
+            sample_of("a", small, large, nothing, classes=("thin", "fat", "none")),
+            sample_of("b"),
+            sample_of("c", nothing),
+            sample_of("d", small),
+            sample_of("e", large),
+        ]
+    )
+    rows, dropped = evaluate(boxes_filled, data, replace(CONFIG, min_side=10), progress=False)
+    assert dropped == {"images without a mask": 3, "empty masks": 2, "objects below min_side": 2}
+    assert rows[["image", "object_class", "area"]].values.tolist() == [["a", "fat", 110], ["e", "", 110]]
+    rows, dropped = evaluate(boxes_filled, data, replace(CONFIG, batch_size=1), progress=False)
+    assert dropped == {"images without a mask": 2, "empty masks": 2, "objects below min_side": 0}
+    assert rows[["image", "object_class"]].values.tolist() == [["a", "thin"], ["a", "fat"], ["d", ""], ["e", ""]]
+    assert (rows["iou"] == 1).all()
+
+
+@pytest.mark.parametrize("side", [10, 11])
+def test_min_side_takes_a_box_of_just_that_many_pixels(side: int) -> None:
+    data = ListedSamples([sample_of("a", rectangle(5, 5, 15, 16)), sample_of("b", rectangle(0, 0, 20, 20))])
+    rows, dropped = evaluate(boxes_filled, data, replace(CONFIG, min_side=side), progress=False)
+    assert dropped["objects below min_side"] == (side == 11) and ("a" in set(rows["image"])) == (side == 10)
+
+
+def test_nothing_left_is_an_error() -> None:
+    data = ListedSamples([sample_of("a"), sample_of("b")], "hollow")
+    with pytest.raises(InputError, match="hollow test: no image with a mask among 2"):
+        evaluate(boxes_filled, data, CONFIG, progress=False)
+
+
+def test_best_of_three_is_the_best_by_the_truth() -> None:
+    truth = rectangle(4, 4, 12, 12)
+    guesses = [rectangle(4, 4, 12, 8), rectangle(4, 4, 12, 11), rectangle(0, 0, 20, 20)]
+    data = ListedSamples([sample_of("a", truth)])
+
+    def predict(samples: list[Sample], prompts: list[Prompts]) -> list[dict[str, Tensor]]:
+        three = logits_of(*guesses).transpose(0, 1)
+        return [{"final": three[:, :1], "best_of_3": three}]
+
+    rows, _ = evaluate(predict, data, CONFIG, progress=False)
+    scores = rows.set_index("output")["iou"]
+    assert scores["final"] == pytest.approx(0.5) and scores["best_of_3"] == pytest.approx(7 / 8)
+
+
+def test_only_the_first_images_are_measured() -> None:
+    data = ListedSamples([disc_sample(number) for number in range(5)])
+    rows, _ = evaluate(boxes_filled, data, replace(CONFIG, max_images=2), progress=False)
+    assert rows["image"].tolist() == ["000", "001"]
+
+
+# ---------------------------------------------------------------- a network's predictions
+
+DISCS = [disc_sample(number, *size) for number, size in enumerate([(48, 64), (64, 48), (40, 40), (33, 90), (48, 64)])]
+
+
+def jumbled(samples: list[Sample]) -> ListedSamples:
+    """The samples in another order, each with more company than before."""
+    return ListedSamples([samples[3], disc_sample(20), samples[0], samples[4], disc_sample(21), samples[2], samples[1]])
+
+
+@pytest.mark.parametrize("prompt", ["box", "point5", "mask", "none", "box+point1"])
+@pytest.mark.parametrize("preprocess", ["pad", "stretch"])
+def test_no_number_depends_on_order_company_or_batch_size(prompt: str, preprocess: str) -> None:
+    config = replace(CONFIG, prompt=prompt, preprocess=preprocess, metrics=("iou", "mae"))
+    method = build_method("zero_shot", small_sam())
+    tables = []
+    for data, batch_size in ((ListedSamples(DISCS), 2), (jumbled(DISCS), 3)):
+        own = replace(config, batch_size=batch_size)
+        rows, _ = evaluate(predict_with(method, own), data, own, progress=False)
+        tables.append(rows.set_index("image").loc[[sample.id for sample in DISCS], ["area", "iou", "mae"]])
+    assert (tables[0]["area"] == tables[1]["area"]).all()
+    assert np.abs(tables[0] - tables[1]).to_numpy().max() < 1e-3
+    assert tables[0]["mae"].nunique() == len(DISCS)
+
+
+def test_prompts_depend_on_sample_and_seed_alone() -> None:
+    seen: dict[int, dict[str, list]] = {}
+
+    def predict(samples: list[Sample], prompts: list[Prompts]) -> list[dict[str, Tensor]]:
+        for sample, own in zip(samples, prompts, strict=True):
+            seen.setdefault(run, {})[sample.id] = own.points.tolist()
+        return [{"final": logits_of(*sample.masks)} for sample in samples]
+
+    config = replace(CONFIG, prompt="point5", batch_size=2)
+    for run, (data, seed) in enumerate([(ListedSamples(DISCS), 0), (jumbled(DISCS), 0), (ListedSamples(DISCS), 1)]):
+        evaluate(predict, data, replace(config, seed=seed, batch_size=run + 1), progress=False)
+    assert all(seen[1][id] == points for id, points in seen[0].items())
+    assert all(seen[2][id] != points for id, points in seen[0].items())
+
+
+def test_prompts_of_one_picture_are_decoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = np.concatenate([disc_sample(number).masks for number in range(5)])
+    many = ListedSamples([replace(disc_sample(0), masks=masks, object_class=())])
+    method = build_method("zero_shot", small_sam())
+    tables = []
+    for size in (64, 2):
+        monkeypatch.setattr(evaluation, "PROMPTS_A_PASS", size)
+        rows, _ = evaluate(predict_with(method, CONFIG), many, replace(CONFIG, metrics=("mae",)), progress=False)
+        tables.append(rows["mae"].to_numpy())
+    assert len(tables[0]) == 5 and np.abs(tables[0] - tables[1]).max() < 1e-5
+
+
+def test_multimask_adds_the_best_of_three_and_leaves_final_alone() -> None:
+    method = build_method("zero_shot", small_sam())
+    config = replace(CONFIG, prompt="point1", metrics=("iou",))
+    alone, _ = evaluate(predict_with(method, config), ListedSamples(DISCS), config, progress=False)
+    config = replace(config, multimask=True)
+    three, _ = evaluate(predict_with(method, config), ListedSamples(DISCS), config, progress=False)
+    assert set(three["output"]) == {"final", "best_of_3"} and set(alone["output"]) == {"final"}
+    assert np.allclose(three[three["output"] == "final"]["iou"], alone["iou"])
+    answers = predict_with(method, config)(DISCS[:1], [make_prompts("point1", DISCS[0].masks, "listed/000")])[0]
+    assert answers["final"].shape == (1, 1, 48, 64) and answers["best_of_3"].shape == (1, 3, 48, 64)
+    overlaps = [
+        (guess & DISCS[0].masks[0]).sum() / (guess | DISCS[0].masks[0]).sum()
+        for guess in (answers["best_of_3"][0] > 0).numpy()
+    ]
+    first = three[(three["image"] == "000") & (three["output"] == "best_of_3")]["iou"].item()
+    assert first == pytest.approx(max(overlaps))
+
+
+def test_cached_embeddings_give_the_same_up_to_half_precision(tmp_path: Path) -> None:
+    method = build_method("zero_shot", small_sam())
+    config = replace(CONFIG, metrics=("mae",))
+    plain, _ = evaluate(predict_with(method, config), ListedSamples(DISCS), config, progress=False)
+    cache = EmbeddingCache(tmp_path)
+    for _ in range(2):
+        cached, _ = evaluate(predict_with(method, config, cache), ListedSamples(DISCS), config, progress=False)
+        assert np.abs(cached["mae"] - plain["mae"]).max() < 5e-3
+    assert len(list(tmp_path.rglob("*.npy"))) == len(DISCS)
+    lora = build_method("lora", small_sam())
+    evaluate(predict_with(lora, config, EmbeddingCache(tmp_path / "lora")), ListedSamples(DISCS), config, False)
+    assert not (tmp_path / "lora").exists()
+
+
+def test_out_of_memory_says_what_was_tried_and_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = build_method("zero_shot", small_sam())
+
+    def fail(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(method, "encode", fail)
+    config = replace(CONFIG, batch_size=4)
+    with pytest.raises(InputError, match="in prediction at batch_size 4, 64 px, .* 90 px: set batch_size 2"):
+        evaluate(predict_with(method, config), ListedSamples(DISCS), config, progress=False)
+
+
+# ---------------------------------------------------------------- mask prompts, and the baselines without a network
+
+
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (30, 300), (64, 64)])
+@pytest.mark.parametrize("mode", ["pad", "stretch"])
+def test_mask_prompt_lies_where_the_picture_does(size: tuple[int, int], mode: str) -> None:
+    y, x = np.mgrid[: size[0], : size[1]]
+    mask = ((y / size[0] - 0.5) ** 2 + (x / size[1] - 0.4) ** 2 < 0.1)[None]
+    preprocess = Preprocess(64, mode)
+    low = Preprocess(256, mode).inner_size(*size)
+    moved = model_prompts(make_prompts("mask", mask, "key", low_resolution=low), preprocess, size, 32).masks
+    assert moved.shape == (1, 1, 32, 32) and set(moved.unique().tolist()) <= {-8.0, 8.0}
+    there = preprocess.masks(mask, 32)[0, 0] > 0.5
+    found = moved[0, 0] > 0
+    assert (found & there).sum() / (found | there).sum() > 0.7  # its edges are noisy
+    height, width = (side // 2 for side in preprocess.inner_size(*size))
+    assert not found[height:].any() and not found[:, width:].any()
+
+
+def test_mask_prompt_of_a_very_long_picture() -> None:
+    long = Sample("long", "listed", "test", np.zeros((12, 400, 3), np.uint8), rectangle(2, 50, 9, 300, (12, 400))[None])
+    config = replace(CONFIG, prompt="mask", preprocess="pad", metrics=("iou",))
+    rows, _ = evaluate(
+        predict_with(build_method("zero_shot", small_sam()), config), ListedSamples([long]), config, progress=False
+    )
+    assert len(rows) == 1
+
+
+def test_ellipse_and_grabcut_are_measured_like_a_network() -> None:
+    rows, _ = evaluate(predict_classical("ellipse"), ListedSamples(DISCS), CONFIG, progress=False)
+    mask, row = DISCS[0].masks[0], rows.iloc[0]
+    columns, lines = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    guess = ellipse([columns[0], lines[0], columns[-1], lines[-1]], *mask.shape)
+    assert row["iou"] == pytest.approx((guess & mask).sum() / (guess | mask).sum())
+    assert (rows["iou"] > 0.9).all()  # discs are ellipses
+    cut, _ = evaluate(predict_classical("grabcut"), ListedSamples(DISCS[:2]), CONFIG, progress=False)
+    assert (cut["iou"] > 0.9).all()
+    with pytest.raises(InputError, match="grabcut needs a box"):
+        evaluate(predict_classical("grabcut"), ListedSamples(DISCS), replace(CONFIG, prompt="point1"), progress=False)

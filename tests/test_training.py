@@ -1,0 +1,402 @@
+"""The training loop: resume, schedules, accumulation, data order, the embedding cache, and how it fails."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from samtune import training
+from samtune.data.sample import Sample
+from samtune.embeddings import EmbeddingCache
+from samtune.errors import InputError
+from samtune.methods import Method, build_method
+from samtune.methods.decoder_tuning import DecoderTuning
+from samtune.training import TrainingConfig, TrainingResult, TrainingSamples, augment, learning_rate_factor, train
+from small_sam import ListedSamples, disc_sample, small_sam
+
+DISCS = ListedSamples([disc_sample(number) for number in range(5)])
+CONFIG = TrainingConfig(images=16, batch_size=2, device="cpu", precision="fp32", warm_up=0.0, checkpoint_every=3)
+
+
+def method_of(name: str = "decoder_tuning", seed: int = 0) -> Method:
+    torch.manual_seed(seed)
+    return build_method(name, small_sam())
+
+
+def run(method: Method, config: TrainingConfig = CONFIG, folder: Path | None = None, **options) -> TrainingResult:
+    return train(method, [(DISCS, "train")], config, folder, progress=False, **options)
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on training is interrupted (as by Ctrl-C) when it comes to `step`."""
+    original = training._step
+
+    def stop(*arguments: object) -> float:
+        if arguments[6] == step:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr(training, "_step", stop)
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("lora", {}),
+        ("decoder_tuning", {}),
+        ("lora", {"optimiser": "adamw", "weight_decay": 0.1, "augmentation": "flip_jitter", "schedule": "polynomial"}),
+        ("decoder_tuning", {"accumulate": 2}),
+    ],
+    ids=["lora", "decoder_tuning", "lora adamw jitter", "accumulated"],
+)
+def test_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
+    name: str, changes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, **changes)
+    whole = method_of(name)
+    expected = run(whole, config)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_at(5, patched)
+        run(method_of(name), config, tmp_path)
+    assert (tmp_path / "last.pt").is_file()
+    (tmp_path / "last.partial").write_bytes(b"a checkpoint that a kill cut short")
+    resumed = method_of(name, seed=1)  # LoRA's first weights differ: those of the checkpoint count
+    found = run(resumed, config, tmp_path)
+    assert same(resumed.trainable_state(), whole.trainable_state())
+    assert not same(resumed.trainable_state(), method_of(name).trainable_state())
+    assert found.curve == expected.curve and len(found.curve) == config.steps
+    assert not resumed.training and resumed.count_trainable() == whole.count_trainable()
+
+
+class Shaken(DecoderTuning):
+    """Draws from the global random numbers in every step, as dropout does."""
+
+    name = "shaken"
+
+    def decode(self, embedding: Tensor, prompts) -> dict[str, Tensor]:
+        prediction = super().decode(embedding, prompts)
+        return {"logits": prediction["logits"] + torch.randn(())}
+
+
+def test_global_random_numbers_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = run(Shaken(small_sam())).curve
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_at(5, patched)
+        run(Shaken(small_sam()), folder=tmp_path)
+    assert run(Shaken(small_sam()), folder=tmp_path).curve == expected
+
+
+def test_no_gradient_is_pending_where_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even when a batch without any object shifts the accumulation by one."""
+    samples = [disc_sample(number) for number in range(6)]
+    order = np.random.default_rng([0, 0]).permutation(6)
+    for place in (0, 1):  # the first batch of the first epoch
+        empty = samples[order[place]]
+        samples[order[place]] = replace(empty, masks=empty.masks[:0])
+    config = replace(CONFIG, images=24, accumulate=2, checkpoint_every=2)
+    whole, part = method_of(), method_of()
+    expected = train(whole, [(ListedSamples(samples), "train")], config, progress=False)
+    assert expected.dropped >= 2 and len(expected.curve) < config.steps
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_at(5, patched)
+        train(part, [(ListedSamples(samples), "train")], config, tmp_path, progress=False)
+    assert (tmp_path / "last.pt").is_file()
+    found = train(part, [(ListedSamples(samples), "train")], config, tmp_path, progress=False)
+    assert same(part.trainable_state(), whole.trainable_state())
+    assert (found.curve, found.dropped) == (expected.curve, expected.dropped)
+
+
+def test_training_learns_and_depends_on_its_seed_alone() -> None:
+    config = replace(CONFIG, images=64, learning_rate=3e-3, schedule="constant", augmentation="none", prompts=("box",))
+    first, second, other = method_of(), method_of(), method_of()
+    curve = run(first, config).curve
+    losses = [row["loss"] for row in curve]
+    assert np.mean(losses[-8:]) < np.mean(losses[:4]) - 0.1
+    assert curve[-1]["images"] == 64 and curve[0]["images"] == 2
+    torch.manual_seed(99)
+    assert run(second, config).curve == curve and same(first.trainable_state(), second.trainable_state())
+    assert run(other, replace(config, seed=1)).curve != curve
+
+
+def test_frozen_parts_stay_as_they_are() -> None:
+    method = method_of()
+    run(method)
+    tuned, fresh = method.sam.state_dict(), small_sam().state_dict()
+    changed = {name for name in fresh if not torch.equal(tuned[name], fresh[name])}
+    assert changed and all(name.startswith("mask_decoder.") for name in changed)
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def test_schedules_at_known_steps() -> None:
+    def at(schedule: str, step: int) -> float:
+        return learning_rate_factor(TrainingConfig(images=160, batch_size=1, schedule=schedule, warm_up=0.0), step)
+
+    assert [at("constant", step) for step in (0, 80, 159)] == [1, 1, 1]
+    assert [at("step", step) for step in (0, 99, 100, 159)] == [1, 1, 0.1, 0.1]  # epoch 10 of 16
+    assert at("polynomial", 0) == 1 and math.isclose(at("polynomial", 80), 0.5**0.9)
+    assert 0 < at("polynomial", 159) < 0.02
+    # Twenty epochs of eight steps: up in a straight line for ten, then halved every epoch.
+    assert math.isclose(at("slow_start", 40), 0.5) and math.isclose(at("slow_start", 80), 1.0)
+    assert math.isclose(at("slow_start", 88), 0.5) and math.isclose(at("slow_start", 104), 0.125)
+    assert at("slow_start", 0) > 0
+
+
+def test_warm_up_rises_in_a_straight_line() -> None:
+    config = TrainingConfig(images=100, batch_size=1, schedule="constant", warm_up=0.1)
+    assert [round(learning_rate_factor(config, step), 6) for step in range(12)] == [
+        0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0,
+    ]  # fmt: skip
+
+
+def test_curve_shows_the_rates_that_were_used() -> None:
+    config = replace(CONFIG, images=8, warm_up=0.5, learning_rate=2e-3, schedule="constant")
+    assert [row["learning_rate"] for row in run(method_of(), config).curve] == [1e-3, 2e-3, 2e-3, 2e-3]
+
+
+def test_steps_are_whole_batches_and_at_least_one() -> None:
+    assert TrainingConfig(images=7, batch_size=2).steps == 3 and TrainingConfig(images=1, batch_size=8).steps == 1
+
+
+# ---------------------------------------------------------------- batches and data
+
+
+class MeanLoss(DecoderTuning):
+    """A loss that is a plain mean over prompts and pixels, without random points."""
+
+    name = "mean_loss"
+
+    def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        target = torch.nn.functional.adaptive_avg_pool2d(masks, prediction["logits"].shape[-1])
+        return torch.nn.functional.binary_cross_entropy_with_logits(prediction["logits"], target)
+
+
+def test_accumulated_batches_equal_a_larger_one() -> None:
+    config = replace(CONFIG, images=8, batch_size=4, schedule="constant", prompts=("box",), optimiser="adamw")
+    large, small = MeanLoss(small_sam()), MeanLoss(small_sam())
+    expected = run(large, config).curve
+    found = run(small, replace(config, batch_size=2, accumulate=2)).curve
+    pairs = np.array([row["loss"] for row in found]).reshape(2, 2).mean(1)
+    assert np.allclose(pairs, [row["loss"] for row in expected], atol=2e-6)
+    for name, value in large.trainable_state().items():
+        # The keys' biases change nothing, so that Adam blows the rounding of their gradients up to full steps.
+        if not name.endswith("k_proj.bias"):
+            assert (value - small.trainable_state()[name]).abs().max() < 2e-5, name
+
+
+def test_order_of_data_does_not_depend_on_workers_or_batches() -> None:
+    curves = [run(method_of(), replace(CONFIG, workers=workers)).curve for workers in (0, 2)]
+    assert curves[0] == curves[1]
+    samples = TrainingSamples([(DISCS, "train")], 64, CONFIG)
+    again = TrainingSamples([(DISCS, "train")], 64, CONFIG)
+    for place in (13, 2, 13, 7):  # asked in any order
+        one, other = samples[place], again[place]
+        assert one["id"] == other["id"] and torch.equal(one["image"], other["image"])
+        assert torch.equal(one["masks"], other["masks"])
+        for field in ("boxes", "points"):
+            first, second = getattr(one["prompts"], field), getattr(other["prompts"], field)
+            assert (first is None and second is None) or torch.equal(first, second)
+
+
+def test_every_epoch_shows_every_picture_of_every_set_once() -> None:
+    other = ListedSamples([disc_sample(number + 10) for number in range(2)], "other")
+    samples = TrainingSamples([(DISCS, "train"), (other, "train")], 64, replace(CONFIG, images=22))
+    everything = {f"listed/{id}" for id in DISCS.ids("train")} | {f"other/{id}" for id in other.ids("train")}
+    epochs = [[samples[place]["id"] for place in range(first, first + 7)] for first in (0, 7, 14)]
+    assert all(set(epoch) == everything for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_one_batch_has_one_kind_of_prompt_and_kinds_take_turns() -> None:
+    samples = TrainingSamples([(DISCS, "train")], 64, replace(CONFIG, images=40, prompts=("box", "point3", "none")))
+    kinds = []
+    for step in range(20):
+        found = set()
+        for sample in (samples[2 * step], samples[2 * step + 1]):
+            prompts = sample["prompts"]
+            assert len(prompts) == len(sample["masks"])
+            found.add("box" if prompts.boxes is not None else "point" if prompts.points is not None else "none")
+        assert len(found) == 1
+        kinds += found
+    assert set(kinds) == {"box", "point", "none"}
+
+
+def test_prompts_lie_on_the_augmented_masks() -> None:
+    config = replace(CONFIG, augmentation="flip_jitter", prompts=("box+point5",), images=10)
+    samples = TrainingSamples([(DISCS, "train")], 64, config)
+    for place in range(10):
+        sample = samples[place]
+        for mask, box, points in zip(sample["masks"], sample["prompts"].boxes, sample["prompts"].points, strict=True):
+            mask = mask[0] > 0.5
+            assert all(mask[int(y), int(x)] for x, y in points)
+            rows, columns = torch.where(mask)
+            assert box.tolist() == [columns.min(), rows.min(), columns.max(), rows.max()]
+
+
+def test_augmented_masks_follow_their_picture() -> None:
+    sample = disc_sample(0)
+    flips = set()
+    for number in range(12):
+        for kind in ("flip", "flip_jitter"):
+            image, masks = augment(sample.image, sample.masks, kind, [number], "key")
+            assert image.shape == sample.image.shape and masks.shape == sample.masks.shape and masks.dtype == bool
+            if masks.sum() > 20:
+                assert image[masks[0]].mean() > image[~masks[0]].mean() + 40  # the disc is the bright part
+            if kind == "flip":
+                flips.add(bool((image == sample.image).all()))
+            again, _ = augment(sample.image, sample.masks, kind, [number], "key")
+            assert np.array_equal(again, image)
+    assert flips == {True, False}
+    assert augment(sample.image, sample.masks, "none", [0], "key")[0] is sample.image
+
+
+def test_no_more_objects_than_asked_for() -> None:
+    many = Sample("many", "many", "train", disc_sample(0).image, np.eye(48, 64, dtype=bool)[None].repeat(6, 0))
+    config = replace(CONFIG, target="instances", objects=4)
+    assert len(TrainingSamples([(ListedSamples([many]), "train")], 48, config)[0]["masks"]) <= 4
+
+
+# ---------------------------------------------------------------- the embedding cache
+
+
+def test_cached_embeddings_train_as_fresh_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh, cached, again = method_of(), method_of(), method_of()
+    config = replace(CONFIG, images=24, copies=2)
+    expected = [row["loss"] for row in run(fresh, config).curve]
+    cache = EmbeddingCache(tmp_path)
+    found = [row["loss"] for row in run(cached, config, cache=cache).curve]
+    assert abs(found[0] - expected[0]) < 2e-3 and np.abs(np.subtract(found, expected)).max() < 0.05
+    files = list(tmp_path.rglob("*.npy"))
+    assert 0 < len(files) <= 5 * 2 and all(np.load(file).dtype == np.float16 for file in files)
+    assert not list(tmp_path.rglob("*.partial"))
+
+    def nothing_to_encode(images: Tensor) -> Tensor:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(again, "encode", nothing_to_encode)
+    assert [row["loss"] for row in run(again, config, cache=EmbeddingCache(tmp_path)).curve] == found
+
+
+def test_cache_gives_the_embeddings_up_to_half_precision(tmp_path: Path) -> None:
+    method, cache = method_of(), EmbeddingCache(tmp_path)
+    images = list(torch.randn(3, 3, 64, 64))
+    with torch.no_grad():
+        expected = method.encode(torch.stack(images))
+    for _ in range(2):
+        found = cache.encode(method, images, "cpu")
+        assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-6, rtol=1e-3)
+    assert torch.equal(cache.encode(method, images[::-1], "cpu"), found.flip(0))
+
+
+def test_cache_never_takes_one_encoder_for_another(tmp_path: Path) -> None:
+    cache, image = EmbeddingCache(tmp_path), torch.randn(3, 64, 64)
+    for seed in range(4):  # each is gone, and its place in memory free, before the next comes
+        method = build_method("decoder_tuning", small_sam(seed))
+        with torch.no_grad():
+            expected = method.encode(image[None])
+        assert torch.allclose(cache.encode(method, [image], "cpu"), expected, atol=2e-3, rtol=1e-3)
+        del method
+
+
+def test_cache_is_refused_for_a_method_that_trains_its_encoder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lora trains its encoder"):
+        EmbeddingCache(tmp_path).encode(method_of("lora"), [torch.randn(3, 64, 64)], "cpu")
+    with_cache, without = method_of("lora"), method_of("lora")
+    run(with_cache, cache=EmbeddingCache(tmp_path))
+    run(without)
+    assert same(with_cache.trainable_state(), without.trainable_state()) and not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- failures
+
+
+def test_loss_that_is_no_number_stops_with_the_ids() -> None:
+    class Broken(DecoderTuning):
+        calls = 0
+
+        def loss(self, prediction: dict, masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
+            self.calls += 1
+            return super().loss(prediction, masks, generator) * (float("nan") if self.calls == 3 else 1.0)
+
+    method = Broken(small_sam())
+    samples = TrainingSamples([(DISCS, "train")], 64, CONFIG)
+    with pytest.raises(FloatingPointError, match="loss is nan at step 2") as error:
+        run(method)
+    assert all(samples[place]["id"] in str(error.value) for place in (4, 5))
+    assert all(torch.isfinite(value).all() for value in method.trainable_state().values())
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes."),
+        MemoryError("out of memory"),
+    ],
+    ids=["card", "machine", "python"],
+)
+def test_out_of_memory_says_what_was_tried_and_what_to_set(raised: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = method_of()
+
+    def fail(*arguments: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(method, "decode", fail)
+    with pytest.raises(InputError) as error:
+        run(method, replace(CONFIG, accumulate=3))
+    for part in ("out of memory", "batch_size 2, 64 px", "set batch_size 1 and accumulate 6"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = method_of()
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(method, "decode", fail)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run(method)
+
+
+def test_nothing_to_train_or_to_train_on() -> None:
+    with pytest.raises(InputError, match="zero_shot has nothing to train"):
+        run(method_of("zero_shot"))
+    nobody = ListedSamples([], "nobody")
+    with pytest.raises(InputError, match="nothing to train on: nobody train has no images"):
+        train(method_of(), [(nobody, "train")], CONFIG, progress=False)
+    sample = disc_sample(0)
+    empty = ListedSamples([replace(sample, masks=sample.masks[:0])])
+    with pytest.raises(InputError, match="every mask is empty"):
+        train(method_of(), [(empty, "train")], CONFIG, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("field", "known"), [("schedule", "slow_start"), ("augmentation", "flip_jitter"), ("optimiser", "adamw")]
+)
+def test_unknown_options_list_the_known_ones(field: str, known: str) -> None:
+    with pytest.raises(InputError, match=f"unknown {field} '{known}s'; known: {known}"):
+        TrainingConfig(images=1, **{field: f"{known}s"})
+
+
+def test_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
+    run(method_of("lora"), folder=tmp_path)
+    with pytest.raises(InputError, match=r"last\.pt does not fit"):
+        run(method_of("decoder_tuning"), folder=tmp_path)
+
+
+def test_default_device_is_the_cpu_without_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends, "mps", SimpleNamespace(is_available=lambda: False))
+    assert training.default_device("auto") == "cpu" and training.default_device("cuda:1") == "cuda:1"
