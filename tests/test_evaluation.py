@@ -252,7 +252,7 @@ def test_out_of_memory_says_what_was_tried_and_what_to_set(monkeypatch: pytest.M
 # ---------------------------------------------------------------- mask prompts, and the baselines without a network
 
 
-@pytest.mark.parametrize("size", [(48, 64), (64, 48), (30, 300), (64, 64)])
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (40, 120), (64, 64)])
 @pytest.mark.parametrize("mode", ["pad", "stretch"])
 def test_mask_prompt_lies_where_the_picture_does(size: tuple[int, int], mode: str) -> None:
     y, x = np.mgrid[: size[0], : size[1]]

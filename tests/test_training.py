@@ -115,16 +115,21 @@ def test_no_gradient_is_pending_where_a_checkpoint_is_written(tmp_path: Path, mo
     assert (found.curve, found.dropped) == (expected.curve, expected.dropped)
 
 
-def test_training_learns_and_depends_on_its_seed_alone() -> None:
-    config = replace(CONFIG, images=64, learning_rate=3e-3, schedule="constant", augmentation="none", prompts=("box",))
-    first, second, other = method_of(), method_of(), method_of()
-    curve = run(first, config).curve
+def test_training_learns() -> None:
+    config = replace(CONFIG, images=40, learning_rate=3e-3, schedule="constant", augmentation="none", prompts=("box",))
+    curve = run(method_of(), config).curve
     losses = [row["loss"] for row in curve]
-    assert np.mean(losses[-8:]) < np.mean(losses[:4]) - 0.1
-    assert curve[-1]["images"] == 64 and curve[0]["images"] == 2
+    assert np.mean(losses[-6:]) < np.mean(losses[:3]) - 0.1
+    assert curve[0]["images"] == 2 and curve[-1]["images"] == 40
+
+
+def test_training_depends_on_its_seed_alone() -> None:
+    config = replace(CONFIG, images=6)
+    first, second = method_of(), method_of()
+    curve = run(first, config).curve
     torch.manual_seed(99)
     assert run(second, config).curve == curve and same(first.trainable_state(), second.trainable_state())
-    assert run(other, replace(config, seed=1)).curve != curve
+    assert run(method_of(), replace(config, seed=1)).curve != curve
 
 
 def test_frozen_parts_stay_as_they_are() -> None:

@@ -145,7 +145,8 @@ def warm_up_prompts(sam: Sam, steps: int, seed: int, prompts: int = 64, progress
     generator = torch.Generator().manual_seed(seed * 8 + rank)
     parameters = [*sam.prompt_encoder.parameters(), *sam.mask_decoder.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1.5e-3, total_steps=steps, pct_start=0.1)
+    rise = 0.15 if steps == 10 else 0.1  # a rise of exactly one step makes OneCycleLR divide by zero
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1.5e-3, total_steps=steps, pct_start=rise)
     place = (torch.arange(sam.mask_size) + 0.5) * (size / sam.mask_size)
     width = sam.prompt_encoder.embed_dim
     curve = []

@@ -1,0 +1,213 @@
+"""The study: a smoke profile end to end on the small SAM, nothing run twice, and the rule for learning rates."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from samtune import study
+from samtune.errors import InputError
+from samtune.experiment import EvaluationCell
+from samtune.profile import Profile, load_profile
+from samtune.records import Record, read_records
+from samtune.study import (
+    backbone_hash,
+    cell_method,
+    choose_learning_rates,
+    executor,
+    mean_iou,
+    run_baselines,
+    run_nano_sam,
+    trained_method,
+    training_cell,
+)
+from small_sam import small_sam
+
+DATA = "synthetic-industrial"
+
+
+@pytest.fixture(autouse=True)
+def small_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "nano" is the small SAM, and results go to a folder of the test's own."""
+    monkeypatch.setattr(study, "load_sam", lambda backbone: small_sam())
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path / "results"))
+
+
+@pytest.fixture
+def profile() -> Profile:
+    """The smoke profile, measuring two images."""
+    smoke = load_profile("smoke")
+    return smoke.model_copy(update={"evaluation": smoke.evaluation.model_copy(update={"max_images": 2})})
+
+
+def test_baselines_of_a_smoke_profile_run_once(profile: Profile, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = tmp_path / "results" / "smoke"
+    records = run_baselines(profile, [DATA], [0])
+    assert [record.method for record in records] == ["zero_shot", "decoder_tuning", "lora"]
+    for record in records:
+        assert record.tables == ("baselines",) and record.dataset == DATA and record.precision == "fp32"
+        assert record.objects["image"].nunique() == 2 and set(record.objects["output"]) == {"final"}
+        assert record.objects[["iou", "boundary_iou", "dice"]].to_numpy().min() >= 0
+        assert record.extras["dropped"]["images without a mask"] == 0 and record.status == "done"
+    stored = {record.key: record for record in read_records(folder / "records")}
+    assert sorted(record.kind for record in stored.values()) == ["evaluation"] * 3 + ["training"] * 2
+    trainings = {record.method: record for record in stored.values() if record.kind == "training"}
+    for method, record in trainings.items():
+        assert [row["images"] for row in record.curve] == [2, 4] and record.images == 4
+        assert record.extras["trainable_parameters"] == study.build_method(method, small_sam()).count_trainable()
+        assert (folder / "checkpoints" / record.key / study.TUNED).is_file()
+    capsys.readouterr()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    again = run_baselines(profile, [DATA], [0])
+    assert "nothing to run" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+    assert [record.key for record in again] == [record.key for record in records]
+    # What is handed back as trained predicts as it was measured.
+    lora = trained_method(records[2], folder)
+    fresh = study.build_method("lora", small_sam())
+    assert any("lora_B" in name and value.any() for name, value in lora.trainable_state().items())
+    assert not any("lora_B" in name and value.any() for name, value in fresh.trainable_state().items())
+
+
+def test_nano_table_compares_with_ellipse_and_grabcut(profile: Profile) -> None:
+    records = run_nano_sam(profile, [DATA])
+    assert [(record.method, record.cell["prompt"]) for record in records] == [
+        ("zero_shot", "box"), ("zero_shot", "point1"), ("ellipse", "box"), ("grabcut", "box"),
+    ]  # fmt: skip
+    assert set(records[1].objects["output"]) == {"final", "best_of_3"}
+    counts = {len(record.objects[record.objects["output"] == "final"]) for record in records}
+    assert len(counts) == 1  # the same objects for all
+    assert all(record.objects[["box_w", "box_h"]].to_numpy().min() >= 16 for record in records)
+    assert mean_iou(records[2]) > 0.3
+
+
+def test_cell_alone_decides_a_trainings_result(profile: Profile, tmp_path: Path) -> None:
+    """Not what ran before it in the same process, so that a study that is killed and rerun ends alike."""
+    cell = training_cell(profile, "lora", DATA, 3, 1e-3, backbone_hash("nano"))
+    states = []
+    for number in range(2):
+        torch.rand(number)
+        states.append(cell_method(cell).trainable_state())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    other = cell_method(replace(cell, seed=4)).trainable_state()
+    assert not all(torch.equal(states[0][name], other[name]) for name in other)
+
+
+def test_training_resumes_in_its_folder(profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hyper = {"checkpoint_every": 1}
+    cell = training_cell(profile, "lora", DATA, 0, 1e-3, backbone_hash("nano"), **hyper)
+    expected = executor(profile)(cell, tmp_path / "whole")
+    original = study.train
+
+    def interrupted(method, sources, config, folder, cache):
+        original(method, sources, config, folder, cache)
+        raise KeyboardInterrupt  # after the last step, before anything of it is recorded
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(study, "train", interrupted)
+        executor(profile)(cell, tmp_path / "part")
+    assert (tmp_path / "part" / "last.pt").is_file() and not (tmp_path / "part" / study.TUNED).exists()
+    found = executor(profile)(cell, tmp_path / "part")
+    assert found.curve == expected.curve
+    assert (tmp_path / "part" / study.TUNED).read_bytes() == (tmp_path / "whole" / study.TUNED).read_bytes()
+
+
+def test_hyper_parameters_reach_training_and_method(
+    profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def spy(method, sources, config, folder, cache):
+        seen.update(method=method, config=config, sources=sources)
+        raise InputError("seen")
+
+    monkeypatch.setattr(study, "train", spy)
+    cell = training_cell(profile, "lora", DATA, 5, 3e-3, "", images=6, rank=2, alpha=4, optimiser="adamw")
+    with pytest.raises(InputError, match="seen"):
+        executor(profile)(cell, tmp_path)
+    config, method = seen["config"], seen["method"]
+    assert (config.images, config.batch_size, config.learning_rate, config.seed) == (6, 2, 3e-3, 5)
+    assert (config.prompts, config.target, config.preprocess) == (("box", "point10"), "union", "stretch")
+    assert (config.optimiser, config.device, config.precision) == ("adamw", "cpu", "fp32")
+    assert method.sam.get_submodule("image_encoder.blocks.0.attn.v_proj").scaling["default"] == 2.0
+    assert [(dataset.name, split) for dataset, split in seen["sources"]] == [(DATA, "train")]
+
+
+# ---------------------------------------------------------------- learning rates
+
+
+def faked_records(scores: dict[float, float], asked: list[EvaluationCell]):
+    """A stand-in for `run_cells`: every image has the score of the cell's learning rate, plus its prompt's share."""
+
+    def run(cells, results, execute):
+        records = []
+        for cell in cells:
+            asked.append(cell)
+            rate = dict(cell.training.hyper)["learning_rate"]
+            shift = {"box": 0.1, "point10": -0.1}[cell.prompt] + (0.2 if cell.method == "lora" and rate > 5e-3 else 0)
+            objects = pd.DataFrame({"image": ["a", "a", "b"], "output": "final", "iou": scores[rate] + shift})
+            records.append(Record(cell.key(), "evaluation", {}, objects=objects))
+        return records
+
+    return run
+
+
+def test_best_rate_on_validation_is_chosen_and_ties_take_the_smaller(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = profile.model_copy(update={"learning_rates": (1e-2, 1e-4, 1e-3), "images": 100})
+    asked: list[EvaluationCell] = []
+    monkeypatch.setattr(study, "run_cells", faked_records({1e-4: 0.5, 1e-3: 0.5, 1e-2: 0.4}, asked))
+    chosen = choose_learning_rates(profile, [DATA], ["decoder_tuning", "lora"], ["box", "point10"], "hash")
+    assert chosen == {(DATA, "decoder_tuning"): 1e-4, (DATA, "lora"): 1e-2}
+    assert len(asked) == 2 * 3 * 2
+    for cell in asked:
+        assert (cell.split, cell.seed, cell.training.images, cell.weights_hash) == ("val", 0, 20, "hash")
+        assert cell.tables[0].startswith("learning_rates:")
+
+
+def test_grid_of_one_rate_is_not_run(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing_to_run(*arguments: object) -> list:
+        raise AssertionError("run")
+
+    monkeypatch.setattr(study, "run_cells", nothing_to_run)
+    assert choose_learning_rates(profile, ["a", "b"], ["lora"], ["box"], "") == {
+        ("a", "lora"): 1e-3,
+        ("b", "lora"): 1e-3,
+    }
+
+
+def test_chosen_rates_are_those_that_the_main_cells_train_with(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = {(DATA, "decoder_tuning"): 2e-3, (DATA, "lora"): 7e-4}
+    monkeypatch.setattr(study, "choose_learning_rates", lambda *arguments: rates)
+    asked: list[EvaluationCell] = []
+    monkeypatch.setattr(study, "run_cells", lambda cells, *rest: asked.extend(cells) or [])
+    run_baselines(profile, [DATA], [0, 1])
+    found = {(cell.dataset, cell.method, dict(cell.training.hyper)["learning_rate"]) for cell in asked if cell.training}
+    assert found == {(*place, rate) for place, rate in rates.items()}
+    assert {(cell.split, cell.max_images) for cell in asked} == {("test", 2)}
+    assert sorted((cell.method, cell.seed) for cell in asked) == [
+        (method, seed) for method in ("decoder_tuning", "lora", "zero_shot") for seed in (0, 1)
+    ]
+
+
+def test_mean_iou_is_over_objects_then_over_images() -> None:
+    objects = pd.DataFrame(
+        {
+            "image": ["a", "a", "b", "b"],
+            "output": ["final", "final", "final", "draft"],
+            "iou": [0.2, 0.4, 0.9, 0.0],
+        }
+    )
+    assert mean_iou(Record("k", "evaluation", {}, objects=objects)) == pytest.approx((0.3 + 0.9) / 2)
+
+
+def test_backbone_hash_is_that_of_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = backbone_hash("nano")
+    assert first == backbone_hash("nano") and len(first) == 12
+    monkeypatch.setattr(study, "load_sam", lambda backbone: small_sam(1))
+    assert backbone_hash("nano") != first
