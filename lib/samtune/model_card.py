@@ -62,12 +62,15 @@ def ship_lora(folder: Path, images: int, dataset: str = "synthetic-industrial") 
 
 def write_card(sam: Sam, state: Mapping[str, Any], config: Pretraining, records: Sequence[Record]) -> Path:
     """`assets/nano_sam.md`: data, steps, hardware, scores (from `records` of table nano_sam), use and licence."""
+    size = config.stages[min(state["stage"], len(config.stages) - 1)].image_size
     stages = "\n".join(
         f"| {stage.image_size} | {stage.steps} | {stage.batch} | {stage.learning_rate:g} |"
         f" {'falls to 0' if stage.decay else 'constant'} |"
         for stage in config.stages
     )
-    scores = "\n".join(f"| {' | '.join(row)} |" for row in score_rows(records))
+    scores = "\n".join(f"| {' | '.join(row)} |" for row in score_rows(records)) or "| not run | | | | |"
+    latest = state["validation"][-1] if state["validation"] else {}
+    validation = ", ".join(f"{name} {value:.3f}" for name, value in latest.items() if name != "pictures")
     text = f"""# Nano SAM
 
 A small SAM from segment_anything's own classes: {sum(p.numel() for p in sam.parameters()):,} parameters,
@@ -99,8 +102,12 @@ Mean IoU over objects of at least 16 x 16 pixels at original resolution (mean an
 |---|---|---|---|---|
 {scores}
 
-The learning curve is in `results/cpu/figures/nano_sam_learning_curve.png`.
+On validation pictures (one true box; one click, best of three masks), after {latest.get("pictures", 0):,} pictures at
+{size} pixels a side: {validation or "not run"}.
+
+The learning curve: [nano_sam_learning_curve.png](nano_sam_learning_curve.png).
 """
+    learning_curve(state).savefig(asset(NANO).with_name("nano_sam_learning_curve.png"), dpi=100)
     path = asset(NANO).with_suffix(".md")
     path.write_text(text, encoding="utf-8")
     return path
@@ -130,14 +137,14 @@ def learning_curve(state: Mapping[str, Any], window: int = 50) -> Picture:
         axes[0].plot(curve.index, smooth, color=palette[name], label=name)
     axes[0].set_xlabel("step")
     axes[0].set_ylabel("IoU at low resolution")
-    axes[0].legend()
     validation = pd.DataFrame(state["validation"])
     if len(validation):
         columns = [name for name in validation if name != "pictures"]
         palette = colours(columns)
         for name in columns:
             axes[1].plot(validation["pictures"] / 1000, validation[name], marker="o", color=palette[name], label=name)
-        axes[1].legend()
     axes[1].set_xlabel("thousand pictures seen")
     axes[1].set_ylabel("IoU at original resolution")
+    for axis in axes:
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
     return figure
