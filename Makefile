@@ -42,7 +42,7 @@ results: setup
 
 test: setup
 	$(BIN)/ruff check .
-	$(PYTEST)
+	$(PYTEST) --dist loadfile
 	$(PYTEST) --nbval-lax --nbval-current-env --dist loadscope notebooks
 
 lab: setup

@@ -31,10 +31,12 @@ def random_state() -> dict[str, Tensor]:
         value = torch.randn(shape, generator=generator)
         if len(shape) == 1:
             value = 0.1 * value + (1.0 if name.endswith("weight") else 0.0)  # norms, biases
-        elif not any(part in name for part in ("pos_embed", "_token", "point_embed", "mask_embed", "gaussian_matrix")):
+        elif not any(
+            part in name for part in ("pos_embed", "iou_token", "mask_tokens", "point_", "no_mask", "gaussian")
+        ):
             value /= (value.numel() / shape[0]) ** 0.5
         if "output_hypernetworks_mlps" in name and ".layers.2." in name:
-            value *= 8  # logits of several units, as a trained decoder's
+            value *= 2  # logits of more than a unit
         state[name] = value
     return state
 
