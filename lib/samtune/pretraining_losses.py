@@ -18,7 +18,7 @@ MaskLoss = Callable[[Tensor, Tensor], Tensor]
 MASK_VALUE = 8.0  # what foreground is in a mask prompt; background is its negative
 
 
-def mask_loss(logits: Tensor, target: Tensor, boxes: Tensor | None = None) -> Tensor:
+def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy inside the object's surroundings and outside, each averaged apart, plus Dice -> `(P,)`.
 
     `logits`, `target` (in [0, 1]) `(P, h, w)`. The surroundings are the box grown by a quarter (at least 2 pixels):
