@@ -16,6 +16,7 @@ from samtune.data.duplicates import (
     perceptual_hash,
 )
 from samtune.data.listed import ListedDataset
+from samtune.data.sample import Sample
 from samtune.data.splits import by_split, hashed_validation, make_split
 from samtune.errors import InputError
 
@@ -79,8 +80,13 @@ def test_hashed_validation_is_the_documented_formula_and_ignores_company():
     assert 0.04 < share < 0.06
 
 
+class Toy(ListedDataset):
+    def load(self, id: str) -> Sample:
+        return Sample(id, self.name, self.split_of(id), np.zeros((4, 4, 3), np.uint8), np.ones((1, 4, 4), bool))
+
+
 def test_listed_data_set():
-    dataset = ListedDataset("toy", {"train": ["b", "a"], "test": ["c"]}, {"empty mask": 2, "missing": 0})
+    dataset = Toy("toy", {"train": ["b", "a"], "test": ["c"]}, {"empty mask": 2, "missing": 0})
     assert dataset.ids("train") == ["a", "b"] and dataset.ids("val") == [] and dataset.dropped == {"empty mask": 2}
     assert dataset.split_of("c") == "test"
     with pytest.raises(InputError, match="toy has no sample 'd'"):
@@ -88,7 +94,10 @@ def test_listed_data_set():
     with pytest.raises(InputError, match="unknown split 'tset'; known: test"):
         dataset.ids("tset")
     with pytest.raises(InputError, match="listed twice"):
-        ListedDataset("toy", {"train": ["a"], "test": ["a"]})
+        Toy("toy", {"train": ["a"], "test": ["a"]})
+    assert dataset.load("c").split == "test"
+    with pytest.raises(TypeError, match="abstract"):
+        ListedDataset("toy", {})
 
 
 def scene(seed: int, height: int = 90, width: int = 120) -> np.ndarray:

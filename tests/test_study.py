@@ -168,6 +168,14 @@ def test_best_rate_on_validation_is_chosen_and_ties_take_the_smaller(
         assert cell.tables[0].startswith("learning_rates:")
 
 
+def test_without_a_number_of_images_training_takes_the_papers_epochs(profile: Profile) -> None:
+    paper = profile.model_copy(update={"images": None})
+    epoch = len(study.open_dataset(DATA).ids("train"))
+    assert training_cell(paper, "lora", DATA, 0, 1e-3, "").images == 16 * epoch
+    assert training_cell(profile, "lora", DATA, 0, 1e-3, "").images == profile.images
+    assert training_cell(paper, "lora", DATA, 0, 1e-3, "", 1).images == profile.batch_size
+
+
 def test_grid_of_one_rate_is_not_run(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing_to_run(*arguments: object) -> list:
         raise AssertionError("run")

@@ -169,6 +169,9 @@ def test_curve_shows_the_rates_that_were_used() -> None:
 
 def test_steps_are_whole_batches_and_at_least_one() -> None:
     assert TrainingConfig(images=7, batch_size=2).steps == 3 and TrainingConfig(images=1, batch_size=8).steps == 1
+    # A group that is not full would take no optimiser step: its pictures are not asked for.
+    assert TrainingConfig(images=7, batch_size=2, accumulate=2).steps == 2
+    assert TrainingConfig(images=1, batch_size=2, accumulate=3).steps == 3
 
 
 # ---------------------------------------------------------------- batches and data
@@ -263,6 +266,12 @@ def test_augmented_masks_follow_their_picture() -> None:
     assert augment(sample.image, sample.masks, "none", [0], "key")[0] is sample.image
 
 
+def test_one_copy_means_no_augmentation() -> None:
+    plain = TrainingSamples([(DISCS, "train")], 64, replace(CONFIG, augmentation="none"))
+    single = TrainingSamples([(DISCS, "train")], 64, replace(CONFIG, augmentation="flip_jitter", copies=1))
+    assert all(torch.equal(plain[place]["image"], single[place]["image"]) for place in range(5))
+
+
 def test_no_more_objects_than_asked_for() -> None:
     masks = np.concatenate([disc_sample(number).masks for number in range(6)])
     many = ListedSamples([replace(disc_sample(0), masks=masks, object_class=())])
@@ -303,6 +312,14 @@ def test_cache_gives_the_embeddings_up_to_half_precision(tmp_path: Path) -> None
         found = cache.encode(method, images, "cpu")
         assert found.dtype == torch.float32 and torch.allclose(found, expected, atol=1e-6, rtol=1e-3)
     assert torch.equal(cache.encode(method, images[::-1], "cpu"), found.flip(0))
+
+
+def test_cache_never_takes_one_precision_for_another(tmp_path: Path) -> None:
+    method, cache, image = method_of(), EmbeddingCache(tmp_path), torch.randn(3, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = cache.encode(method, [image], "cpu")
+    assert not torch.equal(cache.encode(method, [image], "cpu"), rough)
+    assert len(list(tmp_path.rglob("*.npy"))) == 2
 
 
 def test_cache_never_takes_one_encoder_for_another(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from samtune.sam.checkpoints import weights_hash
 class EmbeddingCache:
     """`encode` as the method does, but each preprocessed picture only once.
 
-    The key is the content: the picture's pixels after preprocessing (and augmentation), and the encoder's weights.
+    The key is the content: the picture's pixels after preprocessing (and augmentation), the encoder's weights, and
+    the precision that autocast is set to.
     Values are kept as float16, which decoders do not notice. Only for methods whose `frozen_encoder` is true.
     """
 
@@ -34,16 +35,19 @@ class EmbeddingCache:
         encoder = method.sam.image_encoder
         if encoder not in self._weights:
             self._weights[encoder] = weights_hash(encoder)
-        paths = [self._path(image, self._weights[encoder]) for image in images]
+        kind = torch.device(device).type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        paths = [self._path(image, f"{self._weights[encoder]} {precision}") for image in images]
         missing = [index for index, path in enumerate(paths) if not path.is_file()]
         if missing:
             fresh = method.encode(torch.stack([images[index] for index in missing]).to(device))
             for index, embedding in zip(missing, fresh, strict=True):
                 self._write(paths[index], embedding)
-        return torch.stack([torch.from_numpy(np.load(path)) for path in paths]).float().to(device)
+        # Made float32 one by one: a CPU's autocast cannot stack float16.
+        return torch.stack([torch.from_numpy(np.load(path)).float() for path in paths]).to(device)
 
-    def _path(self, image: Tensor, weights: str) -> Path:
-        digest = hashlib.sha256(weights.encode())
+    def _path(self, image: Tensor, encoder: str) -> Path:
+        digest = hashlib.sha256(encoder.encode())
         digest.update(image.contiguous().numpy().tobytes())
         name = digest.hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.npy"

@@ -197,10 +197,14 @@ def _is_table(differences: np.ndarray | Sequence[np.ndarray]) -> bool:
 
 def _resampled_means(table: np.ndarray, n: int, generator: np.random.Generator) -> np.ndarray:
     """Means of `n` resamples of rows and columns, through how often each row and column is drawn."""
-    rows, columns = table.shape
-    row_counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=n)
-    column_counts = generator.multinomial(columns, np.full(columns, 1 / columns), size=n)
-    return ((row_counts @ table) * column_counts).sum(axis=1) / table.size
+    row_counts, column_counts = (_draw_counts(side, n, generator) for side in table.shape)
+    return np.einsum("nc,nc->n", row_counts @ table, column_counts) / table.size
+
+
+def _draw_counts(side: int, n: int, generator: np.random.Generator) -> np.ndarray:
+    """How often each of `side` things comes up in `side` draws with replacement, `n` times over: float `(n, side)`."""
+    draws = generator.integers(side, size=(n, side)) + side * np.arange(n)[:, None]
+    return np.bincount(draws.ravel(), minlength=n * side).reshape(n, side).astype(float)
 
 
 def _masks(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

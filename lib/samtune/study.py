@@ -130,7 +130,8 @@ def choose_learning_rates(
     for dataset in datasets:
         for method in methods:
             for rate in grid:
-                training = training_cell(profile, method, dataset, 0, rate, hash, images=profile.images // GRID_SHARE)
+                images = images_seen(profile, method, dataset) // GRID_SHARE
+                training = training_cell(profile, method, dataset, 0, rate, hash, images)
                 for prompt in prompts:
                     cells[dataset, method, rate, prompt] = training.evaluation(
                         dataset, split="val", prompt=prompt, tables=(f"learning_rates:{rate:g}",)
@@ -153,13 +154,18 @@ def training_cell(
         (dataset,),
         profile.backbone,
         seed,
-        max(images or profile.images, profile.batch_size),
+        max(images or images_seen(profile, method, dataset), profile.batch_size),
         profile.preprocess,
         "box,point10",
         "union",
         {"learning_rate": rate, "batch_size": profile.batch_size} | hyper,
         hash,
     )
+
+
+def images_seen(profile: Profile, method: str, dataset: str) -> int:
+    """Images that a training sees: the profile's number, or, where that is null, the epochs of the method's paper."""
+    return profile.images or METHODS[method].epochs * len(open_dataset(dataset).ids("train"))
 
 
 def run_baselines(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:

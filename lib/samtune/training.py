@@ -33,7 +33,8 @@ class TrainingConfig:
     """`images` seen in all, in batches of `batch_size` accumulated `accumulate` times before an optimiser step.
 
     `prompts` are drawn evenly, one kind a batch. `schedule` is one of `SCHEDULES`. `objects`: the most masks taken of
-    an image. `copies`: of a frozen encoder, how many fixed augmented copies of an image the embedding cache holds.
+    an image. `copies`: how many fixed augmented copies of an image there are, for the sake of the embedding cache of
+    frozen encoders; 1 means no augmentation.
     """
 
     images: int
@@ -67,8 +68,8 @@ class TrainingConfig:
 
     @property
     def steps(self) -> int:
-        """Batches in all; at least one."""
-        return max(1, self.images // self.batch_size)
+        """Batches in all: whole groups of `accumulate`, at least one, so that every gradient is used."""
+        return max(1, self.images // (self.batch_size * self.accumulate)) * self.accumulate
 
 
 @dataclass
@@ -128,7 +129,7 @@ class TrainingSamples(TorchDataset):
         image, masks = augment(
             sample.image,
             target_masks(sample, self.config.target),
-            self.config.augmentation,
+            self.config.augmentation if self.config.copies > 1 else "none",
             [self.config.seed, copy],
             key,
         )

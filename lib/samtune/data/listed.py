@@ -1,5 +1,6 @@
 """The base of loaders that know all their ids up front."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 from samtune.data.sample import Sample
@@ -8,7 +9,7 @@ from samtune.errors import InputError, unknown
 SPLITS = ("train", "val", "test")
 
 
-class ListedDataset:
+class ListedDataset(ABC):
     """A data set whose ids per split are known before any image is opened; subclasses write `load`.
 
     A split that the set does not have is an empty list; `dropped` counts what the listing left out, by reason.
@@ -36,6 +37,6 @@ class ListedDataset:
             raise InputError(f"{self.name} has no sample {id!r} (it has {len(known)}, e.g. {', '.join(known[:3])})")
         return self._split_of[id]
 
+    @abstractmethod
     def load(self, id: str) -> Sample:
         """Read one sample."""
-        raise NotImplementedError

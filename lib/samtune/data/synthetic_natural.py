@@ -135,8 +135,16 @@ def _plan(rng: Generator, size: int, horizon: float | None) -> list[tuple[str, f
 
 
 def _paint(
-    rng: Generator, painting: _Painting, kind: str, side: float, x: float, y: float, palette: np.ndarray | None,
-    nearness: float, index: int, part_count: int,
+    rng: Generator,
+    painting: _Painting,
+    kind: str,
+    side: float,
+    x: float,
+    y: float,
+    palette: np.ndarray | None,
+    nearness: float,
+    index: int,
+    part_count: int,
 ) -> tuple[Extent, list[Extent]]:
     """Paint one object as number `index`; returns what it covers, and what its parts cover."""
     size = painting.image.shape[0]
