@@ -58,11 +58,16 @@ def printed(path: Path) -> str:
 
 
 def test_run_passes_parameters_streams_output_and_writes_a_page(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    source = write_notebook(tmp_path, "import os\nprint(parameters.steps, parameters.datasets, os.getcwd() + '/lib')")
+    source = write_notebook(
+        tmp_path,
+        "import os\nprint(parameters.steps, parameters.datasets, os.getcwd() + '/lib')",
+        "from tqdm.auto import tqdm\nprint('before', [n for n in tqdm(range(3), 'a bar')], 'after')",
+    )
     values = {"steps": 7, "datasets": '["magnetic-tile", "neu-seg"]'}
     output = run_notebook(source, parameters=values, output=tmp_path / "out" / "run.ipynb")
     assert output == tmp_path / "out" / "run.ipynb"
-    assert "7 ['magnetic-tile', 'neu-seg']" in printed(output)
+    assert "7 ['magnetic-tile', 'neu-seg']" in printed(output) and "before [0, 1, 2] after" in printed(output)
+    assert not re.search("a bar: +0%|widget-view", output.read_text())  # nobody wants to read a bar at 0%
     assert f"{repository_root()}/lib" in capfd.readouterr().out  # the kernel's working directory, streamed as printed
     assert str(repository_root()) not in output.read_text()  # paths of this machine do not stay in results
     page = output.with_suffix(".html").read_text()

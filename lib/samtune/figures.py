@@ -53,7 +53,7 @@ STYLE = {
     "svg.hashsalt": "samtune",
 }  # fmt: skip
 DPI = 144
-LONGEST = 300  # pixels of the longer side of a picture inside a figure
+LONGEST = 200  # pixels of the longer side of a picture inside a figure
 
 
 @dataclass(frozen=True)

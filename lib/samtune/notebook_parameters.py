@@ -23,11 +23,7 @@ ProfileName = Annotated[str, AfterValidator(_known_profile)]
 class NotebookParameters(BaseModel):
     """Base of a notebook's parameters: a subclass names each with its type, and no defaults (the notebook has them).
 
-        class TourParameters(NotebookParameters):
-            profile: ProfileName
-            datasets: list[str]
-
-        parameters = TourParameters.from_notebook(globals())
+        parameters = StartHere.from_notebook(globals())
 
     Types are strict: no number passes as text nor text as a number; an int is good where a float is due. Only lists may
     come as text, JSON or YAML, as `papermill -p datasets '["magnetic-tile"]'` hands them over.
@@ -79,6 +75,23 @@ class NotebookParameters(BaseModel):
         if error["type"].endswith(("_type", "_parsing", "literal_error")) and name in cls.model_fields:
             return f"{found}: expected {_describe(cls.model_fields[name].annotation)}"
         return f"{found}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+class StartHere(NotebookParameters):
+    """Parameters of `00_start_here`."""
+
+    profile: ProfileName
+    datasets: list[str]
+    seeds: list[int]
+
+
+class TrainNanoModels(NotebookParameters):
+    """Parameters of `90_train_nano_models`."""
+
+    profile: ProfileName
+    datasets: list[str]
+    train: bool
+    ship: bool
 
 
 def _injected_names(namespace: dict[str, Any]) -> set[str]:

@@ -20,6 +20,8 @@ from samtune.notebook_page import write_page
 from samtune.paths import repository_root, resolve, results_root
 from samtune.profile import load_profile
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 # Loaded before any fork: only the bare call is left for the child to make.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -69,7 +71,7 @@ def run_notebook(
     started = time.monotonic()
     code, tail = _papermill(source, output, values)
     if output.is_file():
-        _forget_machine(output)
+        _tidy(output)
     if code != 0:
         raise NotebookError(_failure(source, output, code, tail, known))
 
@@ -153,13 +155,19 @@ def _failure(source: Path, output: Path, code: int, tail: list[str], known: dict
     return f"{name}: papermill failed: {tail[-1] if tail else f'exit code {code}'}; {saved}"
 
 
-def _forget_machine(notebook: Path) -> None:
-    """Paths under the repository, as warnings and traces print them, are made relative to it: results are committed."""
+def _tidy(path: Path) -> None:
+    """What makes an executed notebook fit to be committed: without its progress bars, which a reader would see at 0%,
+    and without the machine's paths: those under the repository are made relative to it."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if outputs := cell.get("outputs"):
+            cell.outputs = [one for one in outputs if WIDGET not in one.get("data", {})]
+    text = nbformat.writes(notebook)
     root = repository_root()
-    if root == Path(root.anchor):
-        return
-    inside = json.dumps(f"{root}/")[1:-1]  # as it stands in the file: JSON escapes
-    notebook.write_text(notebook.read_text(encoding="utf-8").replace(inside, ""), encoding="utf-8")
+    if root != Path(root.anchor):
+        text = text.replace(json.dumps(f"{root}/")[1:-1], "")  # as it stands in the file: JSON escapes
+    path.write_text(text, encoding="utf-8")
 
 
 def _short(path: Path) -> str:
