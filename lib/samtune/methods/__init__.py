@@ -6,6 +6,7 @@ from samtune.errors import unknown
 from samtune.methods.decoder_tuning import DecoderTuning
 from samtune.methods.lora import Lora
 from samtune.methods.method import Method
+from samtune.methods.spt import SPT
 from samtune.methods.zero_shot import ZeroShot
 from samtune.sam.build import Sam
 
@@ -13,6 +14,7 @@ METHODS: dict[str, type[Method]] = {
     "zero_shot": ZeroShot,
     "decoder_tuning": DecoderTuning,
     "lora": Lora,
+    "spt": SPT,
 }
 
 

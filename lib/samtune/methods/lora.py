@@ -13,7 +13,7 @@ from samtune.methods.method import Method
 from samtune.sam.build import Sam
 
 ENCODER = r"image_encoder\.blocks\.\d+\.attn\.(q_proj|v_proj)"
-DECODER = r"mask_decoder\.transformer\..*\.(q_proj|v_proj)"
+DECODER = r"(mask|draft)_decoder\.transformer\..*\.(q_proj|v_proj)"
 
 
 def add_lora(sam: Sam, rank: int, alpha: float, encoder: bool = True, decoder: bool = True) -> Sam:

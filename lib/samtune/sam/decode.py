@@ -16,8 +16,12 @@ class BatchedMaskDecoder(MaskDecoder):
         image_pe: Tensor,
         sparse_prompt_embeddings: Tensor,
         dense_prompt_embeddings: Tensor,
+        **adapter: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings `(1, C, h, w)` or `(P, C, h, w)`, prompts of P -> masks `(P, 4, 4h, 4w)`, IoU `(P, 4)`."""
+        """Embeddings `(1, C, h, w)` or `(P, C, h, w)`, prompts of P -> masks `(P, 4, 4h, 4w)`, IoU `(P, 4)`.
+
+        `adapter`: what an adapted transformer takes besides (SPT's relation).
+        """
         prompts = len(sparse_prompt_embeddings)
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(prompts, -1, -1), sparse_prompt_embeddings], dim=1)
@@ -25,7 +29,7 @@ class BatchedMaskDecoder(MaskDecoder):
         position = image_pe.expand(prompts, -1, -1, -1)
         batch, channels, height, width = source.shape
 
-        tokens, source = self.transformer(source, position, tokens)
+        tokens, source = self.transformer(source, position, tokens, **adapter)
         mask_tokens = tokens[:, 1 : 1 + self.num_mask_tokens]
         source = source.transpose(1, 2).reshape(batch, channels, height, width)
         upscaled = self.output_upscaling(source)

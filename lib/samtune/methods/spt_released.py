@@ -1,0 +1,63 @@
+"""The checkpoints that SPT's authors released, read into our `SPT`.
+
+Their names are crossed: `mask_decoder` makes the draft, `draft_decoder` the final mask. The encoder's LoRA adapts the
+fused qkv matrix: rows [q; v] of `lora_A (2r, C)` and `lora_B (2C, r)`; gamma is `lora_sim_scale` in each block.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from samtune.errors import InputError
+from samtune.methods.spt import SPT
+from samtune.sam.attention import split_qkv
+from samtune.sam.build import Sam
+from samtune.sam.checkpoints import read_state
+
+CROSSED = {"mask_decoder": "draft_decoder", "draft_decoder": "mask_decoder"}
+
+
+def load_released(path: Path, sam: Sam) -> SPT:
+    """SPT with the values of a released checkpoint, on `sam`, which must hold the pre-trained weights it was tuned on.
+
+    The file may hold the adapted values alone or all of the model's. Raises `InputError` when it is no such checkpoint,
+    when names or shapes do not fit `sam`, or when its pre-trained part differs from `sam`'s.
+    """
+    state = {name.removeprefix("module."): value for name, value in read_state(path).items()}
+    adapted = {name: value for name, value in state.items() if "lora_" in name}
+    first = next((value for name, value in adapted.items() if name.endswith("q_proj.lora_A")), None)
+    if first is None or not any(name.endswith("lora_sim_scale") for name in adapted):
+        raise InputError(f"{path} is no checkpoint of SPT's authors: it lacks lora_A or lora_sim_scale")
+    _check_pretrained(path, {name: value for name, value in state.items() if name not in adapted}, sam)
+    spt = SPT(sam, rank=len(first))
+    spt.load_trainable_state(convert_released(adapted), str(path))
+    return spt.eval()
+
+
+def convert_released(adapted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Their names and layout of the adapted values to those of `SPT.trainable_state`."""
+    converted = {}
+    for name, value in adapted.items():
+        part, _, rest = name.partition(".")
+        place = f"sam.{CROSSED.get(part, part)}.{rest}"
+        if scale := re.fullmatch(r"(.*\.transformer)\.layers\.(\d+)\.lora_sim_scale", place):
+            converted[f"{scale[1]}.relation_scales.{scale[2]}"] = value
+            continue
+        layer, _, factor = place.rpartition(".")
+        if layer.endswith(".attn.qkv"):
+            for projection, half in zip(("q_proj", "v_proj"), value.chunk(2), strict=True):
+                converted[f"{layer.removesuffix('qkv')}{projection}.{factor}.default.weight"] = half.clone()
+        else:
+            converted[f"{layer}.{factor}.default.weight"] = value
+    return converted
+
+
+def _check_pretrained(path: Path, pretrained: dict[str, Tensor], sam: Sam) -> None:
+    """Both of their decoders hold the weights of SAM's one."""
+    expected = sam.state_dict()
+    for name, value in split_qkv(pretrained).items():
+        ours = expected.get(name.replace("draft_decoder.", "mask_decoder."))
+        if ours is not None and not (ours.shape == value.shape and torch.equal(ours, value.to(ours))):
+            raise InputError(f"{path} was tuned on other weights than these of {sam.backbone}: {name} differs")
