@@ -237,6 +237,39 @@ def test_cached_embeddings_give_the_same_up_to_half_precision(tmp_path: Path) ->
     assert not (tmp_path / "lora").exists()
 
 
+def test_one_kind_of_prompt_after_another_encodes_a_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = build_method("lora", small_sam())
+    config = replace(CONFIG, metrics=("mae",))
+    expected = {}
+    for prompt in ("box", "point1"):
+        own = replace(config, prompt=prompt)
+        expected[prompt] = evaluate(predict_with(method, own), ListedSamples(DISCS), own, progress=False)[0]
+    encoded = []
+    encode = method.encode
+    monkeypatch.setattr(method, "encode", lambda images: encoded.extend(images) or encode(images))
+    known: dict = {}
+    for prompt in ("box", "point1"):
+        own = replace(config, prompt=prompt)
+        found, _ = evaluate(predict_with(method, own, known=known), ListedSamples(DISCS), own, progress=False)
+        assert np.array_equal(found["mae"], expected[prompt]["mae"])
+    assert len(encoded) == len(DISCS) == len(known)
+
+
+def test_box_noise_moves_jittered_boxes_and_no_others() -> None:
+    boxes: dict[tuple, np.ndarray] = {}
+
+    def remember(samples, prompts):
+        boxes[place] = np.concatenate([prompt.boxes.numpy() for prompt in prompts])
+        return [{"final": torch.zeros(len(s.masks), 1, *s.image.shape[:2])} for s in samples]
+
+    for place in (("box", 0.1), ("box", 0.4), ("box_jitter", 0.1), ("box_jitter", 0.4)):
+        config = replace(CONFIG, prompt=place[0], box_noise=place[1], metrics=("iou",), batch_size=99)
+        evaluate(remember, ListedSamples(DISCS), config, progress=False)
+    assert np.array_equal(boxes["box", 0.1], boxes["box", 0.4])
+    small, large = (np.abs(boxes["box_jitter", noise] - boxes["box", 0.1]).mean() for noise in (0.1, 0.4))
+    assert 0 < small < large
+
+
 def test_out_of_memory_says_what_was_tried_and_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     method = build_method("zero_shot", small_sam())
 

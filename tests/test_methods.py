@@ -204,9 +204,11 @@ def test_sam_is_frozen_and_left_on_its_weights() -> None:
     before = copy.deepcopy(sam.state_dict())
     for name in METHODS:
         method = build_method(name, copy.deepcopy(sam))
-        assert all(("lora_" in n or "mask_decoder" in n) for n in method.trainable())
+        assert all(("lora_" in n or "mask_decoder" in n or "relation_scales" in n) for n in method.trainable())
         values = {n.replace(".base_layer", ""): v for n, v in method.sam.state_dict().items() if "lora_" not in n}
-        assert values.keys() == before.keys() and all(torch.equal(values[n], before[n]) for n in before)
+        assert all(torch.equal(values.pop(n), before[n]) for n in before)
+        twins = {n: v for n, v in values.items() if "relation_scales" not in n}  # SPT's second decoder
+        assert all(torch.equal(v, before[n.replace("draft_decoder", "mask_decoder")]) for n, v in twins.items())
 
 
 def test_one_prompt_kind_does_not_disturb_another() -> None:

@@ -272,6 +272,18 @@ def test_one_copy_means_no_augmentation() -> None:
     assert all(torch.equal(plain[place]["image"], single[place]["image"]) for place in range(5))
 
 
+def test_share_of_the_pictures_lies_in_larger_shares_whatever_the_seed() -> None:
+    many = ListedSamples([disc_sample(number) for number in range(20)])
+
+    def used(share: float, seed: int) -> set[str]:
+        config = replace(CONFIG, images=40, train_share=share, seed=seed)
+        samples = TrainingSamples([(many, "train")], 64, config)
+        return {samples[place]["id"] for place in range(len(samples))}
+
+    assert len(used(1.0, 0)) == 20 and len(used(0.5, 0)) == 10 and len(used(0.01, 0)) == 1
+    assert used(0.25, 0) == used(0.25, 3) and used(0.25, 0) < used(0.5, 0)
+
+
 def test_no_more_objects_than_asked_for() -> None:
     masks = np.concatenate([disc_sample(number).masks for number in range(6)])
     many = ListedSamples([replace(disc_sample(0), masks=masks, object_class=())])

@@ -101,7 +101,9 @@ def _spt_claims() -> list[Claim]:
                 _above(lora, plain), source,
             ),
         ]  # fmt: skip
-    sdt, vra, both, neither = part("SDT"), part("VRA"), part("SDT + VRA"), part("neither")
+    # Without both parts SPT is LoRA to the bit, so LoRA's cells stand for it.
+    sdt, vra, both = part("SDT"), part("VRA"), part("SDT + VRA")
+    neither = Side("spt_ablation", "lora", "box", "neither")
     source = "SPT, ablation (values not at hand)"
     claims += [
         Claim("S3a", "Self-draft tuning helps alone", "iou", _above(sdt, neither), source),

@@ -19,6 +19,7 @@ from samtune.prompts import Prompts, make_prompts, tight_boxes
 from samtune.sam.decode import decode_masks
 from samtune.sam.preprocess import Preprocess
 
+KNOWN_BYTES = 2**31  # embeddings kept in memory from one kind of prompt to the next
 PROMPTS_A_PASS = 64  # prompts decoded at once: bounds memory on pictures of many objects
 
 
@@ -28,7 +29,7 @@ class EvaluationConfig:
 
     `min_side`: objects whose box is narrower or lower, in original pixels, are left out (the nano SAM's table takes
     16). `multimask`: also decode the three masks for ambiguous prompts and report the best by the truth, as output
-    "best_of_3" (an upper bound, never part of a method comparison).
+    "best_of_3" (an upper bound, never part of a method comparison). `box_noise`: how far box_jitter goes.
     """
 
     split: str = "test"
@@ -41,6 +42,7 @@ class EvaluationConfig:
     batch_size: int = 8
     min_side: int = 0
     multimask: bool = False
+    box_noise: float = 0.1
     device: str = "cpu"
     precision: str = "fp32"
 
@@ -100,7 +102,8 @@ def _batches(
             low = Preprocess(256, config.preprocess).inner_size(*sample.image.shape[:2])
             samples.append(sample)
             truths.append(masks)
-            prompts.append(make_prompts(config.prompt, masks, f"{dataset.name}/{id}", config.seed, low))
+            key = f"{dataset.name}/{id}"
+            prompts.append(make_prompts(config.prompt, masks, key, config.seed, low, box_noise=config.box_noise))
         else:
             dropped["images without a mask"] += 1
         if samples and (len(samples) == config.batch_size or position == len(ids) - 1):
@@ -134,10 +137,17 @@ def _rows(sample: Sample, truth: np.ndarray, outputs: Outputs, metrics: Sequence
     return rows
 
 
-def predict_with(method: Method, config: EvaluationConfig, cache: EmbeddingCache | None = None) -> Predict:
+def predict_with(
+    method: Method,
+    config: EvaluationConfig,
+    cache: EmbeddingCache | None = None,
+    known: dict[str, Tensor] | None = None,
+) -> Predict:
     """How `evaluate` asks a method: encode a batch of pictures once, decode all their prompts, resize in one step.
 
-    Outputs: "final" for `logits`, the others under the names that the method gives them.
+    Outputs: "final" for `logits`, the others under the names that the method gives them. `known`: embeddings
+    `(C, h, w)` by the sample's id, of this very method and data set; it is filled with what is encoded, so that the
+    next kind of prompt finds them.
     """
     preprocess = Preprocess(method.sam.image_size, config.preprocess)
     method = method.to(config.device).eval()
@@ -159,10 +169,14 @@ def predict_with(method: Method, config: EvaluationConfig, cache: EmbeddingCache
     def answer(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
         images = [preprocess.image(sample.image) for sample in samples]
         with torch.autocast(torch.device(config.device).type, torch.bfloat16, enabled=config.precision == "bf16"):
-            if cache is None:
-                embedding = method.encode(torch.stack(images).to(config.device))
-            else:
+            if cache is not None:
                 embedding = cache.encode(method, images, config.device)
+            elif known is not None and all(sample.id in known for sample in samples):
+                embedding = torch.stack([known[sample.id] for sample in samples]).to(config.device)
+            else:
+                embedding = method.encode(torch.stack(images).to(config.device))
+                if known is not None and len(known) * embedding[0].nbytes < KNOWN_BYTES:
+                    known.update(zip((sample.id for sample in samples), embedding.cpu(), strict=True))
             answers = []
             for index, (sample, own) in enumerate(zip(samples, prompts, strict=True)):
                 size = sample.image.shape[:2]

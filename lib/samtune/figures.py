@@ -72,9 +72,21 @@ class Example:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class RelationExample:
+    """What SPT's relation links to one token: `image` uint8 `(H, W, 3)`, `truth` bool `(H, W)`, the token's `place`
+    (x, y) in the image, and by title a row of the relation `(h, w)`."""
+
+    image: np.ndarray
+    truth: np.ndarray
+    place: tuple[int, int]
+    maps: Mapping[str, np.ndarray]
+
+
 def label(method: str) -> str:
-    """A method's name for people."""
-    return METHODS.get(method, (method.replace("_", " "), ""))[0]
+    """A method's name for people; of one of its outputs ("spt draft") with the output's."""
+    name, _, output = method.partition(" ")
+    return f"{METHODS[name][0]} {output}".strip() if name in METHODS else method.replace("_", " ")
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -235,6 +247,28 @@ def qualitative_grid(examples: Sequence[Example], title: str, metric: str = "IoU
     handles = [Patch(color=colour, label=text, alpha=0.8) for colour, text in
                ((HIT, "hit"), (FALSE_ALARM, "false alarm"), (MISSED, "missed"))]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def relation_grid(examples: Sequence[RelationExample], title: str) -> Figure:
+    """A row a picture: the token on its object (cross), then how much weight each place gets, as multiples of uniform
+    averaging; each map on its own scale, which stands below it."""
+    columns = list(examples[0].maps)
+    images = [example.image for example in examples]
+    figure, axes = _picture_grid(title, len(examples), 1 + len(columns), images, margins=(0.2, 0.7))
+    for row, example in zip(axes, examples, strict=True):
+        height, width = example.truth.shape
+        _picture(row[0], example.image)
+        _fill(row[0], example.truth, HIT)
+        for axis, name in zip(row[1:], columns, strict=True):
+            weights = example.maps[name] * example.maps[name].size
+            axis.imshow(weights, cmap="viridis", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+            axis.set_xlabel(f"{weights[weights > 0].min():.2g} to {weights.max():.2g} times uniform", fontsize=7.5)
+        for axis in row:
+            axis.scatter(*example.place, s=40, marker="x", color=RED, linewidth=1.6, zorder=3)
+    for axis, name in zip(axes[0], ["token on the defect", *columns], strict=True):
+        axis.set_title(textwrap.fill(name, 22), fontsize=8.5, loc="center")
     return figure
 
 

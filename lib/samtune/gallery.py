@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from samtune.data.composites import Picture, training_scene
 from samtune.data.sample import Dataset, Sample, target_masks
 from samtune.evaluation import model_prompts
-from samtune.figures import Example, pick_cases
+from samtune.figures import Example, RelationExample, pick_cases
 from samtune.methods import Method
+from samtune.methods.spt import relation_matrix
 from samtune.metrics import iou
 from samtune.prompts import Prompts, make_prompts
 from samtune.records import Record
@@ -20,13 +22,18 @@ from samtune.sam.preprocess import Preprocess
 
 
 @torch.no_grad()
-def predict_masks(method: Method, sample: Sample, prompts: Prompts, mode: str) -> np.ndarray:
-    """The method's final masks bool `(N, H, W)` for N prompts in pixels of the sample's picture."""
+def predict_masks(method: Method, sample: Sample, prompts: Prompts, mode: str) -> dict[str, np.ndarray]:
+    """The method's masks bool `(N, H, W)` for N prompts in pixels of the sample's picture: its other outputs by their
+    names ("draft"), then "final"."""
     preprocess = Preprocess(method.sam.image_size, mode)
     size = sample.image.shape[:2]
     embedding = method.eval().encode(preprocess.image(sample.image)[None])
-    logits = method.decode(embedding, model_prompts(prompts, preprocess, size, method.sam.mask_size))["logits"]
-    return (preprocess.logits(logits, size) > 0)[:, 0].numpy()
+    outputs = method.decode(embedding, model_prompts(prompts, preprocess, size, method.sam.mask_size))
+    final = outputs.pop("logits")
+    return {
+        name: (preprocess.logits(logits, size) > 0)[:, 0].numpy()
+        for name, logits in (outputs | {"final": final}).items()
+    }
 
 
 @torch.no_grad()
@@ -55,10 +62,33 @@ def examples(
         masks = target_masks(sample, target)
         largest = int(masks.sum((1, 2)).argmax())
         prompts = make_prompts(prompt, masks, f"{dataset.name}/{id}", seed)[largest : largest + 1]
-        predictions = {name: predict_masks(method, sample, prompts, mode)[0] for name, method in methods.items()}
+        predictions = {}
+        for name, method in methods.items():
+            for output, mask in predict_masks(method, sample, prompts, mode).items():
+                predictions[name if output == "final" else f"{name} {output}"] = mask[0]
         scores = {name: iou(mask, masks[largest]) for name, mask in predictions.items()}
         rows.append(Example(sample.image, masks[largest], predictions, scores, prompts, note))
     return rows
+
+
+@torch.no_grad()
+def relation_example(encoders: Mapping[str, Method], temperatures: Sequence[float], sample: Sample) -> RelationExample:
+    """What SPT's relation links to a token in the middle of the largest object, by encoder and temperature.
+
+    The picture is stretched to the square, as SPT does.
+    """
+    masks = target_masks(sample, "union")
+    row, column = np.unravel_index(distance_transform_edt(np.pad(masks[0], 1))[1:-1, 1:-1].argmax(), masks[0].shape)
+    height, width = masks[0].shape
+    maps = {}
+    for name, method in encoders.items():
+        embedding = method.eval().encode(Preprocess(method.sam.image_size, "stretch").image(sample.image)[None])
+        side = embedding.shape[-1]
+        token = row * side // height * side + column * side // width
+        for temperature in temperatures:
+            relation = relation_matrix(embedding, temperature=temperature)[0, token].view(side, side)
+            maps[f"{name}, temperature {temperature:g}"] = relation.numpy()
+    return RelationExample(sample.image, masks[0], (int(column), int(row)), maps)
 
 
 def cases(record: Record, metric: str = "iou", output: str = "final") -> dict[str, str]:
@@ -83,6 +113,6 @@ def prediction_sheet(method: Method, dataset: Dataset, ids: Sequence[str], mode:
     for id in ids:
         sample = dataset.load(id)
         prompts = make_prompts("box", sample.masks, f"{dataset.name}/{id}", seed)
-        masks = predict_masks(method, sample, prompts, mode)
+        masks = predict_masks(method, sample, prompts, mode)["final"]
         sheet.append(Sample(id, dataset.name, sample.split, sample.image, masks))
     return sheet

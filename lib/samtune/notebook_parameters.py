@@ -85,6 +85,25 @@ class StartHere(NotebookParameters):
     seeds: list[int]
 
 
+class Spt(NotebookParameters):
+    """Parameters of `10_spt`."""
+
+    profile: ProfileName
+    datasets: list[str]
+    seeds: list[int]
+    controls: bool
+    union: bool
+
+
+class SptAblations(NotebookParameters):
+    """Parameters of `11_spt_ablations`."""
+
+    profile: ProfileName
+    datasets: list[str]
+    seeds: list[int]
+    groups: list[str]
+
+
 class TrainNanoModels(NotebookParameters):
     """Parameters of `90_train_nano_models`."""
 

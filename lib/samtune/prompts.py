@@ -162,7 +162,7 @@ def make_prompts(
         raise InputError(f"{seed_key}: no prompt can come from an empty mask (object {empty[0]})")
     boxes = tight_boxes(masks)
     generators = {
-        part: [_generator(seed, seed_key, _family(part), index) for index in range(len(masks))] for part in parts
+        part: [object_generator(seed, seed_key, _family(part), index) for index in range(len(masks))] for part in parts
     }
     prompts = Prompts(torch.zeros(len(masks), dtype=torch.int64))
     for part in parts:
@@ -285,6 +285,7 @@ def _family(part: str) -> str:
     return re.match(r"[a-z]+", part).group()
 
 
-def _generator(seed: int, seed_key: str, family: str, index: int) -> np.random.Generator:
+def object_generator(seed: int, seed_key: str, family: str, index: int) -> np.random.Generator:
+    """The random numbers of one object's prompt: of its sample's key, the family ("box", "point" ...) and its index."""
     digest = hashlib.sha256(f"{seed}/{seed_key}/{family}/{index}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))

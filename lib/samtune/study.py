@@ -1,13 +1,14 @@
 """What running a cell means, and which cells the notebooks ask for."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from samtune.data.registry import describe, open_dataset
 from samtune.embeddings import EmbeddingCache
@@ -22,16 +23,18 @@ from samtune.experiment import (
     checkpoint_folder,
     run_cells,
 )
+from samtune.false_alarms import false_alarms
 from samtune.methods import METHODS, Method, build_method
 from samtune.paths import results_root
 from samtune.profile import Profile
 from samtune.provenance import choose_precision
-from samtune.records import Record
+from samtune.records import Record, read_records
 from samtune.sam.checkpoints import load_sam, save_safetensors, weights_hash
 from samtune.training import TrainingConfig, default_device, train
 
 TUNED = "trainable.safetensors"
 CLASSICAL = ("ellipse", "grabcut")
+NOTHING = "nothing"  # the target of a cell that counts false alarms on pictures without an object
 TRAINING_OPTIONS = {field.name for field in fields(TrainingConfig)}
 GRID_SHARE = 5  # a learning rate is tried for a fifth of the images
 
@@ -41,6 +44,8 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
     device = default_device(profile.device)
     precision = choose_precision(profile.precision, device)
     cache = EmbeddingCache((results or results_root(profile.name)) / "cache")
+    # Of the trained method that was measured last, so that one kind of prompt after another finds its embeddings.
+    known: dict[tuple, dict[str, Tensor]] = {}
 
     def execute(cell: Cell, folder: Path | None) -> Result:
         if isinstance(cell, TrainingCell):
@@ -70,7 +75,8 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
         return Result(curve=result.curve, precision=result.precision, seconds=result.seconds, extras=extras)
 
     def _evaluate(cell: EvaluationCell, folder: Path | None) -> Result:
-        dataset, options = open_dataset(cell.dataset), dict(cell.options)
+        nothing = {"defect_free": True} if cell.target == NOTHING else {}
+        dataset, options = open_dataset(cell.dataset, **nothing), dict(cell.options)
         domain = describe(cell.dataset).domain
         metrics = profile.evaluation.metrics
         metrics += {
@@ -84,8 +90,13 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
         if cell.method in CLASSICAL:
             predict = predict_classical(cell.method)
         else:
-            predict = predict_with(cell_method(cell, folder), config, cache)
-        objects, dropped = evaluate(predict, dataset, config, name=f"{cell.method} on {cell.dataset}")
+            place = (cell.training, cell.dataset, cell.split, cell.preprocess)
+            if cell.training is not None and place not in known:
+                known.clear()
+                known[place] = {}
+            predict = predict_with(cell_method(cell, folder), config, cache, known.get(place))
+        measure = false_alarms if nothing else evaluate
+        objects, dropped = measure(predict, dataset, config, name=f"{cell.method} on {cell.dataset}")
         return Result(objects=objects, precision=precision, extras={"dropped": dropped})
 
     return execute
@@ -103,11 +114,35 @@ def cell_method(cell: Cell, folder: Path | None = None) -> Method:
     return method
 
 
+def cell_of(record: Record) -> Cell:
+    """The cell that a record is of."""
+    values = {"kind": record.kind, "cell": dict(record.cell), "tables": list(record.tables)}
+    return cell_from_json(json.dumps(values))
+
+
 def trained_method(record: Record, results: Path) -> Method:
     """The method of an evaluation record as it was trained, from the checkpoints of `results`."""
-    values = json.dumps({"kind": record.kind, "cell": dict(record.cell), "tables": list(record.tables)})
-    cell = cell_from_json(values)
+    cell = cell_of(record)
     return cell_method(cell, cell.training and checkpoint_folder(results, cell.training))
+
+
+def trainings_of(records: Iterable[Record], results: Path) -> list[Record]:
+    """The training records behind evaluation records, each once."""
+    keys = dict.fromkeys(cell.training.key() for cell in map(cell_of, records) if cell.training)
+    known = {record.key: record for record in read_records(results / "records")}
+    return [known[key] for key in keys if key in known]
+
+
+def main_records(records: Iterable[Record], table: str, dataset: str, prompt: str, seed: int) -> dict[str, Record]:
+    """By method, the evaluations on `dataset` that `table` shows without a variant, trained there or not at all."""
+    return {
+        record.method: record
+        for record in records
+        if "" in record.variants(table)
+        and record.dataset == dataset
+        and set(record.train_datasets) <= {dataset}
+        and (record.cell["prompt"], record.seed) == (prompt, seed)
+    }
 
 
 def backbone_hash(backbone: str) -> str:
@@ -120,38 +155,42 @@ def choose_learning_rates(
 ) -> dict[tuple[str, str], float]:
     """By (data set, method), the rate of the profile's grid with the best mean IoU on validation; ties: the smaller.
 
-    One rule for every method and baseline: a fifth of the images, seed 0, mean over the profile's prompts. Shown in
-    the table `learning_rates`. A grid of one rate is not run.
+    One rule for every method and baseline: a fifth of the images, seed 0, mean over the profile's prompts (and over
+    the sets of a union, "a+b"). Shown in the table `learning_rates`. A grid of one rate is not run.
     """
     grid = sorted(profile.learning_rates)
+    places = [(dataset, method) for dataset in datasets for method in methods]
     if len(grid) == 1:
-        return {(dataset, method): grid[0] for dataset in datasets for method in methods}
-    cells, chosen = {}, {}
-    for dataset in datasets:
-        for method in methods:
-            for rate in grid:
-                images = images_seen(profile, method, dataset) // GRID_SHARE
-                training = training_cell(profile, method, dataset, 0, rate, hash, images)
+        return dict.fromkeys(places, grid[0])
+    cells: dict[tuple, EvaluationCell] = {}
+    for dataset, method in places:
+        for rate in grid:
+            images = images_seen(profile, method, dataset) // GRID_SHARE
+            training = training_cell(profile, method, dataset, 0, rate, hash, images)
+            for test_set in dataset.split("+"):
                 for prompt in prompts:
-                    cells[dataset, method, rate, prompt] = training.evaluation(
-                        dataset, split="val", prompt=prompt, tables=(f"learning_rates:{rate:g}",)
-                    )
+                    shown = (f"learning_rates:{rate:g}",)
+                    cell = training.evaluation(test_set, split="val", prompt=prompt, tables=shown)
+                    cells[dataset, method, rate, test_set, prompt] = cell
     records = run_cells(cells.values(), profile.name, executor(profile))
-    scores = dict(zip(cells, (mean_iou(record) for record in records), strict=True))
-    for dataset in datasets:
-        for method in methods:
-            means = {rate: np.mean([scores[dataset, method, rate, prompt] for prompt in prompts]) for rate in grid}
-            chosen[dataset, method] = max(grid, key=lambda rate: (means[rate], -rate))
+    scores = {place: mean_iou(record) for place, record in zip(cells, records, strict=True)}
+    chosen = {}
+    for place in places:
+        means = {rate: np.mean([s for key, s in scores.items() if key[:3] == (*place, rate)]) for rate in grid}
+        chosen[place] = max(grid, key=lambda rate: (means[rate], -rate))
     return chosen
 
 
 def training_cell(
     profile: Profile, method: str, dataset: str, seed: int, rate: float, hash: str, images: int = 0, **hyper: object
 ) -> TrainingCell:
-    """The profile's training of `method` on `dataset`; prompts box and 10 points, evenly, as SPT's sheet says."""
+    """The profile's training of `method` on `dataset`, or on the union "a+b" of several.
+
+    Prompts are box and 10 points, evenly, as SPT's sheet says.
+    """
     return TrainingCell(
         method,
-        (dataset,),
+        tuple(dataset.split("+")),
         profile.backbone,
         seed,
         max(images or images_seen(profile, method, dataset), profile.batch_size),
@@ -163,9 +202,18 @@ def training_cell(
     )
 
 
+def zero_shot_cell(profile: Profile, dataset: str, seed: int, hash: str, **options: object) -> EvaluationCell:
+    """The profile's backbone as it is, measured on `dataset`; the seed draws prompts."""
+    return EvaluationCell(
+        "zero_shot", profile.backbone, dataset, preprocess=profile.preprocess, seed=seed, weights_hash=hash, **options
+    )
+
+
 def images_seen(profile: Profile, method: str, dataset: str) -> int:
     """Images that a training sees: the profile's number, or, where that is null, the epochs of the method's paper."""
-    return profile.images or METHODS[method].epochs * len(open_dataset(dataset).ids("train"))
+    if profile.images is not None:
+        return profile.images
+    return METHODS[method].epochs * sum(len(open_dataset(name).ids("train")) for name in dataset.split("+"))
 
 
 def run_baselines(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
@@ -180,20 +228,11 @@ def run_baselines(profile: Profile, datasets: Sequence[str], seeds: Sequence[int
             trainings = [
                 training_cell(profile, method, dataset, seed, rates[dataset, method], hash) for method in tuned
             ]
+            shared = {"max_images": profile.evaluation.max_images, "tables": ("baselines",)}
             for prompt in prompts:
-                shared = {"prompt": prompt, "max_images": profile.evaluation.max_images, "tables": ("baselines",)}
-                cells.append(
-                    EvaluationCell(
-                        "zero_shot",
-                        profile.backbone,
-                        dataset,
-                        preprocess=profile.preprocess,
-                        seed=seed,
-                        weights_hash=hash,
-                        **shared,
-                    )  # fmt: skip
-                )
-                cells += [training.evaluation(dataset, **shared) for training in trainings]
+                cells.append(zero_shot_cell(profile, dataset, seed, hash, prompt=prompt, **shared))
+            for training in trainings:
+                cells += [training.evaluation(dataset, prompt=prompt, **shared) for prompt in prompts]
     return run_cells(cells, profile.name, executor(profile))
 
 

@@ -145,7 +145,7 @@ def _groups(table: str, records: Sequence[Record]) -> dict[tuple, list[Record]]:
             trained_on = "+".join(record.train_datasets)
             row = (record.method, record.dataset, cell["prompt"], variant, record.backbone, trained_on, cell["split"])
             other = groups.setdefault(row, {}).setdefault(record.seed, record)
-            if other is not record:
+            if other.key != record.key:
                 raise InputError(
                     f"table {table}: two different cells share the row {', '.join(filter(None, row))}, seed "
                     f"{record.seed} ({_what_differs(other.cell, cell)}); name one '{table}:<variant>' in its `tables`"

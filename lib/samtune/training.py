@@ -34,7 +34,7 @@ class TrainingConfig:
 
     `prompts` are drawn evenly, one kind a batch. `schedule` is one of `SCHEDULES`. `objects`: the most masks taken of
     an image. `copies`: how many fixed augmented copies of an image there are, for the sake of the embedding cache of
-    frozen encoders; 1 means no augmentation.
+    frozen encoders; 1 means no augmentation. `train_share`: the share of the training pictures that are used.
     """
 
     images: int
@@ -51,6 +51,7 @@ class TrainingConfig:
     objects: int = 4
     accumulate: int = 1
     copies: int = 4
+    train_share: float = 1.0
     seed: int = 0
     precision: str = "auto"
     device: str = "auto"
@@ -108,7 +109,7 @@ class TrainingSamples(TorchDataset):
     """
 
     def __init__(self, sources: Sequence[tuple[Dataset, str]], size: int, config: TrainingConfig) -> None:
-        self.entries = [(dataset, id) for dataset, split in sources for id in dataset.ids(split)]
+        self.entries = [entry for dataset, split in sources for entry in _share(dataset, split, config.train_share)]
         if not self.entries:
             names = ", ".join(f"{dataset.name} {split}" for dataset, split in sources)
             raise InputError(f"nothing to train on: {names} has no images")
@@ -144,6 +145,15 @@ class TrainingSamples(TorchDataset):
         size = (self.preprocess.size // 4, self.preprocess.size // 4)
         prompts = make_prompts(kind, (masks[:, 0] > 0.5).numpy(), f"{key}/{place}", self.config.seed, size)
         return {"id": key, "copy": copy, "image": self.preprocess.image(image), "masks": masks, "prompts": prompts}
+
+
+def _share(dataset: Dataset, split: str, share: float) -> list[tuple[Dataset, str]]:
+    """A share of a set's training pictures, at least one, whatever the seed of the run: smaller ones lie in larger."""
+    ids = dataset.ids(split)
+    if share < 1:
+        order = np.random.default_rng(0).permutation(len(ids))
+        ids = sorted(ids[place] for place in order[: max(1, round(share * len(ids)))])
+    return [(dataset, id) for id in ids]
 
 
 def augment(

@@ -1,0 +1,202 @@
+"""Which cells notebooks 10 and 11 ask for: SPT's main table, its controls and its ablations."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+from samtune.experiment import EvaluationCell, TrainingCell, run_cells
+from samtune.methods import build_method
+from samtune.profile import Profile
+from samtune.records import Record
+from samtune.sam.checkpoints import load_sam
+from samtune.study import NOTHING, backbone_hash, choose_learning_rates, executor, training_cell, zero_shot_cell
+
+MAIN, ABLATION = "spt_main", "spt_ablation"
+TUNED = ("decoder_tuning", "lora", "spt")
+UNIFORM = 1e9  # a temperature at which every token counts the same
+WITH_DEFECT_FREE = ("magnetic-tile",)  # sets whose loader also gives pictures without a defect
+
+# Ablations by group and variant: options of SPT, or of its training, that differ from the default.
+PARTS = {"SDT": {"relation": False}, "VRA": {"draft": False}}
+GROUPS: dict[str, dict[str, dict[str, object]]] = {
+    "draft": {
+        "draft not detached": {"detach_draft": False},
+        "draft as probabilities": {"handoff": "sigmoid"},
+        "draft thresholded": {"handoff": "threshold"},
+    },
+    "relation": {
+        "VRA in block 1": {"relation_block": 0},
+        "VRA in block 2": {"relation_block": 1},
+        "relation threshold 1": {"relation_threshold": 1.0},
+        "uniform averaging": {"relation_temperature": UNIFORM},
+        "temperature 0.1": {"relation_temperature": 0.1},
+        "temperature 0.03": {"relation_temperature": 0.03},
+    },
+    "lora": {
+        "rank 2": {"rank": 2},
+        "rank 4": {"rank": 4},
+        "rank 16": {"rank": 16},
+        "alpha = rank": {"alpha": 8.0},
+    },
+    "prompts": {"trained on boxes": {"prompt": "box"}, "trained on points": {"prompt": "point10"}},
+    "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)},
+}
+EVALUATED = ("robustness", "transfer", "plateau")  # groups that are more than an option of SPT
+POINTS = (1, 2, 5, 20)  # beside the 10 of the main table
+BOX_NOISE = (0.1, 0.2, 0.3, 0.4)  # of a side
+
+
+def group_names() -> list[str]:
+    """The groups of ablations that notebook 11 can be asked for."""
+    return ["parts", *GROUPS, *EVALUATED]
+
+
+@cache
+def matching_rank(backbone: str) -> int:
+    """The least rank at which LoRA alone has as many trainable parameters as SPT."""
+    counts = {name: build_method(name, load_sam(backbone)).count_trainable() for name in ("lora", "spt")}
+    return -(-8 * counts["spt"] // counts["lora"])
+
+
+class Plan:
+    """The cells of one profile: rates chosen on validation once, the same for a method's variants and controls."""
+
+    def __init__(self, profile: Profile, datasets: Sequence[str], methods: Sequence[str] = TUNED) -> None:
+        self.profile, self.hash = profile, backbone_hash(profile.backbone)
+        self.prompts = profile.evaluation.prompts
+        self.rates = choose_learning_rates(profile, datasets, methods, self.prompts, self.hash)
+
+    def training(self, method: str, dataset: str, seed: int, images: int = 0, **changes: object) -> TrainingCell:
+        """`method` trained on `dataset`; `changes` are options of the method or its training, or the `prompt`."""
+        prompt = changes.pop("prompt", None)
+        cell = training_cell(
+            self.profile, method, dataset, seed, self.rates[dataset, method], self.hash, images, **changes
+        )
+        return cell if prompt is None else replace(cell, prompt=prompt)
+
+    def measured(self, training: TrainingCell, dataset: str, *tables: str, **options: object) -> list[EvaluationCell]:
+        """The test part of `dataset` under every prompt of the profile, shown in `tables`."""
+        shared = {"max_images": self.profile.evaluation.max_images, "tables": tables} | options
+        return [training.evaluation(dataset, **{"prompt": prompt} | shared) for prompt in self.prompts]
+
+    def zero_shot(self, dataset: str, seed: int, *tables: str, **options: object) -> list[EvaluationCell]:
+        """The same for the backbone as it is."""
+        shared = {"max_images": self.profile.evaluation.max_images, "tables": tables} | options
+        cells = (zero_shot_cell(self.profile, dataset, seed, self.hash, prompt=p, **shared) for p in self.prompts)
+        return list(cells)
+
+    def run(self, cells: Sequence[EvaluationCell]) -> list[Record]:
+        """Their records; what has none is run."""
+        return run_cells(cells, self.profile.name, executor(self.profile))
+
+
+def run_main(
+    profile: Profile, datasets: Sequence[str], seeds: Sequence[int], controls: bool = True, union: bool = False
+) -> list[Record]:
+    """Table `spt_main`: SPT and its baselines; with `controls` also what a critical reader asks for.
+
+    Controls (the sheet's section 5): two decoders trained end to end without detaching and VRA; LoRA of a rank with as
+    many parameters; stock SAM prompted by its own logits ("untrained"). `union`: also one model for all sets together.
+    """
+    union_name = "+".join(datasets)
+    several = union and len(datasets) > 1
+    plan = Plan(profile, [*datasets, *([union_name] if several else [])])
+    cells: list[EvaluationCell] = []
+    for dataset in datasets:
+        for seed in seeds:
+            cells += plan.zero_shot(dataset, seed, MAIN)
+            for method in TUNED:
+                training = plan.training(method, dataset, seed)
+                cells += plan.measured(training, dataset, MAIN)
+                if dataset in WITH_DEFECT_FREE:
+                    cells.append(training.evaluation(dataset, target=NOTHING, tables=(f"{MAIN}:defect-free",)))
+            if dataset in WITH_DEFECT_FREE:
+                cell = zero_shot_cell(profile, dataset, seed, plan.hash, target=NOTHING)
+                cells.append(replace(cell, tables=(f"{MAIN}:defect-free",)))
+            if controls:
+                cells += control_cells(plan, dataset, seed)
+    if several:
+        for seed in seeds:
+            for method in TUNED:
+                training = plan.training(method, union_name, seed)
+                for dataset in datasets:
+                    cells += plan.measured(training, dataset, MAIN)
+    return plan.run(cells)
+
+
+def control_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
+    """The compute-matched and parameter-matched controls of SPT."""
+    end_to_end = {"relation": False, "detach_draft": False, "draft_loss": 0.0}
+    rank = matching_rank(plan.profile.backbone)
+    two = plan.training("spt", dataset, seed, **end_to_end)
+    wide = plan.training("lora", dataset, seed, rank=rank)
+    cells = plan.measured(two, dataset, f"{MAIN}:two decoders, end to end")
+    cells += plan.measured(wide, dataset, f"{MAIN}:rank {rank}, as many parameters")
+    stock = plan.zero_shot(dataset, seed, f"{MAIN}:untrained")
+    return cells + [replace(cell, method="spt") for cell in stock]
+
+
+def run_ablations(
+    profile: Profile, datasets: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()
+) -> list[Record]:
+    """Table `spt_ablation`, the `groups` asked for (none: all).
+
+    "parts" (SDT x VRA) on every set and seed; "transfer" between all sets; the others on the first set with the
+    profile's `ablation_seeds`. What the main table has trained already is only measured.
+    """
+    groups = list(groups) or group_names()
+    plan = Plan(profile, datasets, ("lora", "spt"))
+    first, few = datasets[0], profile.ablation_seeds
+    cells: list[EvaluationCell] = []
+    for dataset in datasets if "parts" in groups else ():
+        for seed in seeds:
+            # Without both, SPT is LoRA to the bit (test): its cells serve.
+            cells += plan.measured(plan.training("lora", dataset, seed), dataset, f"{ABLATION}:neither")
+            cells += plan.measured(plan.training("spt", dataset, seed), dataset, f"{ABLATION}:SDT + VRA")
+            for variant, changes in PARTS.items():
+                cells += plan.measured(plan.training("spt", dataset, seed, **changes), dataset, f"{ABLATION}:{variant}")
+    for seed in few:
+        for group in filter(GROUPS.__contains__, groups):
+            for variant, changes in GROUPS[group].items():
+                for method in ("lora", "spt") if group in ("prompts", "size") else ("spt",):
+                    training = plan.training(method, first, seed, **changes)
+                    cells += plan.measured(training, first, f"{ABLATION}:{variant}")
+        if "robustness" in groups:
+            cells += robustness_cells(plan, first, seed)
+        if "plateau" in groups and profile.plateau_images:
+            for method in ("lora", "spt"):
+                training = plan.training(method, first, seed, profile.plateau_images)
+                cells += plan.measured(training, first, f"{ABLATION}:plateau")
+    if "transfer" in groups:
+        cells += transfer_cells(plan, datasets, seeds)
+    return plan.run(cells)
+
+
+def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
+    """Fewer and more points than the ten in training, and boxes that miss: the same models, no new training."""
+    cells = []
+    options = [{"prompt": f"point{count}", "tables": (f"{ABLATION}:points",)} for count in (*POINTS, 10)]
+    options += [
+        {"prompt": "box_jitter", "options": {"box_noise": noise}, "tables": (f"{ABLATION}:box noise {noise:.0%}",)}
+        for noise in BOX_NOISE
+    ]
+    options.append({"prompt": "box", "tables": (f"{ABLATION}:box noise 0%",)})
+    for option in options:
+        shared = {"max_images": plan.profile.evaluation.max_images} | option
+        cells.append(zero_shot_cell(plan.profile, dataset, seed, plan.hash, **shared))
+        for method in ("lora", "spt"):
+            cells.append(plan.training(method, dataset, seed).evaluation(dataset, **shared))
+    return sorted(cells, key=lambda cell: cell.method)  # a method's cells together: its embeddings are kept
+
+
+def transfer_cells(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[EvaluationCell]:
+    """Tuned on one set and measured on every other, box prompt; zero-shot beside it."""
+    cells = []
+    shared = {"max_images": plan.profile.evaluation.max_images, "tables": (f"{ABLATION}:transfer",)}
+    for seed in seeds:
+        for trained_on in datasets:
+            for method in ("lora", "spt"):
+                training = plan.training(method, trained_on, seed)
+                cells += [training.evaluation(other, **shared) for other in datasets if other != trained_on]
+        cells += [zero_shot_cell(plan.profile, other, seed, plan.hash, **shared) for other in datasets]
+    return cells

@@ -1,0 +1,119 @@
+"""SPT's study: a smoke profile end to end on the small SAM, and which cells are asked for."""
+
+from pathlib import Path
+
+import pytest
+
+from samtune import study, study_spt
+from samtune.claims import build_claims
+from samtune.experiment import EvaluationCell
+from samtune.profile import Profile, load_profile
+from samtune.study_spt import Plan, group_names, matching_rank, robustness_cells, run_ablations, run_main
+from samtune.tables import build_tables
+from small_sam import small_sam
+
+DATA = "synthetic-industrial"
+
+
+@pytest.fixture(autouse=True)
+def small_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "nano" is the small SAM, and results go to a folder of the test's own."""
+    monkeypatch.setattr(study, "load_sam", lambda backbone: small_sam())
+    monkeypatch.setattr(study_spt, "load_sam", lambda backbone: small_sam())
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path / "results"))
+    matching_rank.cache_clear()
+
+
+@pytest.fixture
+def profile() -> Profile:
+    """The smoke profile, measuring two images."""
+    smoke = load_profile("smoke")
+    return smoke.model_copy(update={"evaluation": smoke.evaluation.model_copy(update={"max_images": 2})})
+
+
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[EvaluationCell]:
+    """From now on cells are only noted."""
+    cells: list[EvaluationCell] = []
+    monkeypatch.setattr(study_spt, "run_cells", lambda wanted, *rest: cells.extend(wanted) or [])
+    return cells
+
+
+def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
+    records = run_main(profile, [DATA], [0])
+    table = build_tables(records)["spt_main"]
+    iou = table[table["metric"] == "iou"]
+    rows = set(zip(iou["method"], iou["variant"], iou["output"], strict=True))
+    rank = f"rank {matching_rank('nano')}, as many parameters"
+    both = {("spt", variant, output) for variant in ("", "untrained", "two decoders, end to end")
+            for output in ("draft", "final")}  # fmt: skip
+    plain = {(method, "", "final") for method in ("zero_shot", "decoder_tuning", "lora")}
+    assert rows == both | plain | {("lora", rank, "final")}
+    verdicts = build_claims(records, "smoke", "nano").set_index("id")["verdict"]
+    assert all(verdicts[claim] == "inconclusive" for claim in ("S1a", "S1b", "S4")) and verdicts["S3a"] == "not run"
+
+
+def test_rank_that_matches_spts_parameters() -> None:
+    def count(rank: int) -> int:
+        return study.build_method("lora", small_sam(), rank=rank).count_trainable()
+
+    spt, rank = study.build_method("spt", small_sam()).count_trainable(), matching_rank("nano")
+    assert count(rank) >= spt > count(rank - 1)
+
+
+def test_controls_differ_from_spt_as_they_say(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = asked(monkeypatch)
+    run_main(profile, [DATA, "magnetic-tile"], [0, 1], union=True)
+    by_table = {place: cell for cell in cells for place in cell.tables}
+    two = by_table["spt_main:two decoders, end to end"]
+    changed = {"relation": False, "detach_draft": False, "draft_loss": 0}
+    assert changed.items() <= dict(two.training.hyper).items() and two.method == "spt"
+    untrained = by_table["spt_main:untrained"]
+    assert untrained.method == "spt" and untrained.training is None
+    free = [cell for cell in cells if cell.target == "nothing"]
+    assert {cell.dataset for cell in free} == {"magnetic-tile"} and len(free) == 2 * 4
+    union = [cell for cell in cells if cell.training and len(cell.training.train_datasets) == 2]
+    assert {(cell.method, cell.dataset, cell.seed) for cell in union} == {
+        (method, dataset, seed) for method in study_spt.TUNED for dataset in (DATA, "magnetic-tile") for seed in (0, 1)
+    }
+    assert len({cell.key() for cell in cells}) == len(cells)
+
+
+def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = asked(monkeypatch)
+    profile = profile.model_copy(update={"plateau_images": 50})
+    run_ablations(profile, [DATA, "magnetic-tile"], [0, 1])
+    variants: dict[str, set] = {}
+    for cell in cells:
+        variant = cell.tables[0].partition(":")[2]
+        variants.setdefault(variant, set()).add((cell.method, cell.training and cell.training.key(), cell.options))
+    changed = {variant for group in study_spt.GROUPS.values() for variant in group} | set(study_spt.PARTS)
+    rest = {"neither", "SDT + VRA", "points", "transfer", "plateau"} | {f"box noise {n}%" for n in (0, 10, 20, 30, 40)}
+    assert set(variants) == changed | rest
+    plan = Plan(profile, [DATA], ("lora", "spt"))
+    default = plan.training("spt", DATA, 0).key()
+    for variant in changed:
+        assert default not in {key for method, key, _ in variants[variant] if method == "spt"}, variant
+    trained = {key for variant in changed | {"plateau"} for method, key, _ in variants[variant] if method == "spt"}
+    assert len(trained) == len(changed) + 1 + 3 * len(study_spt.PARTS)  # a training each; parts on two sets and seeds
+    assert ("spt", default, ()) in variants["SDT + VRA"] and ("spt", default, ()) in variants["box noise 0%"]
+    transfer = [cell for cell in cells if cell.tables[0].endswith(":transfer") and cell.training]
+    assert all(cell.dataset not in cell.training.train_datasets for cell in transfer) and len(transfer) == 2 * 2 * 2
+    assert {cell.training.prompt for cell in cells if cell.tables[0].endswith("trained on boxes")} == {"box"}
+    assert {cell.training.images for cell in cells if cell.tables[0].endswith(":plateau")} == {50}
+
+
+def test_groups_can_be_asked_for_alone(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = asked(monkeypatch)
+    for group in group_names():
+        cells.clear()
+        run_ablations(profile, [DATA], [0], [group])
+        # smoke has no plateau, and one set leaves nothing to transfer to but zero-shot
+        assert bool(cells) == (group != "plateau"), group
+
+
+def test_robustness_keeps_a_methods_cells_together(profile: Profile) -> None:
+    methods = [cell.method for cell in robustness_cells(Plan(profile, [DATA], ("lora", "spt")), DATA, 0)]
+    changes = sum(one != other for one, other in zip(methods, methods[1:], strict=False))
+    assert changes == 2 and len(methods) == 3 * 10
