@@ -12,7 +12,16 @@ from samtune.experiment import EvaluationCell, Result, TrainingCell, run_cells
 from samtune.paths import repository_root
 from samtune.pivots import load_paper_numbers, markdown, paper_of, pivot, reported_elsewhere, table_page, write_pages
 from samtune.records import read_records
-from samtune.tables import COLUMNS, TABLES, build_tables, check_tables, differences, read_table, write_tables
+from samtune.tables import (
+    COLUMNS,
+    TABLES,
+    build_tables,
+    check_tables,
+    differences,
+    paired_differences,
+    read_table,
+    write_tables,
+)
 
 
 def records_of(tmp_path, cells, execute=fake_execute):
@@ -65,6 +74,23 @@ def test_images_count_alike_whatever_their_number_of_objects(tmp_path):
     sizes = {size: row(by_size, metric="iou", size=size)["mean"] for size in ("small", "medium", "large")}
     assert sizes == pytest.approx({"small": (0.2 + 1.0) / 2, "medium": 0.4, "large": 0.6})
     assert row(tables["nano_sam_by_class"], metric="iou", object_class="x")["mean"] == pytest.approx(0.7)
+
+
+def test_paired_differences_take_the_same_images_and_seeds(tmp_path):
+    cells = fake_cells(methods=("lora", "spt"), datasets=("neu-seg",))
+    cells = [cell for cell in cells if not (cell.method == "lora" and cell.seed == 2)]
+    found = paired_differences(records_of(tmp_path, cells), "baselines", "spt", ["lora", "zero_shot", "asam"])
+    assert found["against"].tolist() == ["lora", "zero_shot"] and set(found["images"]) == {12}
+    by_method = {}
+    for cell in cells:
+        objects = fake_objects(cell).query("output == 'final'")
+        by_method[cell.method, cell.seed] = objects.groupby("image")["iou"].mean()
+    both = [by_method["spt", seed] - by_method["lora", seed] for seed in (0, 1)]
+    first = row(found, against="lora")
+    assert first["difference"] == pytest.approx(np.mean(both))
+    # images are hard alike for both methods: the paired interval is far narrower than their spread
+    assert first["low"] < first["difference"] < first["high"] < first["low"] + 0.02
+    assert paired_differences([], "baselines", "spt", ["lora"]).empty
 
 
 def test_nothing_is_invented_where_nothing_was_run(tmp_path):

@@ -89,6 +89,35 @@ def seeds_by_images(series: Sequence[pd.Series]) -> tuple[np.ndarray, list[str]]
     return frame.to_numpy().T, list(frame.index)
 
 
+def paired_differences(
+    records: Iterable[Record], table: str, method: str, against: Sequence[str], metric: str = "iou"
+) -> pd.DataFrame:
+    """`method` minus each of `against` on the same images, prompts and seeds, with the 95% paired bootstrap interval.
+
+    One row a data set, prompt and other method: dataset, prompt, method, against, difference, low, high, images. Of
+    what `table` shows without a variant, output "final"; a pair without common seeds and images has no row.
+    """
+    found: dict[tuple[str, str, str], dict[int, pd.Series]] = {}
+    for record in records:
+        if record.objects is not None and "" in record.variants(table):
+            place = (record.dataset, record.cell["prompt"], record.method)
+            found.setdefault(place, {})[record.seed] = image_values(record, metric, "final")
+    rows = []
+    for (dataset, prompt, name), ours in sorted(found.items()):
+        for other in against if name == method else ():
+            theirs = found.get((dataset, prompt, other), {})
+            seeds = sorted(ours.keys() & theirs.keys())
+            pairs = [series[seed] for series in (ours, theirs) for seed in seeds]
+            if not seeds:
+                continue
+            values, images = seeds_by_images(pairs)
+            if images:
+                difference, low, high = paired_bootstrap(values[: len(seeds)] - values[len(seeds) :])
+                rows.append((dataset, prompt, method, other, difference, low, high, len(images)))
+    columns = ["dataset", "prompt", "method", "against", "difference", "low", "high", "images"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
     """Each table as `<folder>/<name>.csv`; numbers with 6 significant digits."""
     for name, table in tables.items():
