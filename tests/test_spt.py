@@ -7,18 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor, nn
 
+from samtune import prediction, tuning
+from samtune.data.sample import read_image
 from samtune.errors import InputError
 from samtune.methods import build_method
+from samtune.methods.predictor import SPTPredictor
 from samtune.methods.spt import SPT, RelationAwareTransformer, relation_matrix
 from samtune.methods.spt_released import load_released
 from samtune.prompts import Prompts
 from samtune.sam.attention import merge_qkv
 from samtune.sam.build import new_sam
 from samtune.sam.decode import decode_masks
-from small_sam import official_twin, small_sam, some_prompts
+from small_sam import disc_sample, official_twin, small_sam, some_prompts
 
 KINDS = ("box", "point", "mask", "none", "box+point")
 INDEX = [0, 1, 1]
@@ -334,6 +338,23 @@ def test_released_checkpoint_gives_the_reference_formulas_masks(tmp_path: Path, 
         found = method(images(1), Prompts(torch.tensor([0]), boxes=box))
     assert (found["draft"] - draft).abs().max() < 1e-4 and (found["logits"] - final).abs().max() < 1e-4
     assert (draft - final).abs().max() > 0.1
+
+
+def test_samtune_predicts_with_a_released_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "load_sam", lambda backbone: small_sam())
+    path = tmp_path / "spt_vit_b.pth"
+    torch.save(released_state(), path)
+    tuned = tuning.load_tuned(path, "small")
+    assert isinstance(tuned.predictor(), SPTPredictor) and tuned.preprocess == "stretch"
+    with pytest.raises(InputError, match="does not say which SAM it was tuned on: name it by --backbone"):
+        tuning.load_tuned(path)
+    Image.fromarray(disc_sample(0).image).save(tmp_path / "disc.png")
+    box = [(10, 5, 50, 40)]
+    (mask,) = prediction.predict(path, tmp_path / "disc.png", tmp_path, box=box, backbone="small", device="cpu")
+    predictor = SPTPredictor(load_released(path, small_sam()))
+    predictor.set_image(disc_sample(0).image)
+    expected, _, _ = predictor.predict(box=torch.tensor(box[0]).numpy())
+    assert (torch.from_numpy(read_image(mask)[..., 0] > 0).numpy() == expected[0]).all()
 
 
 def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -168,11 +168,10 @@ def predict(
         typer.Option(metavar="X,Y", help="Or X,Y,0 (not this); for every picture; repeated: on one object."),
     ] = None,
     backbone: MovedBackbone = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; memory grows with it.")] = 4,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Segment pictures with a tuned model.
+    """Segment pictures with a tuned model, or with a checkpoint that SPT's authors released (give its --backbone).
 
     Writes OUT/predicted_masks/NAME.png (0/255) and OUT/overlays/NAME.png.
     """
@@ -183,7 +182,7 @@ def predict(
             checkpoint, images, out, boxes, points,
             [_coordinates("--box", one, (4,)) for one in box or []],
             [_coordinates("--point", one, (2, 3)) for one in point or []],
-            backbone and _backbone(backbone), batch_size, device, precision, typer.echo,
+            backbone and _backbone(backbone), device, precision, typer.echo,
         )  # fmt: skip
 
 

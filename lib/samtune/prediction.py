@@ -13,9 +13,8 @@ import torch
 from tqdm.auto import tqdm
 
 from samtune.atomic import write_atomically
-from samtune.data.sample import IMAGE_SUFFIXES, Sample, read_image
-from samtune.errors import InputError, counted
-from samtune.evaluation import EvaluationConfig, predict_with
+from samtune.data.sample import IMAGE_SUFFIXES, read_image
+from samtune.errors import InputError, counted, is_out_of_memory
 from samtune.prompts import Prompts
 from samtune.provenance import choose_precision
 from samtune.tuning import load_tuned, usable_device
@@ -44,7 +43,6 @@ def predict(
     box: Sequence[Sequence[float]] = (),
     point: Sequence[Sequence[float]] = (),
     backbone: str | None = None,
-    batch_size: int = 4,
     device: str = "auto",
     precision: str = "auto",
     say: Callable[[str], None] = print,
@@ -66,23 +64,27 @@ def predict(
         if "none" not in tuned.prompts:
             raise InputError("no prompt: give --boxes, --points, --box or --point (see samtune predict --help)")
         prompts = {name: [ObjectPrompt()] for name in pictures}
-    config = EvaluationConfig(
-        preprocess=tuned.preprocess, device=device, precision=choose_precision(precision, device), batch_size=batch_size
-    )
-    answer = predict_with(tuned.method, config)
+    predictor = tuned.predictor(device)
+    halved = choose_precision(precision, device) == "bf16"
     written: list[Path] = []
     names = [name for name in pictures if name in prompts]
-    for first in tqdm(range(0, len(names), batch_size), "predict", mininterval=2, leave=False):
-        batch = names[first : first + batch_size]
-        samples = []
-        for name in batch:
-            image = read_image(pictures[name])
-            _check_inside(prompts[name], image, pictures[name])
-            samples.append(Sample(name, "", "", image, np.zeros((0, *image.shape[:2]), bool)))
-        outputs = answer(samples, [as_prompts(prompts[name]) for name in batch])
-        for sample, output in zip(samples, outputs, strict=True):
-            masks = (output["final"][:, 0] > 0).numpy()
-            written += _write(out, sample, masks, prompts[sample.id])
+    for name in tqdm(names, "predict", mininterval=2, leave=False):
+        image = read_image(pictures[name])
+        _check_inside(prompts[name], image, pictures[name])
+        try:
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=halved):
+                predictor.set_image(image)
+                given = predictor.preprocess.prompts(as_prompts(prompts[name]), image.shape[:2])
+                masks, _, _ = predictor.predict_prompts(given.to(device))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            height, width = image.shape[:2]
+            raise InputError(
+                f"out of memory in prediction on {pictures[name]}, {width}x{height} pixels, with {tuned.backbone} at "
+                f"{predictor.preprocess.size} px: set a smaller picture, or tune a smaller backbone"
+            ) from error
+        written += _write(out, name, image, masks[:, 0].cpu().numpy(), prompts[name])
     found = f"{counted(len(names), 'picture')}, {counted(len(written), 'mask')}"
     say(f"{found}: {out / 'predicted_masks'}; to look at: {out / 'overlays'}")
     if without := [name for name in pictures if name not in prompts]:
@@ -251,16 +253,16 @@ def _check_inside(objects: Sequence[ObjectPrompt], image: np.ndarray, path: Path
                 raise InputError(f"{one.source}: point {x:g},{y:g} lies outside {path}, {width}x{height} pixels")
 
 
-def _write(out: Path, sample: Sample, masks: np.ndarray, objects: Sequence[ObjectPrompt]) -> list[Path]:
+def _write(out: Path, name: str, image: np.ndarray, masks: np.ndarray, objects: Sequence[ObjectPrompt]) -> list[Path]:
     """The masks and the overlay of one picture."""
     folder = out / "predicted_masks"
-    files = [folder / f"{sample.id}.png"]
+    files = [folder / f"{name}.png"]
     if len(masks) > 1:
-        files = [folder / sample.id / f"{number}.png" for number in range(1, len(masks) + 1)]
+        files = [folder / name / f"{number}.png" for number in range(1, len(masks) + 1)]
     for file, mask in zip(files, masks, strict=True):
         write_atomically(file, _png(mask.astype(np.uint8) * 255))
-    drawn = overlay(sample.image, masks, objects)
-    write_atomically(out / "overlays" / f"{sample.id}.png", _png(drawn[..., ::-1]))
+    drawn = overlay(image, masks, objects)
+    write_atomically(out / "overlays" / f"{name}.png", _png(drawn[..., ::-1]))
     return files
 
 

@@ -24,6 +24,9 @@ from samtune.embeddings import EmbeddingCache
 from samtune.errors import InputError, counted, unknown
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import METHODS, Method, build_method
+from samtune.methods.predictor import MethodPredictor, SPTPredictor
+from samtune.methods.spt import SPT
+from samtune.methods.spt_released import load_released
 from samtune.prompts import parse_kind
 from samtune.provenance import choose_precision
 from samtune.sam.checkpoints import load_sam, read_state, save_official, save_safetensors, sha256, weights_hash
@@ -222,14 +225,24 @@ class TunedModel:
     prompts: tuple[str, ...]
     backbone: str
 
+    def predictor(self, device: str = "cpu") -> MethodPredictor:
+        """`SamPredictor`'s interface on it."""
+        kind = SPTPredictor if isinstance(self.method, SPT) else MethodPredictor
+        return kind(self.method.to(device), self.preprocess)
+
 
 def load_tuned(checkpoint: Path, backbone: str | None = None) -> TunedModel:
-    """The method in `checkpoint`, a file that `tune` wrote, on its backbone.
+    """The method in `checkpoint`, a file that `tune` wrote or that SPT's authors released (.pth), on its backbone.
 
-    `backbone`: where that lies now, when it was a file that has moved. Raises `InputError` when the file is missing,
-    corrupt (sha256 expected and found) or not one of `tune`'s, or when the backbone's weights are not those that it was
-    tuned on.
+    `backbone`: where that lies now, when it was a file that has moved; a released file does not name it. Raises
+    `InputError` when the file is missing, corrupt (sha256 expected and found) or of neither kind, or when the
+    backbone's weights are not those that it was tuned on.
     """
+    if checkpoint.suffix == ".pth":
+        if backbone is None:
+            raise InputError(f"{checkpoint} does not say which SAM it was tuned on: name it by --backbone")
+        sam = load_sam(backbone)
+        return TunedModel(load_released(checkpoint, sam), "stretch", ("box", "point10"), sam.backbone)
     state, about = _read_tuned(checkpoint)
     name = backbone or about["backbone"]
     sam = load_sam(name)

@@ -74,6 +74,7 @@ def _clone(source: GitSource, target: Path) -> None:
 
 def _fetch_zip(source: LinkSource, target: Path) -> None:
     known_hash = f"sha256:{source.sha256}" if source.sha256 else None
+    pooch.get_logger().setLevel("WARNING")  # the bar says it all, and an error message must begin the output
     archive = Path(pooch.retrieve(source.url, known_hash, fname="archive.zip", path=target, progressbar=True))
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(target)

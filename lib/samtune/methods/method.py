@@ -30,9 +30,14 @@ class Method(nn.Module):
         """Normalised images float32 `(B, 3, S, S)` -> embeddings `(B, C, h, w)`."""
         return self.sam.image_encoder(images)
 
+    def passes(self, embedding: Tensor, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
+        """Embeddings and P prompts in model pixels -> of each pass through a decoder, the last one final: logits
+        `(P, 1, 4h, 4w)` and the decoder's own estimate of their IoU `(P, 1)`."""
+        return [decode_masks(self.sam, embedding, prompts)]
+
     def decode(self, embedding: Tensor, prompts: Prompts) -> dict[str, Tensor]:
         """Embeddings and P prompts in model pixels -> {"logits": `(P, 1, 4h, 4w)`}, further outputs by their names."""
-        return {"logits": decode_masks(self.sam, embedding, prompts)[0]}
+        return {"logits": self.passes(embedding, prompts)[-1][0]}
 
     def forward(self, images: Tensor, prompts: Prompts) -> dict[str, Tensor]:
         """`encode`, then `decode`."""

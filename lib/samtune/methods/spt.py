@@ -128,7 +128,7 @@ class SPT(Method):
         return {"logits": final} | ({"draft": draft[0][0]} if draft else {})
 
     def passes(self, embedding: Tensor, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
-        """Logits `(P, 1, 4h, 4w)` and the decoder's own estimate of their IoU `(P, 1)`, of each decoder in turn."""
+        """The draft (with `draft`) and the refined mask, see `Method.passes`."""
         relation = None
         if self.relation:
             relation = relation_matrix(embedding, self.threshold, self.temperature)
