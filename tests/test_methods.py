@@ -204,7 +204,8 @@ def test_sam_is_frozen_and_left_on_its_weights() -> None:
     before = copy.deepcopy(sam.state_dict())
     for name in METHODS:
         method = build_method(name, copy.deepcopy(sam))
-        assert all(("lora_" in n or "mask_decoder" in n or "relation_scales" in n) for n in method.trainable())
+        parts = ("lora_", "mask_decoder", "relation_scales", "prompt_encoder")
+        assert all(any(part in n for part in parts) for n in method.trainable())
         values = {n.replace(".base_layer", ""): v for n, v in method.sam.state_dict().items() if "lora_" not in n}
         assert all(torch.equal(values.pop(n), before[n]) for n in before)
         twins = {n: v for n, v in values.items() if "relation_scales" not in n}  # SPT's second decoder

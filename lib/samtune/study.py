@@ -36,6 +36,7 @@ TUNED = "trainable.safetensors"
 CLASSICAL = ("ellipse", "grabcut")
 NOTHING = "nothing"  # the target of a cell that counts false alarms on pictures without an object
 TRAINING_OPTIONS = {field.name for field in fields(TrainingConfig)}
+EVALUATION_OPTIONS = {field.name for field in fields(EvaluationConfig)}
 GRID_SHARE = 5  # a learning rate is tried for a fifth of the images
 
 
@@ -71,12 +72,14 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
         extras = {
             "trainable_parameters": method.count_trainable(),
             "dropped": {"images without an object after preprocessing": result.dropped},
+            "counts": dict(method.counts),
         }
         return Result(curve=result.curve, precision=result.precision, seconds=result.seconds, extras=extras)
 
     def _evaluate(cell: EvaluationCell, folder: Path | None) -> Result:
         nothing = {"defect_free": True} if cell.target == NOTHING else {}
-        dataset, options = open_dataset(cell.dataset, **nothing), dict(cell.options)
+        dataset = open_dataset(cell.dataset, **nothing)
+        options = {name: value for name, value in cell.options if name in EVALUATION_OPTIONS}
         domain = describe(cell.dataset).domain
         metrics = profile.evaluation.metrics
         metrics += {
@@ -89,23 +92,31 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
         )  # fmt: skip
         if cell.method in CLASSICAL:
             predict = predict_classical(cell.method)
+            method = None
         else:
+            method = cell_method(cell, folder)
             place = (cell.training, cell.dataset, cell.split, cell.preprocess)
             if cell.training is not None and place not in known:
                 known.clear()
                 known[place] = {}
-            predict = predict_with(cell_method(cell, folder), config, cache, known.get(place))
+            predict = predict_with(method, config, cache, known.get(place))
         measure = false_alarms if nothing else evaluate
         objects, dropped = measure(predict, dataset, config, name=f"{cell.method} on {cell.dataset}")
-        return Result(objects=objects, precision=precision, extras={"dropped": dropped})
+        extras = {"dropped": dropped} | ({"counts": dict(method.counts)} if method else {})
+        return Result(objects=objects, precision=precision, extras=extras)
 
     return execute
 
 
 def cell_method(cell: Cell, folder: Path | None = None) -> Method:
-    """The method of a cell on its backbone; with `folder`, as trained there."""
+    """The method of a cell on its backbone; with `folder`, as trained there.
+
+    An evaluation's options that are none of the evaluation's are the method's (SAM-SP's `iterations` at test time).
+    """
     training = cell if isinstance(cell, TrainingCell) else cell.training
     hyper = () if training is None else training.hyper
+    if isinstance(cell, EvaluationCell):
+        hyper = (*hyper, *((name, value) for name, value in cell.options if name not in EVALUATION_OPTIONS))
     sam = load_sam(cell.backbone)
     torch.manual_seed(cell.seed)  # a method's new weights (LoRA's A) must not depend on what ran before
     method = build_method(cell.method, sam, **{k: v for k, v in hyper if k not in TRAINING_OPTIONS})

@@ -321,6 +321,7 @@ def _save(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResu
         "trainable": method.trainable_state(),
         "optimiser": optimiser.state_dict(),
         "result": asdict(result),
+        "counts": dict(method.counts),
         "random": torch.get_rng_state(),
     }
     with partial.open("wb") as file:  # given a path, torch hides from Python that the disk is full
@@ -336,6 +337,7 @@ def _resume(method: Method, optimiser: torch.optim.Optimizer, result: TrainingRe
     state = torch.load(path, weights_only=True)
     method.load_trainable_state(state["trainable"], str(path))
     optimiser.load_state_dict(state["optimiser"])
+    method.counts.update(state["counts"])
     random: Tensor = state["random"]
     torch.set_rng_state(random)
     for name, value in state["result"].items():

@@ -4,8 +4,9 @@ from typing import Any
 
 from samtune.errors import unknown
 from samtune.methods.decoder_tuning import DecoderTuning
-from samtune.methods.lora import Lora
+from samtune.methods.lora import Lora, LoraSamed
 from samtune.methods.method import Method
+from samtune.methods.sam_sp import SamSP
 from samtune.methods.spt import SPT
 from samtune.methods.zero_shot import ZeroShot
 from samtune.sam.build import Sam
@@ -14,7 +15,9 @@ METHODS: dict[str, type[Method]] = {
     "zero_shot": ZeroShot,
     "decoder_tuning": DecoderTuning,
     "lora": Lora,
+    "lora_samed": LoraSamed,
     "spt": SPT,
+    "sam_sp": SamSP,
 }
 
 

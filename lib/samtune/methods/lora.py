@@ -5,10 +5,12 @@ W x + (alpha / rank) B A x, with A Kaiming-uniform and B zero: at the start the 
 
 import copy
 
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from samtune.losses import at_size, samed_loss
 from samtune.methods.method import Method
 from samtune.sam.build import Sam
 
@@ -56,3 +58,29 @@ class Lora(Method):
     def adapter_state(self) -> dict[str, Tensor]:
         """The low-rank factors alone: a few hundred kilobytes."""
         return self.trainable_state()
+
+
+class LoraSamed(Method):
+    """LoRA on q and v of the encoder alone, rank 4 and alpha = rank; prompt encoder and mask decoder are tuned whole.
+
+    SAMed's design (Zhang and Liu 2023) and loss, which SAM-SP builds on. Trained and used without a prompt.
+    """
+
+    name = "lora_samed"
+    frozen_encoder = False
+    learning_rate = 1e-3
+    epochs = 160  # of SAMed's 200, where its schedule is stopped
+
+    def __init__(self, sam: Sam, rank: int = 4, alpha: float | None = None) -> None:
+        super().__init__(sam)
+        self.sam = add_lora(self.sam, rank, rank if alpha is None else alpha, decoder=False)
+        self.sam.prompt_encoder.requires_grad_(True)
+        self.sam.mask_decoder.requires_grad_(True)
+
+    def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """0.2 binary cross-entropy + 0.8 Dice on the low-resolution logits, mean over prompts."""
+        return samed_loss(prediction["logits"], at_size(masks, prediction["logits"])).mean()
+
+    def merged(self) -> Sam:
+        """An ordinary SAM with the updates folded in: it gives the same (first) pass."""
+        return merge_lora(self.sam)

@@ -1,5 +1,7 @@
 """What a method is: a module on a SAM that encodes pictures, decodes prompts and knows its loss."""
 
+from collections import Counter
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,7 @@ class Method(nn.Module):
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
+        self.counts: Counter[str] = Counter()  # what is worth a line in the record, by what it is
         self.sam = sam
         self.sam.requires_grad_(False)
 

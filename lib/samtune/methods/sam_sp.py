@@ -1,0 +1,155 @@
+"""SAM-SP: a SAM that prompts itself with its own last prediction (arXiv 2408.12364).
+
+A declared reinterpretation: the authors published no code, and what is known of the paper leaves much open. What is
+ours is an option here, named in `SamSP`'s docstring. In the paper's order: low-rank tuning, self-prompting,
+self-distillation.
+"""
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from samtune.errors import InputError
+from samtune.losses import at_size, distillation_loss, distillation_squared_error, samed_loss
+from samtune.methods.lora import LoraSamed
+from samtune.prompts import BACKGROUND, FOREGROUND, Prompts
+from samtune.sam.build import Sam
+from samtune.sam.decode import decode_masks
+
+SELF_PROMPTS = ("box", "mask", "points")
+DISTILLATIONS = {
+    "kl": distillation_loss,
+    "mse": lambda student, teacher, _: distillation_squared_error(student, teacher),
+}
+
+
+def self_prompts(logits: Tensor, kind: str, image_size: int, smallest_part: float = 0.0) -> tuple[Prompts, Tensor]:
+    """Prompts made of a prediction `(P, 1, h, w)`, in model pixels, and which predictions are empty, bool `(P,)`.
+
+    `kind`, joined by "+": "box" around all foreground (first and last row and column: no gradient passes), "mask" the
+    detached logits, "points" the surest foreground pixel and the surest background pixel inside the box. Connected
+    parts below `smallest_part` of the foreground are left out. An empty prediction gets the whole picture's box; what
+    is made of it must not be used.
+    """
+    logits = logits.detach().float()
+    foreground = logits[:, 0] > 0
+    if smallest_part:
+        kept = [large_parts(mask, smallest_part) for mask in foreground.cpu().numpy()]
+        foreground = torch.from_numpy(np.stack(kept)).to(logits.device)
+    empty = ~foreground.flatten(1).any(1)
+    inside = foreground | empty[:, None, None]
+    columns, rows = inside.any(1).int(), inside.any(2).int()
+    height, width = inside.shape[1:]
+    left, top = columns.argmax(1), rows.argmax(1)
+    right, bottom = width - 1 - columns.flip(1).argmax(1), height - 1 - rows.flip(1).argmax(1)
+    stride = image_size / width
+    prompts = Prompts(torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
+    parts = kind.split("+")
+    if "points" in parts:
+        y, x = torch.arange(height, device=logits.device)[:, None], torch.arange(width, device=logits.device)
+        corners = [side[:, None, None] for side in (left, top, right, bottom)]
+        in_box = (x >= corners[0]) & (y >= corners[1]) & (x <= corners[2]) & (y <= corners[3])
+        surest = logits[:, 0].masked_fill(~inside, -torch.inf).flatten(1).argmax(1)
+        outside = in_box & ~foreground
+        least = logits[:, 0].masked_fill(~outside, torch.inf).flatten(1).argmin(1)
+        index = torch.stack([surest, least], 1)
+        points = (torch.stack([index % width, index // width], -1) + 0.5) * stride - 0.5
+        labels = torch.tensor([[FOREGROUND, BACKGROUND]], device=logits.device).repeat(len(logits), 1)
+        labels[:, 1] = torch.where(outside.flatten(1).any(1), labels[:, 1], -1)  # a padding click where the box is full
+        prompts = prompts.with_points(points, labels)
+    if "mask" in parts:
+        prompts = prompts.with_masks(logits)
+    if "box" in parts:
+        boxes = torch.stack([left * stride, top * stride, (right + 1) * stride - 1, (bottom + 1) * stride - 1], 1)
+        prompts = Prompts(prompts.image_index, boxes.float(), prompts.points, prompts.labels, prompts.masks)
+    return prompts, empty
+
+
+def large_parts(mask: np.ndarray, share: float) -> np.ndarray:
+    """bool `(h, w)` without its connected parts of less than `share` of the foreground."""
+    labels, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    keep = areas >= share * mask.sum()
+    keep[0] = False
+    return keep[labels]
+
+
+class SamSP(LoraSamed):
+    """LoRA, self-prompting and self-distillation on one prompt encoder and one decoder, used again and again.
+
+    Prompts that a caller gives are ignored: pass 0 is unprompted, pass t is prompted by pass t - 1, on one image
+    embedding. OURS, as options: `iterations` self-prompted passes; `self_prompt`, see `self_prompts`, and its
+    `smallest_part`; `distillation` "kl" or "mse" of weight `distillation_weight` (0: none) at `temperature`, the later
+    pass (detached) teaching the one before, or with `reverse` the other way round; rank 4, alpha = rank and SAMed's
+    loss. An empty prediction prompts nothing: its next pass is the unprompted one again (counted in `counts`).
+
+    Raises `InputError` on an unknown `self_prompt` or `distillation`.
+    """
+
+    name = "sam_sp"
+
+    def __init__(
+        self,
+        sam: Sam,
+        rank: int = 4,
+        alpha: float | None = None,
+        iterations: int = 1,
+        self_prompt: str = "box",
+        smallest_part: float = 0.0,
+        distillation: str = "kl",
+        distillation_weight: float = 1.0,
+        temperature: float = 2.0,
+        reverse: bool = False,
+    ) -> None:
+        super().__init__(sam, rank, alpha)
+        if unknown := set(self_prompt.split("+")) - set(SELF_PROMPTS):
+            raise InputError(
+                f"unknown self-made prompt {min(unknown)!r}; known, joined by +: {', '.join(SELF_PROMPTS)}"
+            )
+        if distillation not in DISTILLATIONS:
+            raise InputError(f"unknown distillation {distillation!r}; known: {', '.join(DISTILLATIONS)}")
+        self.iterations, self.self_prompt, self.smallest_part = iterations, self_prompt, smallest_part
+        self.distill, self.distillation_weight = DISTILLATIONS[distillation], distillation_weight
+        self.temperature, self.reverse = temperature, reverse
+
+    def passes(self, embedding: Tensor, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
+        """Pass 0 without a prompt, then `iterations` passes, each prompted by the one before; see `Method.passes`."""
+        nothing = Prompts(prompts.image_index)
+        first = decode_masks(self.sam, embedding, nothing)
+        full = (first[0] > 0).flatten(1).all(1)
+        results = [first]
+        for _ in range(self.iterations):
+            own, empty = self_prompts(results[-1][0], self.self_prompt, self.sam.image_size, self.smallest_part)
+            if len(results) == 1:
+                self.counts["first predictions"] += len(empty)
+                self.counts["empty first predictions"] += int(empty.sum())
+                self.counts["full first predictions"] += int(full.sum())
+            own = Prompts(prompts.image_index, own.boxes, own.points, own.labels, own.masks)
+            logits, quality = decode_masks(self.sam, embedding, own)
+            # Without a prompt the decoder would give the first pass again, so that is taken where there is none.
+            results.append(
+                (
+                    torch.where(empty[:, None, None, None], first[0], logits),
+                    torch.where(empty[:, None], first[1], quality),
+                )
+            )
+        return results
+
+    def decode(self, embedding: Tensor, prompts: Prompts) -> dict[str, Tensor]:
+        """{"logits": the last pass, "pass0", "pass1" ...: every pass}, each `(P, 1, 4h, 4w)`."""
+        every = [logits for logits, _ in self.passes(embedding, prompts)]
+        return {"logits": every[-1]} | {f"pass{number}": logits for number, logits in enumerate(every)}
+
+    def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """SAMed's loss on every pass, plus the distillation between one pass and the next; mean over prompts."""
+        every = [prediction[f"pass{number}"] for number in range(len(prediction) - 1)]
+        target = at_size(masks, every[0])
+        loss = torch.stack([samed_loss(logits, target) for logits in every]).sum(0)
+        if self.distillation_weight:
+            for earlier, later in zip(every, every[1:], strict=False):
+                student, teacher = (later, earlier) if self.reverse else (earlier, later)
+                loss = loss + self.distillation_weight * self.distill(student, teacher, self.temperature)
+        return loss.mean()
