@@ -202,7 +202,7 @@ def test_trainable_state_that_does_not_fit_is_named_and_nothing_is_loaded() -> N
 def test_sam_is_frozen_and_left_on_its_weights() -> None:
     sam = small_sam()
     before = copy.deepcopy(sam.state_dict())
-    for name in METHODS:
+    for name in METHODS.keys() - {"unet"}:  # which has no SAM
         method = build_method(name, copy.deepcopy(sam))
         parts = ("lora_", "mask_decoder", "relation_scales", "prompt_encoder")
         assert all(any(part in n for part in parts) for n in method.trainable())

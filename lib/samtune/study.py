@@ -30,6 +30,7 @@ from samtune.profile import Profile
 from samtune.provenance import choose_precision
 from samtune.records import Record, read_records
 from samtune.sam.checkpoints import load_sam, save_safetensors, weights_hash
+from samtune.tables import NO_BACKBONE
 from samtune.training import TrainingConfig, default_device, train
 
 TUNED = "trainable.safetensors"
@@ -117,7 +118,7 @@ def cell_method(cell: Cell, folder: Path | None = None) -> Method:
     hyper = () if training is None else training.hyper
     if isinstance(cell, EvaluationCell):
         hyper = (*hyper, *((name, value) for name, value in cell.options if name not in EVALUATION_OPTIONS))
-    sam = load_sam(cell.backbone)
+    sam = None if cell.backbone == NO_BACKBONE else load_sam(cell.backbone)
     torch.manual_seed(cell.seed)  # a method's new weights (LoRA's A) must not depend on what ran before
     method = build_method(cell.method, sam, **{k: v for k, v in hyper if k not in TRAINING_OPTIONS})
     if isinstance(cell, EvaluationCell) and folder is not None:

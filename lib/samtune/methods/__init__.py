@@ -8,6 +8,7 @@ from samtune.methods.lora import Lora, LoraSamed
 from samtune.methods.method import Method
 from samtune.methods.sam_sp import SamSP
 from samtune.methods.spt import SPT
+from samtune.methods.unet import UNet
 from samtune.methods.zero_shot import ZeroShot
 from samtune.sam.build import Sam
 
@@ -18,11 +19,15 @@ METHODS: dict[str, type[Method]] = {
     "lora_samed": LoraSamed,
     "spt": SPT,
     "sam_sp": SamSP,
+    "unet": UNet,
 }
 
 
-def build_method(name: str, sam: Sam, **options: Any) -> Method:
-    """The method `name` on `sam`, which it changes in place. Raises `InputError` for an unknown name."""
+def build_method(name: str, sam: Sam | None, **options: Any) -> Method:
+    """The method `name` on `sam`, which it changes in place (None for a method without one).
+
+    Raises `InputError` for an unknown name.
+    """
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     return METHODS[name](sam, **options)
