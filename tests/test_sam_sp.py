@@ -131,6 +131,23 @@ def test_empty_predictions_take_the_unprompted_pass_again_and_are_counted(monkey
     assert method.counts["full first predictions"] == 1
 
 
+def test_controls_put_any_box_or_the_callers_prompt_into_the_second_pass() -> None:
+    prompts = some_prompts("box", INDEX, small_sam())
+    with torch.no_grad():
+        given = trained(self_prompt="given")
+        found = given(images(), prompts)
+        expected = decode_masks(given.sam, given.encode(images()), prompts)[0]
+        assert torch.equal(found["pass1"], expected) and not torch.equal(found["pass0"], expected)
+        method = trained(self_prompt="random_box")
+        logits = method(images(), NOTHING)["pass0"]
+        boxes, _ = method.next_prompts(logits, NOTHING)
+        alone, _ = method.next_prompts(logits[2:], NOTHING[2:])
+    assert torch.equal(boxes.boxes[2:], alone.boxes)  # whatever else is in the batch
+    assert (
+        (boxes.boxes >= 0).all() and (boxes.boxes < 64).all() and len(boxes.boxes.unique(dim=0)) == 2
+    )  # a picture each
+
+
 # ---------------------------------------------------------------- passes
 
 

@@ -8,7 +8,8 @@ from samtune import study, study_spt
 from samtune.claims import build_claims
 from samtune.experiment import EvaluationCell
 from samtune.profile import Profile, load_profile
-from samtune.study_spt import Plan, group_names, matching_rank, robustness_cells, run_ablations, run_main
+from samtune.study import Plan
+from samtune.study_spt import group_names, matching_rank, robustness_cells, run_ablations, run_main
 from samtune.tables import build_tables
 from small_sam import small_sam
 
@@ -34,7 +35,7 @@ def profile() -> Profile:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[EvaluationCell]:
     """From now on cells are only noted."""
     cells: list[EvaluationCell] = []
-    monkeypatch.setattr(study_spt, "run_cells", lambda wanted, *rest: cells.extend(wanted) or [])
+    monkeypatch.setattr(study, "run_cells", lambda wanted, *rest: cells.extend(wanted) or [])
     return cells
 
 

@@ -55,7 +55,7 @@ class Pretraining:
     seed: int = 0
     objects: int = 8
     weight_decay: float = 0.05
-    average: float = 0.999
+    average: float = 0.998
     checkpoint_every: int = 200
     validate_every: int = 1500
 

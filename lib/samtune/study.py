@@ -35,6 +35,8 @@ from samtune.training import TrainingConfig, default_device, train
 
 TUNED = "trainable.safetensors"
 CLASSICAL = ("ellipse", "grabcut")
+WITHOUT_SAM = (*CLASSICAL, "unet")
+BOX_AND_POINTS = "box,point10"  # prompts in training, evenly, as SPT's sheet says
 NOTHING = "nothing"  # the target of a cell that counts false alarms on pictures without an object
 TRAINING_OPTIONS = {field.name for field in fields(TrainingConfig)}
 EVALUATION_OPTIONS = {field.name for field in fields(EvaluationConfig)}
@@ -163,7 +165,12 @@ def backbone_hash(backbone: str) -> str:
 
 
 def choose_learning_rates(
-    profile: Profile, datasets: Sequence[str], methods: Sequence[str], prompts: Sequence[str], hash: str
+    profile: Profile,
+    datasets: Sequence[str],
+    methods: Sequence[str],
+    prompts: Sequence[str],
+    hash: str,
+    trained_with: str = BOX_AND_POINTS,
 ) -> dict[tuple[str, str], float]:
     """By (data set, method), the rate of the profile's grid with the best mean IoU on validation; ties: the smaller.
 
@@ -178,7 +185,7 @@ def choose_learning_rates(
     for dataset, method in places:
         for rate in grid:
             images = images_seen(profile, method, dataset) // GRID_SHARE
-            training = training_cell(profile, method, dataset, 0, rate, hash, images)
+            training = training_cell(profile, method, dataset, 0, rate, hash, images, trained_with)
             for test_set in dataset.split("+"):
                 for prompt in prompts:
                     shown = (f"learning_rates:{rate:g}",)
@@ -194,23 +201,29 @@ def choose_learning_rates(
 
 
 def training_cell(
-    profile: Profile, method: str, dataset: str, seed: int, rate: float, hash: str, images: int = 0, **hyper: object
+    profile: Profile,
+    method: str,
+    dataset: str,
+    seed: int,
+    rate: float,
+    hash: str,
+    images: int = 0,
+    prompt: str = BOX_AND_POINTS,
+    **hyper: object,
 ) -> TrainingCell:
-    """The profile's training of `method` on `dataset`, or on the union "a+b" of several.
-
-    Prompts are box and 10 points, evenly, as SPT's sheet says.
-    """
+    """The profile's training of `method` on `dataset`, or on the union "a+b" of several, with prompts of `prompt`."""
+    without_sam = method in WITHOUT_SAM
     return TrainingCell(
         method,
         tuple(dataset.split("+")),
-        profile.backbone,
+        NO_BACKBONE if without_sam else profile.backbone,
         seed,
         max(images or images_seen(profile, method, dataset), profile.batch_size),
         profile.preprocess,
-        "box,point10",
+        prompt,
         "union",
         {"learning_rate": rate, "batch_size": profile.batch_size} | hyper,
-        hash,
+        "" if without_sam else hash,
     )
 
 
@@ -226,6 +239,46 @@ def images_seen(profile: Profile, method: str, dataset: str) -> int:
     if profile.images is not None:
         return profile.images
     return METHODS[method].epochs * sum(len(open_dataset(name).ids("train")) for name in dataset.split("+"))
+
+
+class Plan:
+    """The cells of one paper in one profile: rates chosen on validation once, the same for a method's variants.
+
+    `trained_with`: the prompts drawn in training, evenly; `prompts` those of the tables, the profile's unless given.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        datasets: Sequence[str],
+        methods: Sequence[str],
+        trained_with: str = BOX_AND_POINTS,
+        prompts: Sequence[str] = (),
+    ) -> None:
+        self.profile, self.hash, self.trained_with = profile, backbone_hash(profile.backbone), trained_with
+        self.prompts = tuple(prompts) or profile.evaluation.prompts
+        self.rates = choose_learning_rates(profile, datasets, methods, self.prompts, self.hash, trained_with)
+
+    def training(self, method: str, dataset: str, seed: int, images: int = 0, **changes: object) -> TrainingCell:
+        """`method` trained on `dataset`; `changes` are options of the method or its training, or the `prompt`."""
+        rate = self.rates[dataset, method]
+        options = {"prompt": self.trained_with} | changes
+        return training_cell(self.profile, method, dataset, seed, rate, self.hash, images, **options)
+
+    def measured(self, training: TrainingCell, dataset: str, *tables: str, **options: object) -> list[EvaluationCell]:
+        """The test part of `dataset` under every prompt of the profile, shown in `tables`."""
+        shared = {"max_images": self.profile.evaluation.max_images, "tables": tables} | options
+        return [training.evaluation(dataset, **{"prompt": prompt} | shared) for prompt in self.prompts]
+
+    def zero_shot(self, dataset: str, seed: int, *tables: str, **options: object) -> list[EvaluationCell]:
+        """The same for the backbone as it is."""
+        shared = {"max_images": self.profile.evaluation.max_images, "tables": tables} | options
+        cells = (zero_shot_cell(self.profile, dataset, seed, self.hash, prompt=p, **shared) for p in self.prompts)
+        return list(cells)
+
+    def run(self, cells: Sequence[EvaluationCell]) -> list[Record]:
+        """Their records; what has none is run."""
+        return run_cells(cells, self.profile.name, executor(self.profile))
 
 
 def run_baselines(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:

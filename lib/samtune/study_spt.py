@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
-from samtune.experiment import EvaluationCell, TrainingCell, run_cells
+from samtune.experiment import EvaluationCell
 from samtune.methods import build_method
 from samtune.profile import Profile
 from samtune.records import Record
 from samtune.sam.checkpoints import load_sam
-from samtune.study import NOTHING, backbone_hash, choose_learning_rates, executor, training_cell, zero_shot_cell
+from samtune.study import NOTHING, Plan, zero_shot_cell
 
 MAIN, ABLATION = "spt_main", "spt_ablation"
 TUNED = ("decoder_tuning", "lora", "spt")
@@ -58,38 +58,6 @@ def matching_rank(backbone: str) -> int:
     return -(-8 * counts["spt"] // counts["lora"])
 
 
-class Plan:
-    """The cells of one profile: rates chosen on validation once, the same for a method's variants and controls."""
-
-    def __init__(self, profile: Profile, datasets: Sequence[str], methods: Sequence[str] = TUNED) -> None:
-        self.profile, self.hash = profile, backbone_hash(profile.backbone)
-        self.prompts = profile.evaluation.prompts
-        self.rates = choose_learning_rates(profile, datasets, methods, self.prompts, self.hash)
-
-    def training(self, method: str, dataset: str, seed: int, images: int = 0, **changes: object) -> TrainingCell:
-        """`method` trained on `dataset`; `changes` are options of the method or its training, or the `prompt`."""
-        prompt = changes.pop("prompt", None)
-        cell = training_cell(
-            self.profile, method, dataset, seed, self.rates[dataset, method], self.hash, images, **changes
-        )
-        return cell if prompt is None else replace(cell, prompt=prompt)
-
-    def measured(self, training: TrainingCell, dataset: str, *tables: str, **options: object) -> list[EvaluationCell]:
-        """The test part of `dataset` under every prompt of the profile, shown in `tables`."""
-        shared = {"max_images": self.profile.evaluation.max_images, "tables": tables} | options
-        return [training.evaluation(dataset, **{"prompt": prompt} | shared) for prompt in self.prompts]
-
-    def zero_shot(self, dataset: str, seed: int, *tables: str, **options: object) -> list[EvaluationCell]:
-        """The same for the backbone as it is."""
-        shared = {"max_images": self.profile.evaluation.max_images, "tables": tables} | options
-        cells = (zero_shot_cell(self.profile, dataset, seed, self.hash, prompt=p, **shared) for p in self.prompts)
-        return list(cells)
-
-    def run(self, cells: Sequence[EvaluationCell]) -> list[Record]:
-        """Their records; what has none is run."""
-        return run_cells(cells, self.profile.name, executor(self.profile))
-
-
 def run_main(
     profile: Profile, datasets: Sequence[str], seeds: Sequence[int], controls: bool = True, union: bool = False
 ) -> list[Record]:
@@ -100,7 +68,7 @@ def run_main(
     """
     union_name = "+".join(datasets)
     several = union and len(datasets) > 1
-    plan = Plan(profile, [*datasets, *([union_name] if several else [])])
+    plan = Plan(profile, [*datasets, *([union_name] if several else [])], TUNED)
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in seeds:

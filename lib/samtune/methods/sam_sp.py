@@ -18,6 +18,7 @@ from samtune.sam.build import Sam
 from samtune.sam.decode import decode_masks
 
 SELF_PROMPTS = ("box", "mask", "points")
+CONTROLS = ("random_box", "given")  # what a critical reader asks for: any box, and the caller's prompts (the truth's)
 DISTILLATIONS = {
     "kl": distillation_loss,
     "mse": lambda student, teacher, _: distillation_squared_error(student, teacher),
@@ -77,14 +78,29 @@ def large_parts(mask: np.ndarray, share: float) -> np.ndarray:
     return keep[labels]
 
 
+def random_boxes(logits: Tensor, image_size: int) -> Tensor:
+    """A box anywhere, sides from a tenth of the picture's to all of it, for each of `(P, 1, h, w)`: `(P, 4)`.
+
+    Drawn from the prediction itself, so that it depends on neither order nor batch.
+    """
+    boxes = []
+    for one in logits.detach().double().cpu():
+        generator = torch.Generator().manual_seed(int(1000 * one.abs().sum()) % 2**31)
+        sides = (0.1 + 0.9 * torch.rand(2, generator=generator)) * image_size
+        first = torch.rand(2, generator=generator) * (image_size - sides)
+        boxes.append(torch.cat([first, first + sides - 1]))
+    return torch.stack(boxes).float().to(logits.device)
+
+
 class SamSP(LoraSamed):
     """LoRA, self-prompting and self-distillation on one prompt encoder and one decoder, used again and again.
 
     Prompts that a caller gives are ignored: pass 0 is unprompted, pass t is prompted by pass t - 1, on one image
-    embedding. OURS, as options: `iterations` self-prompted passes; `self_prompt`, see `self_prompts`, and its
-    `smallest_part`; `distillation` "kl" or "mse" of weight `distillation_weight` (0: none) at `temperature`, the later
-    pass (detached) teaching the one before, or with `reverse` the other way round; rank 4, alpha = rank and SAMed's
-    loss. An empty prediction prompts nothing: its next pass is the unprompted one again (counted in `counts`).
+    embedding. OURS, as options: `iterations` self-prompted passes; `self_prompt`, see `self_prompts`, or a control, one
+    of `CONTROLS`; its `smallest_part`; `distillation` "kl" or "mse" of weight `distillation_weight` (0: none) at
+    `temperature`, the later pass (detached) teaching the one before, or with `reverse` the other way round; rank 4,
+    alpha = rank and SAMed's loss. An empty prediction prompts nothing: its next pass is the unprompted one again
+    (counted in `counts`).
 
     Raises `InputError` on an unknown `self_prompt` or `distillation`.
     """
@@ -105,10 +121,10 @@ class SamSP(LoraSamed):
         reverse: bool = False,
     ) -> None:
         super().__init__(sam, rank, alpha)
-        if unknown := set(self_prompt.split("+")) - set(SELF_PROMPTS):
-            raise InputError(
-                f"unknown self-made prompt {min(unknown)!r}; known, joined by +: {', '.join(SELF_PROMPTS)}"
-            )
+        unknown = set(self_prompt.split("+")) - set(SELF_PROMPTS)
+        if unknown and self_prompt not in CONTROLS:
+            known = f"{', '.join(SELF_PROMPTS)}; or one of {', '.join(CONTROLS)}"
+            raise InputError(f"unknown self-made prompt {min(unknown)!r}; known, joined by +: {known}")
         if distillation not in DISTILLATIONS:
             raise InputError(f"unknown distillation {distillation!r}; known: {', '.join(DISTILLATIONS)}")
         self.iterations, self.self_prompt, self.smallest_part = iterations, self_prompt, smallest_part
@@ -122,12 +138,11 @@ class SamSP(LoraSamed):
         full = (first[0] > 0).flatten(1).all(1)
         results = [first]
         for _ in range(self.iterations):
-            own, empty = self_prompts(results[-1][0], self.self_prompt, self.sam.image_size, self.smallest_part)
+            own, empty = self.next_prompts(results[-1][0], prompts)
             if len(results) == 1:
                 self.counts["first predictions"] += len(empty)
                 self.counts["empty first predictions"] += int(empty.sum())
                 self.counts["full first predictions"] += int(full.sum())
-            own = Prompts(prompts.image_index, own.boxes, own.points, own.labels, own.masks)
             logits, quality = decode_masks(self.sam, embedding, own)
             # Without a prompt the decoder would give the first pass again, so that is taken where there is none.
             results.append(
@@ -137,6 +152,15 @@ class SamSP(LoraSamed):
                 )
             )
         return results
+
+    def next_prompts(self, logits: Tensor, given: Prompts) -> tuple[Prompts, Tensor]:
+        """What prompts the pass after `logits` `(P, 1, h, w)`, and which have nothing to be prompted by."""
+        kind = "box" if self.self_prompt in CONTROLS else self.self_prompt
+        own, empty = self_prompts(logits, kind, self.sam.image_size, self.smallest_part)
+        if self.self_prompt == "given":
+            return given, torch.zeros_like(empty)
+        boxes = random_boxes(logits, self.sam.image_size) if self.self_prompt == "random_box" else own.boxes
+        return Prompts(given.image_index, boxes, own.points, own.labels, own.masks), empty
 
     def decode(self, embedding: Tensor, prompts: Prompts) -> dict[str, Tensor]:
         """{"logits": the last pass, "pass0", "pass1" ...: every pass}, each `(P, 1, 4h, 4w)`."""

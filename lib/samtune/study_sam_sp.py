@@ -1,0 +1,117 @@
+"""Which cells notebooks 20 and 21 ask for: SAM-SP's main table, its controls and its ablations."""
+
+from collections.abc import Sequence
+
+from samtune.experiment import EvaluationCell, run_cells
+from samtune.profile import Profile
+from samtune.records import Record
+from samtune.study import Plan, executor, zero_shot_cell
+
+MAIN, ABLATION = "sam_sp_main", "sam_sp_ablation"
+TUNED = ("decoder_tuning", "lora_samed", "unet", "sam_sp")
+MOST_ITERATIONS = 3
+
+# Ablations by group and variant: options of SAM-SP, or of its training, that differ from the default.
+GROUPS: dict[str, dict[str, dict[str, object]]] = {
+    "distillation": {
+        "no distillation": {"distillation_weight": 0.0},
+        "distillation weight 0.3": {"distillation_weight": 0.3},
+        "distillation weight 3": {"distillation_weight": 3.0},
+        "temperature 1": {"temperature": 1.0},
+        "temperature 4": {"temperature": 4.0},
+        "squared error": {"distillation": "mse"},
+        "the first pass teaches": {"reverse": True},
+    },
+    "prompt": {
+        "mask prompt": {"self_prompt": "mask"},
+        "point prompts": {"self_prompt": "points"},
+        "box and mask": {"self_prompt": "box+mask"},
+        "box without small parts": {"smallest_part": 0.01},
+    },
+    "lora": {f"rank {rank}": {"rank": rank} for rank in (2, 8, 16)},
+    "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)},
+}
+EVALUATED = ("iterations", "strategies", "prompt quality", "plateau")  # groups that are more than an option of SAM-SP
+
+
+def group_names() -> list[str]:
+    """The groups of ablations that notebook 21 can be asked for."""
+    return [*GROUPS, *EVALUATED]
+
+
+def sam_sp_plan(profile: Profile, datasets: Sequence[str], methods: Sequence[str] = TUNED) -> Plan:
+    """No user prompt, in training or in use."""
+    return Plan(profile, datasets, methods, "none", ("none",))
+
+
+def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+    """Table `sam_sp_main`: SAM-SP and its baselines without prompts, zero-shot SAM also with a true box and click."""
+    plan = sam_sp_plan(profile, datasets)
+    shared = {"max_images": profile.evaluation.max_images}
+    cells: list[EvaluationCell] = []
+    for dataset in datasets:
+        for seed in seeds:
+            for prompt in ("none", "box", "point1"):
+                zero_shot = zero_shot_cell(profile, dataset, seed, plan.hash, prompt=prompt, tables=(MAIN,), **shared)
+                cells.append(zero_shot)
+            for method in TUNED:
+                cells += plan.measured(plan.training(method, dataset, seed), dataset, MAIN)
+    return plan.run(cells)
+
+
+def run_ablations(
+    profile: Profile, datasets: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()
+) -> list[Record]:
+    """Table `sam_sp_ablation`, the `groups` asked for (none: all), every one on every set and seed.
+
+    What the main table has trained already is only measured.
+    """
+    groups = list(groups) or group_names()
+    plan = sam_sp_plan(profile, datasets, ("lora_samed", "unet", "sam_sp"))
+    cells: list[EvaluationCell] = []
+    for dataset in datasets:
+        for seed in seeds:
+            for group in filter(GROUPS.__contains__, groups):
+                for variant, changes in GROUPS[group].items():
+                    for method in ("lora_samed", "unet", "sam_sp") if group == "size" else ("sam_sp",):
+                        training = plan.training(method, dataset, seed, **changes)
+                        cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
+            if "iterations" in groups:
+                cells += iteration_cells(plan, dataset, seed)
+            if "strategies" in groups:
+                cells += strategy_cells(plan, dataset, seed)
+            if "prompt quality" in groups:
+                for share in (0.1, 0.25, 0.5, 1.0):
+                    training = plan.training("sam_sp", dataset, seed, round(share * (profile.images or 0)))
+                    cells += plan.measured(training, dataset, f"{ABLATION}:after {share:.0%} of the training")
+            if "plateau" in groups and profile.plateau_images:
+                for method in ("lora_samed", "sam_sp"):
+                    training = plan.training(method, dataset, seed, profile.plateau_images)
+                    cells += plan.measured(training, dataset, f"{ABLATION}:plateau")
+    return run_cells(cells, profile.name, executor(profile))
+
+
+def iteration_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
+    """Figure 4: more self-prompted passes at test time, and in training."""
+    more = {"iterations": MOST_ITERATIONS}
+    cells = plan.measured(plan.training("sam_sp", dataset, seed), dataset, f"{ABLATION}:iterations", options=more)
+    for count in range(2, MOST_ITERATIONS + 1):
+        training = plan.training("sam_sp", dataset, seed, iterations=count)
+        cells += plan.measured(training, dataset, f"{ABLATION}:trained with {count} iterations", options=more)
+    return cells
+
+
+def strategy_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
+    """Figure 5 and the sheet's controls: does prompting itself help, or only the second supervised pass?
+
+    "one-pass training" is prompted by itself at test time only; "true box" is an upper bound, the truth's box in the
+    second pass; "random box" puts any box there, in training and test. (A second pass with an empty prompt is the first
+    one again: the decoder is the same. Two-pass training with a one-pass test is the output pass0 of the main table.)
+    """
+    once = plan.training("sam_sp", dataset, seed, iterations=0)
+    cells = plan.measured(once, dataset, f"{ABLATION}:one-pass training", options={"iterations": 1})
+    blind = plan.training("sam_sp", dataset, seed, self_prompt="random_box")
+    cells += plan.measured(blind, dataset, f"{ABLATION}:random box")
+    usual = plan.training("sam_sp", dataset, seed)
+    shown = {"prompt": "box", "options": {"self_prompt": "given"}, "tables": (f"{ABLATION}:true box",)}
+    return [*cells, usual.evaluation(dataset, max_images=plan.profile.evaluation.max_images, **shown)]
