@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from samtune.experiment import EvaluationCell, run_cells
+from samtune.experiment import EvaluationCell
 from samtune.profile import Profile
 from samtune.records import Record
-from samtune.study import Plan, executor, zero_shot_cell
+from samtune.study import Plan, images_seen, zero_shot_cell
 
 MAIN, ABLATION = "sam_sp_main", "sam_sp_ablation"
 TUNED = ("decoder_tuning", "lora_samed", "unet", "sam_sp")
@@ -82,13 +82,14 @@ def run_ablations(
                 cells += strategy_cells(plan, dataset, seed)
             if "prompt quality" in groups:
                 for share in (0.1, 0.25, 0.5, 1.0):
-                    training = plan.training("sam_sp", dataset, seed, round(share * (profile.images or 0)))
+                    images = round(share * images_seen(profile, "sam_sp", dataset))
+                    training = plan.training("sam_sp", dataset, seed, images)
                     cells += plan.measured(training, dataset, f"{ABLATION}:after {share:.0%} of the training")
             if "plateau" in groups and profile.plateau_images:
                 for method in ("lora_samed", "sam_sp"):
                     training = plan.training(method, dataset, seed, profile.plateau_images)
                     cells += plan.measured(training, dataset, f"{ABLATION}:plateau")
-    return run_cells(cells, profile.name, executor(profile))
+    return plan.run(cells)
 
 
 def iteration_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
