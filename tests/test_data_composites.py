@@ -10,7 +10,6 @@ from samtune.data.composites import (
     Picture,
     bank_picture,
     crop_scene,
-    largest_part,
     paste_scene,
     photometric,
     picture_bank,
@@ -131,16 +130,6 @@ def test_photometric_changes_colours_and_nothing_else() -> None:
     for result in results:
         inside, outside = (result[part].astype(float).mean(0) for part in (disc, ~disc))
         assert np.abs(inside - outside).max() > 10  # the object stays to be seen
-
-
-def test_crumbs_of_a_torn_mask_go() -> None:
-    mask = np.zeros((20, 20), bool)
-    mask[2:8, 2:8], mask[12:16, 12:14], mask[18, 18] = True, True, True  # 36, 8 and 1 pixels
-    expected = mask.copy()
-    expected[18, 18] = False
-    assert np.array_equal(largest_part(mask), expected)
-    assert largest_part(expected[:10]) is not None and np.array_equal(largest_part(mask[:10]), mask[:10])
-    assert not largest_part(np.zeros((4, 4), bool)).any()
 
 
 @pytest.mark.parametrize("shares", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.5, 0.3, 0.2)])

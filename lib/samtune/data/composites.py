@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy import ndimage
 
 from samtune.data.registry import open_dataset
 from samtune.data.synthetic_natural import natural_scene
+from samtune.masks import large_parts
 
 Scene = tuple[np.ndarray, np.ndarray]  # image uint8 (S, S, 3), masks bool (N, S, S)
 REPEATS = {"bsds500": 4}  # few pictures, but the most general ones: two fifths of all, not a seventh
@@ -158,15 +158,6 @@ def photometric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return (np.clip(x, 0, 1) * 255).astype(np.uint8)
 
 
-def largest_part(mask: np.ndarray) -> np.ndarray:
-    """Keep the connected parts that hold at least a tenth of the mask: occlusion leaves crumbs nobody would click."""
-    labels, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    areas = np.bincount(labels.ravel())[1:]
-    return np.isin(labels, 1 + np.flatnonzero(areas >= 0.1 * areas.sum()))
-
-
 def training_scene(
     bank: list[Picture], size: int, rng: np.random.Generator, shares: tuple[float, float, float] = (0.5, 0.3, 0.2)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -183,7 +174,8 @@ def training_scene(
     while True:
         (image, masks), main = kinds[rng.choice(3, p=shares)]()
         main_mask = None if main is None or masks[main].mean() < 0.02 else masks[main]
-        masks = np.array([largest_part(mask) for mask in masks], bool).reshape(-1, size, size)
+        # Occlusion leaves crumbs that nobody would click.
+        masks = np.array([large_parts(mask, 0.1) for mask in masks], bool).reshape(-1, size, size)
         keep = [
             m.sum() >= 12 and min(np.ptp(np.flatnonzero(m.any(0))), np.ptp(np.flatnonzero(m.any(1)))) >= 2
             for m in masks

@@ -7,11 +7,11 @@ self-distillation.
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from samtune.errors import InputError
 from samtune.losses import at_size, distillation_loss, distillation_squared_error, samed_loss
+from samtune.masks import large_parts
 from samtune.methods.lora import LoraSamed
 from samtune.prompts import BACKGROUND, FOREGROUND, Prompts
 from samtune.sam.build import Sam
@@ -65,17 +65,6 @@ def self_prompts(logits: Tensor, kind: str, image_size: int, smallest_part: floa
         boxes = torch.stack([left * stride, top * stride, (right + 1) * stride - 1, (bottom + 1) * stride - 1], 1)
         prompts = Prompts(prompts.image_index, boxes.float(), prompts.points, prompts.labels, prompts.masks)
     return prompts, empty
-
-
-def large_parts(mask: np.ndarray, share: float) -> np.ndarray:
-    """bool `(h, w)` without its connected parts of less than `share` of the foreground."""
-    labels, count = ndimage.label(mask)
-    if count < 2:
-        return mask
-    areas = np.bincount(labels.ravel(), minlength=count + 1)
-    keep = areas >= share * mask.sum()
-    keep[0] = False
-    return keep[labels]
 
 
 def random_boxes(logits: Tensor, image_size: int) -> Tensor:
