@@ -6,18 +6,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from segment_anything import SamAutomaticMaskGenerator
 from torch import Tensor
 
 from samtune import evaluation
 from samtune.data.sample import Sample
 from samtune.embeddings import EmbeddingCache
 from samtune.errors import InputError
-from samtune.evaluation import EvaluationConfig, evaluate, model_prompts, predict_classical, predict_with
+from samtune.evaluation import (
+    EvaluationConfig,
+    evaluate,
+    model_prompts,
+    predict_classical,
+    predict_everything,
+    predict_with,
+)
 from samtune.methods import build_method
 from samtune.methods.classical import ellipse
 from samtune.prompts import Prompts, make_prompts
 from samtune.sam.preprocess import Preprocess
-from small_sam import ListedSamples, disc_sample, small_sam
+from small_sam import ListedSamples, disc_sample, official_twin, small_sam
 
 CONFIG = EvaluationConfig(target="instances", metrics=("iou", "dice"))
 
@@ -235,6 +243,25 @@ def test_cached_embeddings_give_the_same_up_to_half_precision(tmp_path: Path) ->
     lora = build_method("lora", small_sam())
     evaluate(predict_with(lora, config, EmbeddingCache(tmp_path / "lora")), ListedSamples(DISCS), config, False)
     assert not (tmp_path / "lora").exists()
+
+
+def test_everything_mode_takes_segment_anythings_masks_by_predicted_iou_and_by_the_truth() -> None:
+    method = build_method("zero_shot", small_sam())
+    config = replace(CONFIG, prompt="none", metrics=("iou",), everything=3)
+    rows, _ = evaluate(predict_everything(method, config), ListedSamples(DISCS), config, progress=False)
+    generator = SamAutomaticMaskGenerator(
+        official_twin(small_sam()), 3, pred_iou_thresh=0.0, stability_score_thresh=0.0
+    )
+    for sample in DISCS[:3]:
+        found = generator.generate(sample.image)
+        overlaps = [
+            (one["segmentation"] & sample.masks[0]).sum() / (one["segmentation"] | sample.masks[0]).sum()
+            for one in found
+        ]
+        surest = overlaps[int(np.argmax([one["predicted_iou"] for one in found]))]
+        scores = rows[rows["image"] == sample.id].set_index("output")["iou"]
+        assert scores["best_by_truth"] == pytest.approx(max(overlaps), abs=1e-3)
+        assert scores["final"] == pytest.approx(surest, abs=1e-3)
 
 
 def test_one_kind_of_prompt_after_another_encodes_a_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:

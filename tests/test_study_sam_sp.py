@@ -39,14 +39,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[EvaluationCell]:
 
 def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
     records = run_main(profile, [DATA], [0])
-    dice = build_tables(records)["sam_sp_main"].query("metric == 'dice'")
+    table = build_tables(records)["sam_sp_main"].query("metric == 'dice'")
+    everything = table[table["variant"] == "everything"].set_index("output")["mean"]
+    assert everything["best_by_truth"] >= everything["final"] and set(everything.index) == {"final", "best_by_truth"}
+    dice = table[table["variant"] == ""]
     rows = set(zip(dice["method"], dice["prompt"], dice["output"], strict=True))
     unprompted = {
         (method, "none", "final") for method in ("zero_shot", "decoder_tuning", "lora_samed", "unet", "sam_sp")
     }
     expected = unprompted | {("sam_sp", "none", f"pass{number}") for number in (0, 1)}
     assert rows == expected | {("zero_shot", prompt, "final") for prompt in ("box", "point1")}
-    by_method = {record.method: record for record in records if record.cell["prompt"] == "none"}
+    by_method = {record.method: record for record in records if "" in record.variants("sam_sp_main")}
     assert by_method["unet"].backbone == "none" and by_method["sam_sp"].backbone == "nano"
     assert by_method["sam_sp"].extras["counts"]["first predictions"] == 2
     verdicts = build_claims(records, "smoke", "nano").set_index("id")["verdict"]

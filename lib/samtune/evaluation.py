@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
+from segment_anything import SamAutomaticMaskGenerator
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -30,6 +31,7 @@ class EvaluationConfig:
     `min_side`: objects whose box is narrower or lower, in original pixels, are left out (the nano SAM's table takes
     16). `multimask`: also decode the three masks for ambiguous prompts and report the best by the truth, as output
     "best_of_3" (an upper bound, never part of a method comparison). `box_noise`: how far box_jitter goes.
+    `everything`: so many clicks a side on a grid instead of a prompt, see `predict_everything` (0: no).
     """
 
     split: str = "test"
@@ -43,6 +45,7 @@ class EvaluationConfig:
     min_side: int = 0
     multimask: bool = False
     box_noise: float = 0.1
+    everything: int = 0
     device: str = "cpu"
     precision: str = "fp32"
 
@@ -203,6 +206,30 @@ def model_prompts(prompts: Prompts, preprocess: Preprocess, size: tuple[int, int
         masks = torch.nn.functional.interpolate(moved.masks, (height, width), mode="nearest")
         moved = moved.with_masks(masks).with_padded_masks(mask_size, mask_size, float(prompts.masks.min()))
     return moved
+
+
+def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
+    """SAM's "everything" mode without a prompt: all masks of a grid of clicks, by segment_anything's own generator.
+
+    Outputs: "final" the mask of the highest predicted IoU; "best_by_truth" the best by the truth, an upper bound. The
+    generator's thresholds of predicted IoU and stability are set to 0: a small SAM hardly passes them. A picture
+    without any mask gets an empty one.
+    """
+    generator = SamAutomaticMaskGenerator(
+        method.sam.to(config.device).eval(), config.everything, pred_iou_thresh=0.0, stability_score_thresh=0.0
+    )
+
+    def predict(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
+        answers = []
+        for sample, own in zip(samples, prompts, strict=True):
+            found = sorted(generator.generate(sample.image), key=lambda mask: -mask["predicted_iou"])
+            masks = [mask["segmentation"] for mask in found] or [np.zeros(sample.image.shape[:2], bool)]
+            logits = torch.from_numpy(np.stack(masks))[None].float() * 2 - 1
+            logits = logits.expand(len(own), -1, -1, -1)
+            answers.append({"final": logits[:, :1], "best_by_truth": logits})
+        return answers
+
+    return predict
 
 
 def predict_classical(name: str) -> Predict:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from samtune.data.registry import describe, open_dataset
 from samtune.embeddings import EmbeddingCache
-from samtune.evaluation import EvaluationConfig, evaluate, predict_classical, predict_with
+from samtune.evaluation import EvaluationConfig, evaluate, predict_classical, predict_everything, predict_with
 from samtune.experiment import (
     Cell,
     EvaluationCell,
@@ -103,6 +103,8 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
                 known.clear()
                 known[place] = {}
             predict = predict_with(method, config, cache, known.get(place))
+            if config.everything:
+                predict = predict_everything(method, config)
         measure = false_alarms if nothing else evaluate
         objects, dropped = measure(predict, dataset, config, name=f"{cell.method} on {cell.dataset}")
         extras = {"dropped": dropped} | ({"counts": dict(method.counts)} if method else {})

@@ -10,6 +10,7 @@ from samtune.study import Plan, images_seen, zero_shot_cell
 MAIN, ABLATION = "sam_sp_main", "sam_sp_ablation"
 TUNED = ("decoder_tuning", "lora_samed", "unet", "sam_sp")
 MOST_ITERATIONS = 3
+GRID = 8  # clicks a side of SAM's everything mode: as fine as the objects here are large, and a second a picture
 
 # Ablations by group and variant: options of SAM-SP, or of its training, that differ from the default.
 GROUPS: dict[str, dict[str, dict[str, object]]] = {
@@ -54,6 +55,8 @@ def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) ->
             for prompt in ("none", "box", "point1"):
                 zero_shot = zero_shot_cell(profile, dataset, seed, plan.hash, prompt=prompt, tables=(MAIN,), **shared)
                 cells.append(zero_shot)
+            everything = {"options": {"everything": GRID}, "tables": (f"{MAIN}:everything",)} | shared
+            cells.append(zero_shot_cell(profile, dataset, seed, plan.hash, prompt="none", **everything))
             for method in TUNED:
                 cells += plan.measured(plan.training(method, dataset, seed), dataset, MAIN)
     return plan.run(cells)
