@@ -344,7 +344,7 @@ def test_samtune_predicts_with_a_released_checkpoint(tmp_path: Path, monkeypatch
     monkeypatch.setattr(tuning, "load_sam", lambda backbone: small_sam())
     path = tmp_path / "spt_vit_b.pth"
     torch.save(released_state(), path)
-    tuned = tuning.load_tuned(path, "small")
+    tuned = tuning.load_tuned(str(path), "small")
     assert isinstance(tuned.predictor(), SPTPredictor) and tuned.preprocess == "stretch"
     with pytest.raises(InputError, match="does not say which SAM it was tuned on: name it by --backbone"):
         tuning.load_tuned(path)

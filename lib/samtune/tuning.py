@@ -231,13 +231,14 @@ class TunedModel:
         return kind(self.method.to(device), self.preprocess)
 
 
-def load_tuned(checkpoint: Path, backbone: str | None = None) -> TunedModel:
+def load_tuned(checkpoint: str | Path, backbone: str | None = None) -> TunedModel:
     """The method in `checkpoint`, a file that `tune` wrote or that SPT's authors released (.pth), on its backbone.
 
     `backbone`: where that lies now, when it was a file that has moved; a released file does not name it. Raises
     `InputError` when the file is missing, corrupt (sha256 expected and found) or of neither kind, or when the
     backbone's weights are not those that it was tuned on.
     """
+    checkpoint = Path(checkpoint)
     if checkpoint.suffix == ".pth":
         if backbone is None:
             raise InputError(f"{checkpoint} does not say which SAM it was tuned on: name it by --backbone")
