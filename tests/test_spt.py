@@ -234,7 +234,7 @@ def test_handoffs() -> None:
     assert torch.equal(found["logits"]["draft"], found["sigmoid"]["draft"])
     refined = [value["logits"] for value in found.values()]
     assert not torch.allclose(refined[0], refined[1]) and not torch.allclose(refined[1], refined[2])
-    with pytest.raises(ValueError, match="handoff 'mask'; known: logits, sigmoid, threshold"):
+    with pytest.raises(InputError, match="unknown handoff 'mask'; known: "):
         SPT(small_sam(), handoff="mask")
 
 

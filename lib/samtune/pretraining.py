@@ -264,7 +264,6 @@ def main() -> None:
     values = json.loads(Path(sys.argv[1]).read_text())
     config = Pretraining(**values | {"stages": tuple(Stage(**stage) for stage in values["stages"])})
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
     distributed.init_process_group("gloo")
     pretrain(config, picture_bank(config.sets, config.pictures or None), Path(sys.argv[2]), box_and_click_iou)
     distributed.destroy_process_group()

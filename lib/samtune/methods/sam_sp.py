@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samtune.errors import InputError
+from samtune.errors import InputError, unknown
 from samtune.losses import at_size, distillation_loss, distillation_squared_error, samed_loss
 from samtune.masks import large_parts
 from samtune.methods.lora import LoraSamed
@@ -110,12 +110,12 @@ class SamSP(LoraSamed):
         reverse: bool = False,
     ) -> None:
         super().__init__(sam, rank, alpha)
-        unknown = set(self_prompt.split("+")) - set(SELF_PROMPTS)
-        if unknown and self_prompt not in CONTROLS:
+        strange = set(self_prompt.split("+")) - set(SELF_PROMPTS)
+        if strange and self_prompt not in CONTROLS:
             known = f"{', '.join(SELF_PROMPTS)}; or one of {', '.join(CONTROLS)}"
-            raise InputError(f"unknown self-made prompt {min(unknown)!r}; known, joined by +: {known}")
+            raise InputError(f"unknown self-made prompt {min(strange)!r}; known, joined by +: {known}")
         if distillation not in DISTILLATIONS:
-            raise InputError(f"unknown distillation {distillation!r}; known: {', '.join(DISTILLATIONS)}")
+            raise unknown("distillation", distillation, DISTILLATIONS)
         self.iterations, self.self_prompt, self.smallest_part = iterations, self_prompt, smallest_part
         self.distill, self.distillation_weight = DISTILLATIONS[distillation], distillation_weight
         self.temperature, self.reverse = temperature, reverse

@@ -9,6 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from samtune.errors import unknown
 from samtune.losses import point_sampled_loss
 from samtune.methods.lora import add_lora
 from samtune.methods.method import Method
@@ -45,8 +46,8 @@ def relation_matrix(embedding: Tensor, threshold: float = 0.0, temperature: floa
 class RelationAwareTransformer(nn.Module):
     """SAM's two-way transformer with the VRA-Adapter at the end of its blocks: K <- K + (S K) * gamma, K image tokens.
 
-    Takes over the blocks of `transformer`. `relation_scales` holds gamma `(C,)` of each of `blocks` (None: all), zero
-    at first, or normal with `std`.
+    Takes over the blocks of `transformer`. `relation_scales` holds gamma `(C,)` of the one `block` (None: of every
+    block), zero at first, or normal with `std`.
     """
 
     def __init__(self, transformer: nn.Module, block: int | None = None, std: float = 0.0) -> None:
@@ -81,7 +82,7 @@ class SPT(Method):
     mask prompt, one of `HANDOFFS`; `detach_draft` stops its gradient; `detach_relation` stops the relation's in the
     draft decoder. `draft_loss`: weight of the draft's loss.
 
-    Trainable: ViT-B 390,144 parameters, ViT-L 881,664, ViT-H 1,405,952. Raises `ValueError` on an unknown `handoff`.
+    Trainable: ViT-B 390,144 parameters, ViT-L 881,664, ViT-H 1,405,952. Raises `InputError` on an unknown `handoff`.
     """
 
     name = "spt"
@@ -106,7 +107,7 @@ class SPT(Method):
     ) -> None:
         super().__init__(sam)
         if handoff not in HANDOFFS:
-            raise ValueError(f"handoff {handoff!r}; known: {', '.join(HANDOFFS)}")
+            raise unknown("handoff", handoff, HANDOFFS)
         self.relation, self.threshold, self.temperature = relation, relation_threshold, float(relation_temperature)
         self.handoff, self.detach_draft, self.detach_relation = HANDOFFS[handoff], detach_draft, detach_relation
         self.draft_loss = draft_loss
