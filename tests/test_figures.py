@@ -1,5 +1,7 @@
 """Figures: they show the numbers that they were given, the same figure gives the same file, licences are kept."""
 
+from dataclasses import replace
+
 import matplotlib.colors
 import numpy as np
 import pandas as pd
@@ -52,6 +54,17 @@ def test_curves_are_means_over_seeds(records):
     assert [line.get_label() for line in bold] == ["LoRA", "SPT"]
     assert len(figure.axes[0].lines) == 2 * (3 + 1)  # three seeds and their mean
     np.testing.assert_allclose(bold[0].get_ydata(), [0.5, 0.51, 0.52, 0.53, 0.54, 0.55])
+
+
+def test_curves_of_several_outputs_are_lines_of_their_own(records):
+    def curve(*values):
+        return tuple({"images": place, **row} for place, row in enumerate(values))
+
+    training = next(record for record in records if record.kind == "training" and record.method == "spt")
+    rows = [{"iou_draft": 0.2, "iou_final": 0.3}, {"iou_draft": 0.4, "iou_final": 0.6}]
+    figure = figures.learning_curves([replace(training, curve=curve(*rows))], "Draft", ("iou_draft", "iou_final"))
+    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
+    assert lines == {"SPT draft": [0.2, 0.4], "SPT final": [0.3, 0.6]}
 
 
 def test_scatter_says_who_wins_where(records):

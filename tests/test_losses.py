@@ -26,6 +26,12 @@ def pair(prompts: int = 4, masks: int = 1, size: int = 16, seed: int = 0) -> tup
     return logits, torch.rand(prompts, 1, size, size, generator=generator) > 0.6
 
 
+def test_low_resolution_iou_by_hand() -> None:
+    logits = torch.tensor([[[1.0, 1, -1], [-1, 1, -1]], [[-1.0, -1, -1], [-1, -1, -1]]])
+    target = torch.tensor([[[1.0, 0.4, 0.6], [0, 1, 0]], [[0.0, 0, 0], [0, 0, 0]]])
+    assert losses.low_resolution_iou(logits, target).tolist() == [0.5, 0.0]
+
+
 def test_cross_entropy_equals_torch() -> None:
     logits, target = pair()
     expected = [F.binary_cross_entropy_with_logits(x, t.float()) for x, t in zip(logits, target, strict=True)]

@@ -15,7 +15,6 @@ from samtune.optimisers import Muon, average_gradients, optimisers, orthogonalis
 from samtune.pretraining import Pretraining, Scenes, Stage, plan, pretrain
 from samtune.pretraining_losses import (
     balanced_loss,
-    low_resolution_iou,
     mask_loss,
     picture_loss,
     prompt_loss,
@@ -215,12 +214,6 @@ def test_gradients_of_the_mask_losses(loss) -> None:
     loss(logits, target).sum().backward()
     assert (logits.grad[0, 2:4, 1:5] < 0).all() and logits.grad[0, 0, 6] > 0  # foreground up, background down
     assert loss(torch.where(target > 0.5, 20.0, -20.0)[:1], target[:1]).item() < 1e-3
-
-
-def test_low_resolution_iou_by_hand() -> None:
-    logits = torch.tensor([[[1.0, 1, -1], [-1, 1, -1]], [[-1.0, -1, -1], [-1, -1, -1]]])
-    target = torch.tensor([[[1.0, 0.4, 0.6], [0, 1, 0]], [[0.0, 0, 0], [0, 0, 0]]])
-    assert low_resolution_iou(logits, target).tolist() == [0.5, 0.0]
 
 
 def goal() -> Tensor:

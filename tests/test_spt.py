@@ -236,6 +236,8 @@ def test_handoffs() -> None:
     assert not torch.allclose(refined[0], refined[1]) and not torch.allclose(refined[1], refined[2])
     with pytest.raises(InputError, match="unknown handoff 'mask'; known: "):
         SPT(small_sam(), handoff="mask")
+    with pytest.raises(InputError, match="relation_block 2: the decoder's blocks are 0 to 1"):
+        SPT(small_sam(), relation_block=2)
 
 
 def prompts() -> Prompts:

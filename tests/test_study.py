@@ -10,7 +10,7 @@ import torch
 from samtune import study
 from samtune.errors import InputError
 from samtune.experiment import EvaluationCell
-from samtune.profile import Profile, load_profile
+from samtune.profile import Profile
 from samtune.records import Record, read_records
 from samtune.study import (
     backbone_hash,
@@ -26,20 +26,7 @@ from samtune.study import (
 from small_sam import small_sam
 
 DATA = "synthetic-industrial"
-
-
-@pytest.fixture(autouse=True)
-def small_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "nano" is the small SAM, and results go to a folder of the test's own."""
-    monkeypatch.setattr(study, "load_sam", lambda backbone: small_sam())
-    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path / "results"))
-
-
-@pytest.fixture
-def profile() -> Profile:
-    """The smoke profile, measuring two images."""
-    smoke = load_profile("smoke")
-    return smoke.model_copy(update={"evaluation": smoke.evaluation.model_copy(update={"max_images": 2})})
+pytestmark = pytest.mark.usefixtures("small_backbone")
 
 
 def test_baselines_of_a_smoke_profile_run_once(profile: Profile, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,40 +1,16 @@
 """SAM-SP's study: a smoke profile end to end on the small SAM, and which cells are asked for."""
 
-from pathlib import Path
-
 import pytest
 
-from samtune import study
 from samtune.claims import build_claims
 from samtune.experiment import EvaluationCell
-from samtune.profile import Profile, load_profile
+from samtune.profile import Profile
 from samtune.study import cell_method
 from samtune.study_sam_sp import GROUPS, group_names, iteration_cells, run_ablations, run_main, sam_sp_plan
 from samtune.tables import build_tables
-from small_sam import small_sam
 
 DATA = "synthetic-medical"
-
-
-@pytest.fixture(autouse=True)
-def small_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "nano" is the small SAM, and results go to a folder of the test's own."""
-    monkeypatch.setattr(study, "load_sam", lambda backbone: small_sam())
-    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path / "results"))
-
-
-@pytest.fixture
-def profile() -> Profile:
-    """The smoke profile, measuring two images."""
-    smoke = load_profile("smoke")
-    return smoke.model_copy(update={"evaluation": smoke.evaluation.model_copy(update={"max_images": 2})})
-
-
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[EvaluationCell]:
-    """From now on cells are only noted."""
-    cells: list[EvaluationCell] = []
-    monkeypatch.setattr(study, "run_cells", lambda wanted, *rest: cells.extend(wanted) or [])
-    return cells
+pytestmark = pytest.mark.usefixtures("small_backbone")
 
 
 def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
@@ -57,22 +33,20 @@ def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
     assert verdicts["P3"] == "not run"
 
 
-def test_nothing_in_training_or_use_has_a_prompt(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = asked(monkeypatch)
+def test_nothing_in_training_or_use_has_a_prompt(profile: Profile, asked: list[EvaluationCell]) -> None:
     run_main(profile, [DATA], [0, 1])
     run_ablations(profile, [DATA], [0])
-    trained = [cell for cell in cells if cell.training]
+    trained = [cell for cell in asked if cell.training]
     assert {cell.training.prompt for cell in trained} == {"none"}
     prompted = {place for cell in trained if cell.prompt != "none" for place in cell.tables}
     assert prompted == {"sam_sp_ablation:true box"}  # the upper bound says so
 
 
-def test_every_ablation_changes_what_it_says(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = asked(monkeypatch)
+def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[EvaluationCell]) -> None:
     profile = profile.model_copy(update={"plateau_images": 50, "images": 40})
     run_ablations(profile, [DATA], [0])
     default = sam_sp_plan(profile, [DATA]).training("sam_sp", DATA, 0).key()
-    variants = {(cell.tables[0].partition(":")[2], cell.method): cell for cell in cells}
+    variants = {(cell.tables[0].partition(":")[2], cell.method): cell for cell in asked}
     for group in GROUPS.values():
         for variant in group:
             assert variants[variant, "sam_sp"].training.key() != default, variant
@@ -93,9 +67,8 @@ def test_iterations_at_test_reach_the_method_and_not_its_training(profile: Profi
     assert [cell_method(cell.training).iterations for cell in others] == [2, 3]
 
 
-def test_groups_can_be_asked_for_alone(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = asked(monkeypatch)
+def test_groups_can_be_asked_for_alone(profile: Profile, asked: list[EvaluationCell]) -> None:
     for group in group_names():
-        cells.clear()
+        asked.clear()
         run_ablations(profile, [DATA], [0], [group])
-        assert bool(cells) == (group != "plateau"), group  # smoke has none
+        assert bool(asked) == (group != "plateau"), group  # smoke has none

@@ -1,42 +1,18 @@
 """SPT's study: a smoke profile end to end on the small SAM, and which cells are asked for."""
 
-from pathlib import Path
-
 import pytest
 
 from samtune import study, study_spt
 from samtune.claims import build_claims
 from samtune.experiment import EvaluationCell
-from samtune.profile import Profile, load_profile
+from samtune.profile import Profile
 from samtune.study import Plan
 from samtune.study_spt import group_names, matching_rank, robustness_cells, run_ablations, run_main
 from samtune.tables import build_tables
 from small_sam import small_sam
 
 DATA = "synthetic-industrial"
-
-
-@pytest.fixture(autouse=True)
-def small_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ "nano" is the small SAM, and results go to a folder of the test's own."""
-    monkeypatch.setattr(study, "load_sam", lambda backbone: small_sam())
-    monkeypatch.setattr(study_spt, "load_sam", lambda backbone: small_sam())
-    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path / "results"))
-    matching_rank.cache_clear()
-
-
-@pytest.fixture
-def profile() -> Profile:
-    """The smoke profile, measuring two images."""
-    smoke = load_profile("smoke")
-    return smoke.model_copy(update={"evaluation": smoke.evaluation.model_copy(update={"max_images": 2})})
-
-
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[EvaluationCell]:
-    """From now on cells are only noted."""
-    cells: list[EvaluationCell] = []
-    monkeypatch.setattr(study, "run_cells", lambda wanted, *rest: cells.extend(wanted) or [])
-    return cells
+pytestmark = pytest.mark.usefixtures("small_backbone")
 
 
 def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
@@ -61,32 +37,30 @@ def test_rank_that_matches_spts_parameters() -> None:
     assert count(rank) >= spt > count(rank - 1)
 
 
-def test_controls_differ_from_spt_as_they_say(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = asked(monkeypatch)
+def test_controls_differ_from_spt_as_they_say(profile: Profile, asked: list[EvaluationCell]) -> None:
     run_main(profile, [DATA, "magnetic-tile"], [0, 1], union=True)
-    by_table = {place: cell for cell in cells for place in cell.tables}
+    by_table = {place: cell for cell in asked for place in cell.tables}
     two = by_table["spt_main:two decoders, end to end"]
     changed = {"relation": False, "detach_draft": False, "draft_loss": 0}
     assert changed.items() <= dict(two.training.hyper).items() and two.method == "spt"
     untrained = by_table["spt_main:untrained"]
     assert untrained.method == "spt" and untrained.training is None
-    free = [cell for cell in cells if cell.target == "nothing"]
+    free = [cell for cell in asked if cell.target == "nothing"]
     assert {cell.dataset for cell in free} == {"magnetic-tile"} and len(free) == 2 * 4
-    union = [cell for cell in cells if cell.training and len(cell.training.train_datasets) == 2]
+    union = [cell for cell in asked if cell.training and len(cell.training.train_datasets) == 2]
     assert {(cell.method, cell.dataset, cell.seed) for cell in union} == {
         (method, dataset, seed) for method in study_spt.TUNED for dataset in (DATA, "magnetic-tile") for seed in (0, 1)
     }
-    assert len({cell.key() for cell in cells}) == len(cells)
+    assert len({cell.key() for cell in asked}) == len(asked)
 
 
 def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
-    profile: Profile, monkeypatch: pytest.MonkeyPatch
+    profile: Profile, asked: list[EvaluationCell]
 ) -> None:
-    cells = asked(monkeypatch)
     profile = profile.model_copy(update={"plateau_images": 50})
     run_ablations(profile, [DATA, "magnetic-tile"], [0, 1])
     variants: dict[str, set] = {}
-    for cell in cells:
+    for cell in asked:
         variant = cell.tables[0].partition(":")[2]
         variants.setdefault(variant, set()).add((cell.method, cell.training and cell.training.key(), cell.options))
     changed = {variant for group in study_spt.GROUPS.values() for variant in group} | set(study_spt.PARTS)
@@ -99,19 +73,18 @@ def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
     trained = {key for variant in changed | {"plateau"} for method, key, _ in variants[variant] if method == "spt"}
     assert len(trained) == len(changed) + 1 + 3 * len(study_spt.PARTS)  # a training each; parts on two sets and seeds
     assert ("spt", default, ()) in variants["SDT + VRA"] and ("spt", default, ()) in variants["box noise 0%"]
-    transfer = [cell for cell in cells if cell.tables[0].endswith(":transfer") and cell.training]
+    transfer = [cell for cell in asked if cell.tables[0].endswith(":transfer") and cell.training]
     assert all(cell.dataset not in cell.training.train_datasets for cell in transfer) and len(transfer) == 2 * 2 * 2
-    assert {cell.training.prompt for cell in cells if cell.tables[0].endswith("trained on boxes")} == {"box"}
-    assert {cell.training.images for cell in cells if cell.tables[0].endswith(":plateau")} == {50}
+    assert {cell.training.prompt for cell in asked if cell.tables[0].endswith("trained on boxes")} == {"box"}
+    assert {cell.training.images for cell in asked if cell.tables[0].endswith(":plateau")} == {50}
 
 
-def test_groups_can_be_asked_for_alone(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells = asked(monkeypatch)
+def test_groups_can_be_asked_for_alone(profile: Profile, asked: list[EvaluationCell]) -> None:
     for group in group_names():
-        cells.clear()
+        asked.clear()
         run_ablations(profile, [DATA], [0], [group])
         # smoke has no plateau, and one set leaves nothing to transfer to but zero-shot
-        assert bool(cells) == (group != "plateau"), group
+        assert bool(asked) == (group != "plateau"), group
 
 
 def test_robustness_keeps_a_methods_cells_together(profile: Profile) -> None:

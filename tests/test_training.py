@@ -14,6 +14,8 @@ from samtune.embeddings import EmbeddingCache
 from samtune.errors import InputError
 from samtune.methods import Method, build_method
 from samtune.methods.decoder_tuning import DecoderTuning
+from samtune.metrics import iou
+from samtune.prompts import Prompts
 from samtune.training import TrainingConfig, TrainingResult, TrainingSamples, augment, learning_rate_factor, train
 from small_sam import ListedSamples, disc_sample, small_sam
 
@@ -34,7 +36,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on training is interrupted (as by Ctrl-C) when it comes to `step`."""
     original = training._step
 
-    def stop(*arguments: object) -> float:
+    def stop(*arguments: object) -> dict[str, float]:
         if arguments[6] == step:
             raise KeyboardInterrupt
         return original(*arguments)
@@ -165,6 +167,21 @@ def test_warm_up_rises_in_a_straight_line() -> None:
 def test_curve_shows_the_rates_that_were_used() -> None:
     config = replace(CONFIG, images=8, warm_up=0.5, learning_rate=2e-3, schedule="constant")
     assert [row["learning_rate"] for row in run(method_of(), config).curve] == [1e-3, 2e-3, 2e-3, 2e-3]
+
+
+def test_curve_shows_the_iou_of_every_output_before_the_step() -> None:
+    config = replace(CONFIG, images=2)
+    (row,) = run(method_of("spt"), config).curve
+    batch = [TrainingSamples([(DISCS, "train")], 64, config)[place] for place in range(2)]
+    prompts = Prompts.concatenate([one["prompts"].at_image(index) for index, one in enumerate(batch)])
+    masks = torch.cat([one["masks"] for one in batch])
+    with torch.no_grad():
+        outputs = method_of("spt")(torch.stack([one["image"] for one in batch]), prompts)
+    small = torch.nn.functional.interpolate(masks, outputs["logits"].shape[-2:], mode="area") > 0.5
+    for name, output in (("final", "logits"), ("draft", "draft")):
+        predicted = (outputs[output][:, 0] > 0).numpy()
+        found = np.mean([iou(mask, truth) for mask, truth in zip(predicted, small[:, 0].numpy(), strict=True)])
+        assert row[f"iou_{name}"] == pytest.approx(found, abs=1e-5)
 
 
 def test_steps_are_whole_batches_and_at_least_one() -> None:

@@ -102,37 +102,35 @@ def pick_cases(scores: pd.Series) -> dict[str, str]:
 
 
 @matplotlib.rc_context(STYLE)
-def learning_curves(
-    records: Iterable[Record],
-    title: str,
-    y: str = "loss",
-    x: str = "images",
-    y_label: str = "",
-    logarithmic: bool = False,
-) -> Figure:
-    """`y` against `x` of trainings' curves: the mean over seeds in bold, each seed in a thin line; one panel a set."""
+def learning_curves(records: Iterable[Record], title: str, y: str | Sequence[str] = "loss") -> Figure:
+    """A column of trainings' curves, smoothed: the mean over seeds in bold, each seed a thin line; one panel a set.
+
+    With several columns ("iou_draft", "iou_final") each is a line of its own; what lacks one has none.
+    """
+    columns = [y] if isinstance(y, str) else list(y)
     curves: dict[str, dict[str, list[pd.Series]]] = {}
     for record in records:
         frame = pd.DataFrame(list(record.curve))
-        if {x, y} <= set(frame):
-            values = frame.dropna(subset=[x, y]).set_index(x)[y].astype(float)
-            curves.setdefault("+".join(record.train_datasets), {}).setdefault(record.method, []).append(values)
+        for column in columns:
+            if {"images", column} <= set(frame):
+                values = frame.dropna(subset=[column]).set_index("images")[column].astype(float)
+                values = values.rolling(max(1, len(values) // 15), min_periods=1).mean()
+                name = record.method if y is column else f"{record.method} {column.removeprefix('iou_')}"
+                curves.setdefault("+".join(record.train_datasets), {}).setdefault(name, []).append(values)
     figure, axes = panels(title, max(len(curves), 1), width=4.2, height=3.1)
-    names = _ordered({method for methods in curves.values() for method in methods})
-    for axis, (dataset, methods) in zip(axes, sorted(curves.items()), strict=False):
-        for method in (name for name in names if name in methods):
-            colour, seeds = colours(names)[method], methods[method]
+    names = _ordered(dict.fromkeys(name for lines in curves.values() for name in lines))
+    for axis, (dataset, lines) in zip(axes, sorted(curves.items()), strict=False):
+        for name in (name for name in names if name in lines):
+            colour, seeds = colours(names)[name], lines[name]
             if len(seeds) > 1:
                 for seed in seeds:
                     axis.plot(seed.index, seed.to_numpy(), color=colour, linewidth=0.7, alpha=0.45)
             mean = pd.concat(seeds, axis=1).mean(axis=1).sort_index()
-            axis.plot(mean.index, mean.to_numpy(), color=colour, label=label(method))
+            axis.plot(mean.index, mean.to_numpy(), color=colour, label=label(name))
         axis.set_title(dataset)
-        axis.set_xlabel(x.replace("_", " ") + (" seen" if x == "images" else ""))
+        axis.set_xlabel("images seen")
         axis.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
-        if logarithmic:
-            axis.set_yscale("log")
-    axes[0].set_ylabel(y_label or METRIC_LABELS.get(y, y.replace("_", " ")))
+    axes[0].set_ylabel("IoU with the batch's masks" if columns[0].startswith("iou_") else columns[0].replace("_", " "))
     _legend(figure, axes[0])
     return figure
 

@@ -25,6 +25,12 @@ def at_size(target: Tensor, logits: Tensor) -> Tensor:
     return F.interpolate(target.float(), logits.shape[-2:], mode="area")
 
 
+def low_resolution_iou(logits: Tensor, target: Tensor) -> Tensor:
+    """IoU of the thresholded low-resolution masks, `(..., h, w)` -> `(...)`."""
+    prediction, truth = logits > 0, target > 0.5
+    return (prediction & truth).sum((-2, -1)) / (prediction | truth).sum((-2, -1)).clamp(min=1)
+
+
 def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy, mean over a mask's pixels."""
     logits, target = _same_grid(logits, target)

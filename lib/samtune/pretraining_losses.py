@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from samtune.losses import balanced_cross_entropy, dice_loss
+from samtune.losses import balanced_cross_entropy, dice_loss, low_resolution_iou
 from samtune.optimisers import average_gradients, rank_and_processes
 from samtune.prompts import Prompts, correction_points
 from samtune.sam.build import PIXEL_MEAN, PIXEL_STD, Sam
@@ -72,12 +72,6 @@ def prompt_loss(
         loss = loss + spread.amin(0)
         quality = quality + ((iou[:, 1:] - true_iou[:, 1:]) ** 2).mean(1)
     return loss + quality, logits[:, :1]
-
-
-def low_resolution_iou(logits: Tensor, target: Tensor) -> Tensor:
-    """IoU of the thresholded low-resolution masks, `(..., h, w)` -> `(...)`."""
-    prediction, truth = logits > 0, target > 0.5
-    return (prediction & truth).sum((-2, -1)) / (prediction | truth).sum((-2, -1)).clamp(min=1)
 
 
 def picture_loss(sam: Sam, scenes: list[dict[str, Tensor]], generator: torch.Generator) -> tuple[Tensor, dict]:

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from samtune.data.sample import Dataset, target_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.errors import InputError, is_out_of_memory, unknown
+from samtune.losses import at_size, low_resolution_iou
 from samtune.methods import Method
 from samtune.prompts import Prompts, make_prompts
 from samtune.provenance import choose_precision
@@ -75,7 +76,8 @@ class TrainingConfig:
 
 @dataclass
 class TrainingResult:
-    """`curve` one row a batch (images seen, loss, learning_rate); `seconds` includes earlier, interrupted parts."""
+    """`curve` one row a batch: images seen, learning_rate, loss and the IoU of each output ("iou_final") with the
+    batch's masks at low resolution; `seconds` includes earlier, interrupted parts."""
 
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -245,11 +247,9 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = rate
         if batch:
-            loss = _step(accelerator, method, plain, optimiser, batch, config, step, cached)
-            result.curve.append(
-                {"images": (step + 1) * config.batch_size, "loss": round(loss, 6), "learning_rate": rate}
-            )
-            bar.set_postfix(loss=f"{loss:.3f}")
+            row = _step(accelerator, method, plain, optimiser, batch, config, step, cached)
+            result.curve.append({"images": (step + 1) * config.batch_size, "learning_rate": rate} | row)
+            bar.set_postfix(loss=f"{row['loss']:.3f}")
         result.seconds = time.perf_counter() - started
         # Between two optimiser steps, where no gradient is pending: those are not saved.
         due = step + 1 - first >= config.checkpoint_every and accelerator.sync_gradients
@@ -271,8 +271,11 @@ def _step(
     config: TrainingConfig,
     step: int,
     cache: EmbeddingCache | None,
-) -> float:
-    """One forward and backward pass, and an optimiser step when enough batches are accumulated; gives the loss."""
+) -> dict[str, float]:
+    """One forward and backward pass, and an optimiser step when enough batches are accumulated.
+
+    Gives the loss and, of each output, the mean IoU with this batch's masks at low resolution, before the step.
+    """
     device = accelerator.device
     prompts = Prompts.concatenate([sample["prompts"].at_image(index) for index, sample in enumerate(batch)]).to(device)
     masks = torch.cat([sample["masks"] for sample in batch]).to(device)
@@ -300,7 +303,11 @@ def _step(
             f"out of memory in training at batch_size {config.batch_size}, {plain.sam.image_size} px, {len(prompts)} "
             f"prompts: set {smaller if config.batch_size > 1 else 'a smaller backbone'}"
         ) from error
-    return float(loss.detach())
+    row = {"loss": loss.detach()}
+    for name, logits in prediction.items():
+        output = "final" if name == "logits" else name
+        row[f"iou_{output}"] = low_resolution_iou(logits.detach(), at_size(masks, logits)).mean()
+    return {name: round(float(value), 6) for name, value in row.items()}
 
 
 def default_device(setting: str = "auto") -> str:

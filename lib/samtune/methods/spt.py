@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from samtune.errors import unknown
+from samtune.errors import InputError, unknown
 from samtune.losses import point_sampled_loss
 from samtune.methods.lora import add_lora
 from samtune.methods.method import Method
@@ -55,6 +55,8 @@ class RelationAwareTransformer(nn.Module):
         self.layers = transformer.layers
         self.final_attn_token_to_image = transformer.final_attn_token_to_image
         self.norm_final_attn = transformer.norm_final_attn
+        if block is not None and block not in range(len(self.layers)):
+            raise InputError(f"relation_block {block}: the decoder's blocks are 0 to {len(self.layers) - 1}")
         chosen = range(len(self.layers)) if block is None else [block]
         width = transformer.embedding_dim
         self.relation_scales = nn.ParameterDict({str(index): std * torch.randn(width) for index in chosen})
@@ -82,7 +84,8 @@ class SPT(Method):
     mask prompt, one of `HANDOFFS`; `detach_draft` stops its gradient; `detach_relation` stops the relation's in the
     draft decoder. `draft_loss`: weight of the draft's loss.
 
-    Trainable: ViT-B 390,144 parameters, ViT-L 881,664, ViT-H 1,405,952. Raises `InputError` on an unknown `handoff`.
+    Trainable: ViT-B 390,144 parameters, ViT-L 881,664, ViT-H 1,405,952. Raises `InputError` on an unknown `handoff` or
+    `relation_block`.
     """
 
     name = "spt"

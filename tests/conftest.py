@@ -1,0 +1,34 @@
+"""Fixtures of the studies' tests."""
+
+from pathlib import Path
+
+import pytest
+
+from samtune import study, study_spt
+from samtune.experiment import EvaluationCell
+from samtune.profile import Profile, load_profile
+from small_sam import small_sam
+
+
+@pytest.fixture
+def small_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "nano" is the small SAM, and results go to a folder of the test's own."""
+    monkeypatch.setattr(study, "load_sam", lambda backbone: small_sam())
+    monkeypatch.setattr(study_spt, "load_sam", lambda backbone: small_sam())
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path / "results"))
+    study_spt.matching_rank.cache_clear()
+
+
+@pytest.fixture
+def profile() -> Profile:
+    """The smoke profile, measuring two images."""
+    smoke = load_profile("smoke")
+    return smoke.model_copy(update={"evaluation": smoke.evaluation.model_copy(update={"max_images": 2})})
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[EvaluationCell]:
+    """The cells that a study asks for; they are only noted, not run."""
+    cells: list[EvaluationCell] = []
+    monkeypatch.setattr(study, "run_cells", lambda wanted, *rest: cells.extend(wanted) or [])
+    return cells
