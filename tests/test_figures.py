@@ -106,6 +106,15 @@ def test_grid_colours_hits_false_alarms_and_misses():
     assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == (9.5, 4.5, 45, 30)  # pixels 10-54, 5-34
 
 
+def test_grid_draws_a_methods_own_prompt_on_its_mask_alone():
+    one = sample(0)
+    truth, own = one.masks.any(0), make_prompts("box", one.masks[:1], one.id)
+    masks = {"sam_sp pass0": one.masks[0], "sam_sp": truth}
+    figure = figures.qualitative_grid([figures.Example(one.image, truth, masks, own_prompts={"sam_sp": own})], "Own")
+    assert [len(axis.patches) for axis in figure.axes] == [0, 0, 0, 2]  # dark on a white rim
+    assert figure.axes[3].patches[0].get_xy() == (9.5, 4.5)
+
+
 def test_contact_sheet_shows_every_sample_object_and_prompt():
     samples = [sample(number) for number in range(8)]
     prompts = [make_prompts("point5", one.masks, one.id) for one in samples[:-1]] + [None]

@@ -27,6 +27,20 @@ def test_examples_show_what_is_measured_with_the_draft_before_the_final_mask() -
             assert abs(example.scores[name] - measured) < 1e-6
 
 
+def test_box_that_sam_sp_made_itself_lies_around_its_first_pass() -> None:
+    method = build_method("sam_sp", small_sam(), iterations=2).eval()
+    for id in ("000", "001", "002"):
+        example = gallery.examples({"sam_sp": method}, DISCS, {"case": id}, "none")[0]
+        assert list(example.predictions) == ["sam_sp pass0", "sam_sp pass1", "sam_sp"]
+        rows, columns = np.nonzero(example.predictions["sam_sp pass1"])
+        if len(rows):
+            box = [columns.min(), rows.min(), columns.max(), rows.max()]
+            assert example.own_prompts["sam_sp"].boxes.tolist() == [box]
+        else:
+            assert not example.own_prompts
+    assert len(rows)  # else nothing was compared
+
+
 def test_cases_are_the_worst_median_and_best_image() -> None:
     objects = pd.DataFrame({"image": list("aabcde"), "output": "final", "iou": [0.0, 0.4, 0.9, 0.5, 0.3, 0.1]})
     assert gallery.cases(Record("key", "evaluation", {}, objects=objects)) == {"worst": "e", "median": "d", "best": "b"}

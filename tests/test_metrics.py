@@ -206,6 +206,13 @@ def test_ignored_pixels_do_not_count(name: str) -> None:
     assert metric(changed_prediction, changed_truth) != pytest.approx(metric(prediction, truth))
 
 
+def test_box_iou_is_that_of_the_boxes_around_all_parts() -> None:
+    corners = rectangle(0, 0, 1, 1) | rectangle(3, 4, 4, 5)  # two pixels that span 4 rows and 5 columns
+    assert metrics.box_iou(corners, rectangle(0, 0, 4, 5)) == 1
+    assert metrics.box_iou(corners, rectangle(0, 0, 2, 5)) == 0.5
+    assert metrics.box_iou(corners, EMPTY) == 0 and metrics.box_iou(EMPTY, EMPTY) == 1
+
+
 def test_ignored_pixels_are_cut_from_masks_and_left_out_of_the_mean() -> None:
     first, second = rectangle(0, 0, 4, 5), rectangle(2, 1, 6, 5)
     ignore = rectangle(0, 0, 2, 60)  # takes 10 pixels of the first, none of the second

@@ -28,6 +28,7 @@ def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
     by_method = {record.method: record for record in records if "" in record.variants("sam_sp_main")}
     assert by_method["unet"].backbone == "none" and by_method["sam_sp"].backbone == "nano"
     assert by_method["sam_sp"].extras["counts"]["first predictions"] == 2
+    assert "box_iou" in by_method["sam_sp"].objects and "box_iou" not in by_method["lora_samed"].objects
     verdicts = build_claims(records, "smoke", "nano").set_index("id")["verdict"]
     assert all(verdicts[claim] == "inconclusive" for claim in ("P1a", "P1b", "P2a", "P4", "P6"))
     assert verdicts["P3"] == "not run"

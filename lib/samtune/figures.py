@@ -61,7 +61,8 @@ class Example:
     """One picture of a qualitative figure.
 
     `image` uint8 `(H, W, 3)`; `truth` bool `(H, W)`; `predictions` bool `(H, W)` and `scores` by column (a method, or
-    "SPT draft"); `prompt` what every method was given, in pixels of the image; `note` "worst", "median", "best".
+    "SPT draft"); `prompt` what every method was given, in pixels of the image; `note` "worst", "median", "best";
+    `own_prompts` what a column's method prompted itself with.
     """
 
     image: np.ndarray
@@ -70,6 +71,7 @@ class Example:
     scores: Mapping[str, float] = field(default_factory=dict)
     prompt: Prompts | None = None
     note: str = ""
+    own_prompts: Mapping[str, Prompts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -238,6 +240,8 @@ def qualitative_grid(examples: Sequence[Example], title: str, metric: str = "IoU
                 (~mask & example.truth, MISSED),
             ):
                 _fill(axis, part, colour, outline=False)  # outlines would widen what is thin
+            if name in example.own_prompts:
+                draw_prompt(axis, example.own_prompts[name])
             if name in example.scores:
                 axis.set_xlabel(f"{metric} {example.scores[name]:.2f}", fontsize=8.5, labelpad=2)
     for axis, name in zip(axes[0], ["image, prompt", "truth", *map(label, columns)], strict=True):

@@ -13,9 +13,10 @@ from samtune.data.sample import Dataset, Sample, target_masks
 from samtune.evaluation import model_prompts
 from samtune.figures import Example, RelationExample, pick_cases
 from samtune.methods import Method
+from samtune.methods.sam_sp import SamSP
 from samtune.methods.spt import relation_matrix
 from samtune.metrics import iou
-from samtune.prompts import Prompts, make_prompts
+from samtune.prompts import Prompts, make_prompts, tight_boxes
 from samtune.records import Record
 from samtune.sam.decode import decode_masks
 from samtune.sam.preprocess import Preprocess
@@ -55,19 +56,28 @@ def examples(
     mode: str = "stretch",
     seed: int = 0,
 ) -> list[Example]:
-    """A row of a qualitative figure for each of `ids` (note -> id): its largest object, prompted, by every method."""
+    """A row of a qualitative figure for each of `ids` (note -> id): its largest object, prompted, by every method.
+
+    SAM-SP's last self-made box is drawn where the final mask is (to the picture's pixels; it got the mask's).
+    """
     rows = []
     for note, id in ids.items():
         sample = dataset.load(id)
         masks = target_masks(sample, target)
         largest = int(masks.sum((1, 2)).argmax())
         prompts = make_prompts(prompt, masks, f"{dataset.name}/{id}", seed)[largest : largest + 1]
-        predictions = {}
+        predictions, own_prompts = {}, {}
         for name, method in methods.items():
-            for output, mask in predict_masks(method, sample, prompts, mode).items():
+            outputs = predict_masks(method, sample, prompts, mode)
+            if isinstance(method, SamSP):
+                del outputs[f"pass{method.iterations}"]  # the final one
+                last = outputs.get(f"pass{method.iterations - 1}", np.zeros(0))
+                if "box" in method.self_prompt.split("+") and last.any():
+                    own_prompts[name] = Prompts(torch.zeros(1, dtype=torch.int64), torch.from_numpy(tight_boxes(last)))
+            for output, mask in outputs.items():
                 predictions[name if output == "final" else f"{name} {output}"] = mask[0]
         scores = {name: iou(mask, masks[largest]) for name, mask in predictions.items()}
-        rows.append(Example(sample.image, masks[largest], predictions, scores, prompts, note))
+        rows.append(Example(sample.image, masks[largest], predictions, scores, prompts, note, own_prompts))
     return rows
 
 

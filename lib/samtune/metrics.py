@@ -50,6 +50,15 @@ def boundary_iou(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray |
     return _iou(_band(prediction, SQUARE, iterations), _band(truth, SQUARE, iterations))
 
 
+def box_iou(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+    """IoU of the smallest boxes around all of each mask: how good a box prompt the prediction would make.
+
+    1 if both masks are empty, 0 if one is.
+    """
+    prediction, truth = _masks(prediction, truth, ignore)
+    return _iou(_filled_box(prediction), _filled_box(truth))
+
+
 def hd95_transunet(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
     """95% Hausdorff distance under TransUNet's and SAMed's rule, in pixels.
 
@@ -144,7 +153,7 @@ def ssim(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = 
 
 Metric = Callable[..., float]
 MASK_METRICS: dict[str, Metric] = {
-    function.__name__: function for function in (iou, boundary_iou, dice, hd95_transunet, hd95_strict)
+    function.__name__: function for function in (iou, boundary_iou, dice, box_iou, hd95_transunet, hd95_strict)
 }
 MAP_METRICS: dict[str, Metric] = {
     function.__name__: function
@@ -223,6 +232,13 @@ def _masks(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None)
 def _iou(prediction: np.ndarray, truth: np.ndarray) -> float:
     union = np.count_nonzero(prediction | truth)
     return np.count_nonzero(prediction & truth) / union if union else 1.0
+
+
+def _filled_box(mask: np.ndarray) -> np.ndarray:
+    """The smallest box around a mask's pixels, as a mask: rows and columns between the first and the last in use."""
+    rows, columns = mask.any(axis=1), mask.any(axis=0)
+    between = [np.logical_or.accumulate(line) & np.logical_or.accumulate(line[::-1])[::-1] for line in (rows, columns)]
+    return np.outer(*between)
 
 
 def _cropped(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,11 +16,11 @@ from samtune.tables import METHOD_ORDER, METRIC_ORDER, NO_BACKBONE, PROMPT_ORDER
 NOT_RUN, NOT_AVAILABLE, MEAN = "not run", "not available", "mean of sets"
 LOWER_IS_BETTER = {"hd95_transunet", "hd95_strict", "mae", "false_alarm_area"}
 METRIC_LABELS = {
-    "iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice", "hd95_transunet": "HD95 (TransUNet), px",
-    "hd95_strict": "HD95 (strict), px", "s_measure": "S-measure", "e_measure_max": "E-measure (max)",
-    "e_measure_mean": "E-measure (mean)", "e_measure_adaptive": "E-measure (adaptive)", "weighted_f": "weighted F",
-    "mae": "MAE", "false_alarm_area": "false-alarm area", "box_area": "area of the prompt box", "psnr": "PSNR, dB",
-    "ssim": "SSIM",
+    "iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice", "box_iou": "box IoU",
+    "hd95_transunet": "HD95 (TransUNet), px", "hd95_strict": "HD95 (strict), px", "s_measure": "S-measure",
+    "e_measure_max": "E-measure (max)", "e_measure_mean": "E-measure (mean)",
+    "e_measure_adaptive": "E-measure (adaptive)", "weighted_f": "weighted F", "mae": "MAE",
+    "false_alarm_area": "false-alarm area", "box_area": "area of the prompt box", "psnr": "PSNR, dB", "ssim": "SSIM",
 }  # fmt: skip
 SPEED_LABELS = {
     "training_seconds_per_image": "training, s an image", "training_peak_memory_mb": "training, peak MiB",

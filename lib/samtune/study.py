@@ -83,28 +83,24 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
         nothing = {"defect_free": True} if cell.target == NOTHING else {}
         dataset = open_dataset(cell.dataset, **nothing)
         options = {name: value for name, value in cell.options if name in EVALUATION_OPTIONS}
-        domain = describe(cell.dataset).domain
-        metrics = profile.evaluation.metrics
-        metrics += {
-            "medical": profile.evaluation.medical_metrics,
-            "camouflage": profile.evaluation.camouflage_metrics,
-        }.get(domain, ())
+        method = None if cell.method in CLASSICAL else cell_method(cell, folder)
+        measured = profile.evaluation
+        by_domain = {"medical": measured.medical_metrics, "camouflage": measured.camouflage_metrics}
+        metrics = measured.metrics + by_domain.get(describe(cell.dataset).domain, ())
         config = EvaluationConfig(
-            cell.split, cell.target, cell.prompt, cell.preprocess, metrics, cell.seed, cell.max_images,
-            profile.evaluation.batch_size, device=device, precision=precision, **options,
+            cell.split, cell.target, cell.prompt, cell.preprocess, metrics + (method.metrics if method else ()),
+            cell.seed, cell.max_images, measured.batch_size, device=device, precision=precision, **options,
         )  # fmt: skip
-        if cell.method in CLASSICAL:
+        place = (cell.training, cell.dataset, cell.split, cell.preprocess)
+        if cell.training is not None and place not in known:
+            known.clear()
+            known[place] = {}
+        if method is None:
             predict = predict_classical(cell.method)
-            method = None
+        elif config.everything:
+            predict = predict_everything(method, config)
         else:
-            method = cell_method(cell, folder)
-            place = (cell.training, cell.dataset, cell.split, cell.preprocess)
-            if cell.training is not None and place not in known:
-                known.clear()
-                known[place] = {}
             predict = predict_with(method, config, cache, known.get(place))
-            if config.everything:
-                predict = predict_everything(method, config)
         measure = false_alarms if nothing else evaluate
         objects, dropped = measure(predict, dataset, config, name=f"{cell.method} on {cell.dataset}")
         extras = {"dropped": dropped} | ({"counts": dict(method.counts)} if method else {})

@@ -39,8 +39,8 @@ METHOD_ORDER = [
     "classical_augmentation", "generated", "pgd", "dat", "spt", "sam_sp", "asam",
 ]  # fmt: skip
 METRIC_ORDER = [
-    "iou", "boundary_iou", "dice", "hd95_transunet", "hd95_strict", "s_measure", "e_measure_max", "e_measure_mean",
-    "e_measure_adaptive", "weighted_f", "mae", "psnr", "ssim",
+    "iou", "boundary_iou", "dice", "box_iou", "hd95_transunet", "hd95_strict", "s_measure", "e_measure_max",
+    "e_measure_mean", "e_measure_adaptive", "weighted_f", "mae", "psnr", "ssim",
 ]  # fmt: skip
 PROMPT_ORDER = ["box", "box_jitter", "point1", "point5", "point10", "mask", "none"]
 NO_BACKBONE = "none"  # of methods without one: ellipse, grabcut, unet

@@ -95,6 +95,7 @@ class SamSP(LoraSamed):
     """
 
     name = "sam_sp"
+    metrics = ("box_iou",)  # how good the boxes are that it prompts itself with: pass 0's
 
     def __init__(
         self,
