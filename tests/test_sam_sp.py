@@ -191,6 +191,8 @@ def test_loss_is_that_of_every_pass_and_the_distillation_between_them() -> None:
     between = sum(distillation_loss(passes[n + 1], passes[n], 3.0) for n in (0, 1))
     assert torch.allclose(reverse.loss(prediction, masks), (plain + 0.7 * between).mean())
     assert torch.allclose(trained(iterations=2, distillation_weight=0.0).loss(prediction, masks), plain.mean())
+    twice = trained(iterations=2, distillation_weight=0.0, first_weight=2.0)
+    assert torch.allclose(twice.loss(prediction, masks), (plain + samed_loss(passes[0], target)).mean())
 
 
 def test_the_later_pass_teaches_and_is_not_taught() -> None:

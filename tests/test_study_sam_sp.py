@@ -6,7 +6,7 @@ from samtune.claims import build_claims
 from samtune.experiment import EvaluationCell
 from samtune.profile import Profile
 from samtune.study import cell_method
-from samtune.study_sam_sp import GROUPS, group_names, iteration_cells, run_ablations, run_main, sam_sp_plan
+from samtune.study_sam_sp import GROUPS, WHOLE, group_names, iteration_cells, run_ablations, run_main, sam_sp_plan
 from samtune.tables import build_tables
 
 DATA = "synthetic-medical"
@@ -48,11 +48,8 @@ def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[Evalu
     run_ablations(profile, [DATA], [0])
     default = sam_sp_plan(profile, [DATA]).training("sam_sp", DATA, 0).key()
     variants = {(cell.tables[0].partition(":")[2], cell.method): cell for cell in asked}
-    for group in GROUPS.values():
-        for variant in group:
-            assert variants[variant, "sam_sp"].training.key() != default, variant
-    keys = [variants[variant, "sam_sp"].training.key() for group in GROUPS.values() for variant in group]
-    assert len(set(keys)) == len(keys)
+    keys = {variant: variants[variant, "sam_sp"].training.key() for group in GROUPS.values() for variant in group}
+    assert len(set(keys.values())) == len(keys) and keys.pop(WHOLE) == default and default not in keys.values()
     assert {method for variant, method in variants if variant == "25% of the pictures"} == {
         "lora_samed", "unet", "sam_sp"
     }  # fmt: skip

@@ -104,6 +104,23 @@ class SptAblations(NotebookParameters):
     groups: list[str]
 
 
+class SamSp(NotebookParameters):
+    """Parameters of `20_sam_sp`."""
+
+    profile: ProfileName
+    datasets: list[str]
+    seeds: list[int]
+
+
+class SamSpAblations(NotebookParameters):
+    """Parameters of `21_sam_sp_ablations`."""
+
+    profile: ProfileName
+    datasets: list[str]
+    seeds: list[int]
+    groups: list[str]
+
+
 class TrainNanoModels(NotebookParameters):
     """Parameters of `90_train_nano_models`."""
 

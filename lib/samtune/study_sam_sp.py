@@ -11,6 +11,7 @@ MAIN, ABLATION = "sam_sp_main", "sam_sp_ablation"
 TUNED = ("decoder_tuning", "lora_samed", "unet", "sam_sp")
 MOST_ITERATIONS = 3
 GRID = 8  # clicks a side of SAM's everything mode: as fine as the objects here are large, and a second a picture
+WHOLE = "100% of the pictures"  # the main table's model again: the end of the curve
 
 # Ablations by group and variant: options of SAM-SP, or of its training, that differ from the default.
 GROUPS: dict[str, dict[str, dict[str, object]]] = {
@@ -22,6 +23,7 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
         "temperature 4": {"temperature": 4.0},
         "squared error": {"distillation": "mse"},
         "the first pass teaches": {"reverse": True},
+        "first pass twice, no distillation": {"first_weight": 2.0, "distillation_weight": 0.0},
     },
     "prompt": {
         "mask prompt": {"self_prompt": "mask"},
@@ -30,7 +32,7 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
         "box without small parts": {"smallest_part": 0.01},
     },
     "lora": {f"rank {rank}": {"rank": rank} for rank in (2, 8, 16)},
-    "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)},
+    "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}},
 }
 EVALUATED = ("iterations", "strategies", "prompt quality", "plateau")  # groups that are more than an option of SAM-SP
 

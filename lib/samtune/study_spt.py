@@ -15,6 +15,7 @@ MAIN, ABLATION = "spt_main", "spt_ablation"
 TUNED = ("decoder_tuning", "lora", "spt")
 UNIFORM = 1e9  # a temperature at which every token counts the same
 WITH_DEFECT_FREE = ("magnetic-tile",)  # sets whose loader also gives pictures without a defect
+WHOLE = "100% of the pictures"  # the main table's model again: the end of the curve
 
 # Ablations by group and variant: options of SPT, or of its training, that differ from the default.
 PARTS = {"SDT": {"relation": False}, "VRA": {"draft": False}}
@@ -39,7 +40,7 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
         "alpha = rank": {"alpha": 8.0},
     },
     "prompts": {"trained on boxes": {"prompt": "box"}, "trained on points": {"prompt": "point10"}},
-    "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)},
+    "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}},
 }
 EVALUATED = ("robustness", "transfer", "plateau")  # groups that are more than an option of SPT
 POINTS = (1, 2, 5, 20)  # beside the 10 of the main table

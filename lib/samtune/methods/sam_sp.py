@@ -87,9 +87,9 @@ class SamSP(LoraSamed):
     Prompts that a caller gives are ignored: pass 0 is unprompted, pass t is prompted by pass t - 1, on one image
     embedding. OURS, as options: `iterations` self-prompted passes; `self_prompt`, see `self_prompts`, or a control, one
     of `CONTROLS`; its `smallest_part`; `distillation` "kl" or "mse" of weight `distillation_weight` (0: none) at
-    `temperature`, the later pass (detached) teaching the one before, or with `reverse` the other way round; rank 4,
-    alpha = rank and SAMed's loss. An empty prediction prompts nothing: its next pass is the unprompted one again
-    (counted in `counts`).
+    `temperature`, the later pass (detached) teaching the one before, or with `reverse` the other way round;
+    `first_weight`, the weight of pass 0's loss; rank 4, alpha = rank and SAMed's loss. An empty prediction prompts
+    nothing: its next pass is the unprompted one again (counted in `counts`).
 
     Raises `InputError` on an unknown `self_prompt` or `distillation`.
     """
@@ -109,6 +109,7 @@ class SamSP(LoraSamed):
         distillation_weight: float = 1.0,
         temperature: float = 2.0,
         reverse: bool = False,
+        first_weight: float = 1.0,
     ) -> None:
         super().__init__(sam, rank, alpha)
         strange = set(self_prompt.split("+")) - set(SELF_PROMPTS)
@@ -119,7 +120,7 @@ class SamSP(LoraSamed):
             raise unknown("distillation", distillation, DISTILLATIONS)
         self.iterations, self.self_prompt, self.smallest_part = iterations, self_prompt, smallest_part
         self.distill, self.distillation_weight = DISTILLATIONS[distillation], distillation_weight
-        self.temperature, self.reverse = temperature, reverse
+        self.temperature, self.reverse, self.first_weight = temperature, reverse, first_weight
 
     def passes(self, embedding: Tensor, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
         """Pass 0 without a prompt, then `iterations` passes, each prompted by the one before; see `Method.passes`."""
@@ -161,7 +162,8 @@ class SamSP(LoraSamed):
         """SAMed's loss on every pass, plus the distillation between one pass and the next; mean over prompts."""
         every = [prediction[f"pass{number}"] for number in range(len(prediction) - 1)]
         target = at_size(masks, every[0])
-        loss = torch.stack([samed_loss(logits, target) for logits in every]).sum(0)
+        first, *others = (samed_loss(logits, target) for logits in every)
+        loss = sum(others, start=self.first_weight * first)
         if self.distillation_weight:
             for earlier, later in zip(every, every[1:], strict=False):
                 student, teacher = (later, earlier) if self.reverse else (earlier, later)
