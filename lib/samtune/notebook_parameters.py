@@ -110,6 +110,7 @@ class SamSp(NotebookParameters):
     profile: ProfileName
     datasets: list[str]
     seeds: list[int]
+    speed: list[str]
 
 
 class SamSpAblations(NotebookParameters):

@@ -1,0 +1,35 @@
+"""Speed: a table row a method and quantity, medians of what a step took, no checkpoint asked for."""
+
+from pathlib import Path
+
+import pytest
+
+from samtune import speed
+from samtune.speed import run_speed
+from samtune.tables import build_tables
+from small_sam import small_sam
+
+
+def test_speed_table_has_training_and_prediction_of_every_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+    monkeypatch.setattr(speed, "new_sam", lambda backbone: built.append(backbone) or small_sam())
+    steps: list[float] = []
+    monkeypatch.setattr(
+        speed, "_median_seconds", lambda step, repetitions, device: steps.append(step()) or 0.5 * len(steps)
+    )
+    records = run_speed(tmp_path, "vit_b", ("lora_samed", "sam_sp"), images=4)
+    assert built == ["vit_b"] * 4 and [record.seconds for record in records] == [2.0, 4.0, 6.0, 8.0]
+    table = build_tables(records)["speed"].set_index(["method", "metric"])["mean"]
+    assert table["lora_samed", "training_seconds_per_image"] == 0.5
+    assert table["sam_sp", "evaluation_seconds_per_image"] == 2.0
+    assert table["sam_sp", "trainable_parameters"] == table["lora_samed", "trainable_parameters"] > 0
+    run_speed(tmp_path, "vit_b", ("lora_samed", "sam_sp"), images=4)
+    assert len(built) == 4  # read, not measured again
+
+
+def test_median_leaves_the_first_repetition_and_one_slow_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0, 9, 10, 11, 20, 22, 30, 37])  # 9 to warm up, then 1, 2 and 7
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
+    assert speed._median_seconds(lambda: None, 3, "cpu") == 2
