@@ -45,8 +45,9 @@ test: setup
 	$(PYTEST) --dist loadfile
 	$(PYTEST) --nbval-lax --nbval-current-env --dist loadscope notebooks
 
+# Containers run as root, which Jupyter wants to hear twice.
 lab: setup
-	$(BIN)/jupyter lab notebooks/
+	$(BIN)/jupyter lab $$([ "$$(id -u)" != 0 ] || echo --allow-root) notebooks/
 
 # results/cpu and results/gpu are committed work of hours: never removed.
 clean:
