@@ -22,10 +22,12 @@ from samtune import notebooks, prediction, study, tuning
 from samtune.data import registry
 from samtune.data.folder import FolderDataset
 from samtune.data.registry_entry import Description
+from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.experiment import EvaluationCell, cell_to_json, run_cells
 from samtune.methods import METHODS, Lora
 from samtune.prediction import ObjectPrompt, overlay, read_points
 from samtune.records import read_record
+from samtune.tuning import HeldOut
 from small_sam import official_twin, small_sam
 
 COMMANDS = ("tune", "predict", "export", "data list", "data info", "data download", "data check", "profiles",
@@ -133,6 +135,23 @@ def test_epochs_method_options_and_instances(tmp_path: Path) -> None:
     method = tuning.load_tuned(tmp_path / "out").method
     assert method.count_trainable() == Lora(tiny_sam(), rank=2).count_trainable()
     assert len(pd.read_csv(tmp_path / "out" / "metrics.csv")) == 4  # two objects, before and after
+
+
+def test_a_method_without_prompts_is_tuned_and_used_without_any(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    status, text, error = tune(tmp_path, "--method", "sam_sp", "--train-images", "4", "--precision", "fp32")
+    assert status == 0 and "predict --checkpoint" in text and "--boxes" not in text, error
+    table = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    assert set(table["prompt"]) == {"none"} and len(table) == 2  # the last pass alone, before and after
+    method = tuning.load_tuned(tmp_path / "out").method
+    data = HeldOut(FolderDataset(tmp_path / "images", tmp_path / "masks", name="pictures"))
+    config = EvaluationConfig("val", prompt="none", preprocess="pad")
+    found, _ = evaluate(predict_with(method, config), data, config, progress=False)
+    final = found[found["output"] == "final"]["iou"].item()
+    assert table[table["stage"] == "tuned"]["iou"].item() == pytest.approx(final, abs=1e-5)
+    status, _, error = run("predict", "--checkpoint", tmp_path / "out", "--images", tmp_path / "images", "--out",
+                           tmp_path, "--device", "cpu")  # fmt: skip
+    assert status == 0 and len(list((tmp_path / "predicted_masks").glob("*.png"))) == 5, error
 
 
 def test_another_run_in_the_same_folder_is_refused(tuned: Path) -> None:

@@ -95,7 +95,7 @@ def tune(
         Path, typer.Option(help="Folder of masks, named as the pictures (or a folder a picture: one object a file).")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write to; a run that was broken off there goes on.")],
-    method: Annotated[str, typer.Option(help="lora, decoder_tuning, ...")] = "lora",
+    method: Annotated[str, typer.Option(help="lora, decoder_tuning, spt, sam_sp, ...")] = "lora",
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the method: rank=4; may be repeated.")
     ] = None,
@@ -109,8 +109,12 @@ def tune(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; memory grows with it.")] = 4,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches before the weights change.")] = 1,
     prompt: Annotated[
-        str, typer.Option(help="Prompts to tune with and measure: box, box_jitter, point<k>, mask, none, box+point1.")
-    ] = "box,point10",
+        str | None,
+        typer.Option(
+            help="Prompts to tune with and measure: box, box_jitter, point<k>, mask, none, box+point1. Default: "
+            "box,point10; none where the method is for use without."
+        ),
+    ] = None,
     target: Annotated[
         str, typer.Option(help="union: all objects of a picture are one mask; instances: each is its own.")
     ] = "union",
@@ -132,9 +136,10 @@ def tune(
     """
     from samtune import tuning
 
+    prompts = tuple(part.strip() for part in prompt.split(",")) if prompt else ()
     settings = tuning.TuneSettings(
         method, _backbone(backbone), _pairs(option or []), epochs, train_images, learning_rate, batch_size, accumulate,
-        tuple(part.strip() for part in prompt.split(",")), target, objects, preprocess, mask_coding, void, seed,
+        prompts, target, objects, preprocess, mask_coding, void, seed,
     )  # fmt: skip
     with _names_as_flags():
         result = tuning.tune(images, masks, out, settings, skip_bad, device, precision, typer.echo)
@@ -143,7 +148,8 @@ def tune(
     if result.pictures < tuning.FEW:
         typer.echo(f"(with fewer than {tuning.FEW} pictures, take these means as a hint)")
     typer.echo(f"tuned model: {result.checkpoint}")
-    typer.echo(f"next: samtune predict --checkpoint {result.checkpoint} --images DIR --boxes FILE.csv --out DIR")
+    prompted = "" if settings.prompts == ("none",) else " --boxes FILE.csv"
+    typer.echo(f"next: samtune predict --checkpoint {result.checkpoint} --images DIR{prompted} --out DIR")
     if result.skipped:
         typer.echo(f"\nleft out, {counted(len(result.skipped), 'bad file')}:", err=True)
         for line in result.skipped:

@@ -46,7 +46,8 @@ class TuneSettings:
 
     `options` are the method's own (LoRA's rank); `epochs` or `train_images` (seen in all) say how long, none of them:
     16 epochs and at least 400 images; `learning_rate` None is the method's own; `prompts` drawn in tuning and measured
-    afterwards; `objects`: with target "instances", the most masks taken of a picture at a time.
+    afterwards (none named: the method's own); `objects`: with target "instances", the most masks taken of a picture at
+    a time.
     """
 
     method: str = "lora"
@@ -57,13 +58,17 @@ class TuneSettings:
     learning_rate: float | None = None
     batch_size: int = 4
     accumulate: int = 1
-    prompts: tuple[str, ...] = ("box", "point10")
+    prompts: tuple[str, ...] = ()
     target: str = "union"
     objects: int = 4
     preprocess: str = "pad"
     mask_coding: str = "binary255"
     void: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompts and self.method in METHODS:
+            object.__setattr__(self, "prompts", METHODS[self.method].prompts)
 
     def check(self) -> None:
         """Raise `InputError` for whatever can be told wrong before a file is opened."""
@@ -161,7 +166,7 @@ def tune(
                 batch_size=settings.batch_size, device=device, precision=precision,
             )  # fmt: skip
             found, _ = evaluate(predict_with(method, config, cache), data, config, name=f"{stage}, {prompt}")
-            parts.append(found.assign(stage=stage, prompt=prompt))
+            parts.append(found[found["output"] == "final"].assign(stage=stage, prompt=prompt))
         return pd.concat(parts)
 
     before = measure(build_method("zero_shot", sam), "zero_shot")

@@ -70,6 +70,7 @@ class LoraSamed(Method):
     frozen_encoder = False
     learning_rate = 1e-3
     epochs = 160  # of SAMed's 200, where its schedule is stopped
+    prompts = ("none",)
 
     def __init__(self, sam: Sam, rank: int = 4, alpha: float | None = None) -> None:
         super().__init__(sam)

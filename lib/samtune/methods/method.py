@@ -22,6 +22,7 @@ class Method(nn.Module):
     frozen_encoder = True
     learning_rate = 1e-4  # where the grid found nothing better
     epochs = 16  # of the paper's own schedule: SPT's, which its baselines share
+    prompts: tuple[str, ...] = ("box", "point10")  # drawn in training, evenly: SPT's
     metrics: tuple[str, ...] = ()  # beyond the profile's: what else of its outputs is worth a number
 
     def __init__(self, sam: Sam) -> None:

@@ -34,6 +34,7 @@ class UNet(Method):
     frozen_encoder = False
     learning_rate = 1e-3
     epochs = 160
+    prompts = ("none",)
 
     def __init__(
         self, sam: Sam | None, image_size: int = 256, encoder: str = "resnet18", encoder_weights: str | None = None
