@@ -144,7 +144,7 @@ def test_a_method_without_prompts_is_tuned_and_used_without_any(tmp_path: Path) 
     table = pd.read_csv(tmp_path / "out" / "metrics.csv")
     assert set(table["prompt"]) == {"none"} and len(table) == 2  # the last pass alone, before and after
     method = tuning.load_tuned(tmp_path / "out").method
-    data = HeldOut(FolderDataset(tmp_path / "images", tmp_path / "masks", name="pictures"))
+    data = HeldOut(FolderDataset(tmp_path / "images", tmp_path / "masks", split="train", name="pictures"))
     config = EvaluationConfig("val", prompt="none", preprocess="pad")
     found, _ = evaluate(predict_with(method, config), data, config, progress=False)
     final = found[found["output"] == "final"]["iou"].item()
