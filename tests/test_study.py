@@ -10,6 +10,7 @@ import torch
 from samtune import study
 from samtune.errors import InputError
 from samtune.experiment import EvaluationCell
+from samtune.methods import METHODS
 from samtune.profile import Profile
 from samtune.records import Record, read_records
 from samtune.study import (
@@ -172,6 +173,9 @@ def test_grid_of_one_rate_is_not_run(profile: Profile, monkeypatch: pytest.Monke
         ("a", "lora"): 1e-3,
         ("b", "lora"): 1e-3,
     }
+    no_grid = profile.model_copy(update={"learning_rates": ()})
+    chosen = choose_learning_rates(no_grid, ["a"], ["decoder_tuning", "lora"], ["box"], "")
+    assert chosen == {("a", name): METHODS[name].learning_rate for name in ("decoder_tuning", "lora")}
 
 
 def test_chosen_rates_are_those_that_the_main_cells_train_with(

@@ -65,7 +65,8 @@ class Profile(_Strict):
     `device` "auto", "cpu", "cuda" or "mps"; `preprocess` "stretch" or "pad"; `seeds` of main tables and named controls,
     `ablation_seeds` of the other ablations; `images` that every training cell sees (null: the paper's own schedule),
     `plateau_images` of the one cell a method that runs to its plateau (null: none); `learning_rates` the grid that all
-    methods choose from on validation; `datasets` by notebook; `notebooks` in the order in which they are run.
+    methods choose from on validation (empty: each method's own rate); `datasets` by notebook; `notebooks` in the order
+    in which they are run.
     """
 
     name: str
@@ -82,7 +83,7 @@ class Profile(_Strict):
     images: Count | None
     plateau_images: Count | None
     batch_size: Count
-    learning_rates: Annotated[tuple[float, ...], Field(min_length=1)]
+    learning_rates: tuple[float, ...]
     evaluation: Evaluation
     pretraining: Pretraining
     datasets: dict[str, Names]

@@ -173,12 +173,13 @@ def choose_learning_rates(
     """By (data set, method), the rate of the profile's grid with the best mean IoU on validation; ties: the smaller.
 
     One rule for every method and baseline: a fifth of the images, seed 0, mean over the profile's prompts (and over
-    the sets of a union, "a+b"). Shown in the table `learning_rates`. A grid of one rate is not run.
+    the sets of a union, "a+b"). Shown in the table `learning_rates`. A grid of one rate is not run; without a grid
+    each method has its own rate.
     """
     grid = sorted(profile.learning_rates)
     places = [(dataset, method) for dataset in datasets for method in methods]
-    if len(grid) == 1:
-        return dict.fromkeys(places, grid[0])
+    if len(grid) <= 1:
+        return {place: grid[0] if grid else METHODS[place[1]].learning_rate for place in places}
     cells: dict[tuple, EvaluationCell] = {}
     for dataset, method in places:
         for rate in grid:
