@@ -272,6 +272,46 @@ def test_killed_ten_times_at_random_moments_the_tables_are_the_same(tmp_path):
     assert whole and all(killed_tables[name] == content for name, content in whole.items())
 
 
+SHARE = textwrap.dedent(
+    """
+    import os, sys, time
+    from pathlib import Path
+    from fake_records import fake_cells, fake_execute
+    from samtune.experiment import run_cells
+
+    folder = Path(sys.argv[1])
+
+    def execute(cell, checkpoints):
+        with (folder / f"{os.getpid()}.txt").open("a") as log:
+            log.write(cell.key() + "\\n")
+        time.sleep(0.1)
+        return fake_execute(cell, checkpoints)
+
+    print("ready", flush=True)
+    sys.stdin.readline()
+    run_cells(fake_cells(seeds=(0, 1)), folder, execute, say=lambda line: None)
+    """
+)
+
+
+def test_processes_that_are_asked_for_the_same_cells_share_the_work(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", SHARE, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=environment, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
+    assert [process.returncode for process in processes] == [0, 0]
+    shares = [path.read_text().split() for path in tmp_path.glob("*.txt")]
+    assert len(shares) == 2 and min(map(len, shares)) >= 3  # 4 trainings and 8 measurements in all
+    assert len(set(shares[0] + shares[1])) == len(shares[0] + shares[1]) == 12
+
+
 CELL = textwrap.dedent(
     """
     import os, sys

@@ -10,6 +10,11 @@ from pathlib import Path
 
 from samtune.errors import InputError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 PARTIAL = ".partial"  # never counts as present; git-ignored
 DISK_FULL = "disk full while writing"
 
@@ -90,12 +95,22 @@ def locked(path: Path) -> Iterator[None]:
     Two notebooks that run side by side thus never train the same cell twice. Where the system has no `flock`
     (Windows), nothing is locked.
     """
-    try:
-        import fcntl
-    except ImportError:
+    if fcntl is None:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Does some process hold the lock file `path` right now?"""
+    if fcntl is None or not path.is_file():
+        return False
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -17,7 +17,16 @@ from typing import Any
 import pandas as pd
 
 from samtune import provenance
-from samtune.atomic import DISK_FULL, DiskFull, disk_full, is_disk_full, locked, remove_stale_partials, write_atomically
+from samtune.atomic import (
+    DISK_FULL,
+    DiskFull,
+    disk_full,
+    is_disk_full,
+    is_locked,
+    locked,
+    remove_stale_partials,
+    write_atomically,
+)
 from samtune.errors import InputError
 from samtune.paths import results_root
 from samtune.records import SUFFIX, Record, read_record, read_records, write_record
@@ -156,6 +165,7 @@ def run_cells(
 
     A cell that fails is told at once and does not stop the others; when all are through, the first error is raised
     again, with the number of the others. A full disk and Ctrl-C stop at once. Records are whole or absent at any time.
+    Several processes that are asked for the same cells share the work: each takes what no other one is at.
     """
     folder = results if isinstance(results, Path) else results_root(results)
     cells = list(cells)
@@ -167,7 +177,11 @@ def run_cells(
     if cells:
         say(_announce(done, queue, known))
     errors: dict[str, Exception] = {}
-    for number, cell in enumerate(queue, 1):
+    total = len(queue)
+    while queue:
+        cell = _free(queue, folder)
+        queue.remove(cell)
+        number = total - len(queue)
         training = getattr(cell, "training", None)
         if training is not None and training.key() in errors:
             errors[cell.key()] = errors[training.key()]
@@ -179,15 +193,15 @@ def run_cells(
             if is_disk_full(error):
                 raise (error if isinstance(error, DiskFull) else disk_full(folder, error)) from error
             errors[cell.key()] = error
-            say(f"[{number}/{len(queue)}] FAILED {cell.describe()}: {error}")
+            say(f"[{number}/{total}] FAILED {cell.describe()}: {error}")
             continue
         known.append(_read(cell, folder))
-        left = estimate_seconds(queue[number:], known)
+        left = estimate_seconds(queue, known)
         ending = f"; {_duration(left)} left" if left else ""
-        say(f"[{number}/{len(queue)}] {cell.describe()}: {_duration(time.perf_counter() - start)}{ending}")
+        say(f"[{number}/{total}] {cell.describe()}: {_duration(time.perf_counter() - start)}{ending}")
     if errors:
         first = next(iter(errors.values()))
-        first.add_note(f"{len(errors)} of {len(queue)} cells were not run for errors; the others are recorded")
+        first.add_note(f"{len(errors)} of {total} cells were not run for errors; the others are recorded")
         raise first
     return [_shown_in(_read(cell, folder), cell.tables, folder) for cell in cells]
 
@@ -200,7 +214,7 @@ def run_cell(cell: Cell, folder: Path, execute: Execute) -> None:
     """
     training = cell if isinstance(cell, TrainingCell) else cell.training
     checkpoints = None if training is None else checkpoint_folder(folder, training)
-    with locked(folder / "checkpoints" / f"{cell.key()}.lock"):
+    with locked(_lock(cell, folder)):
         if not _missing(cell, folder):
             return
         provenance.reset_peak_memory()
@@ -303,6 +317,19 @@ def _queue(cells: Sequence[Cell], folder: Path) -> list[Cell]:
         queue.setdefault(cell.key(), cell)
         tables[cell.key()] = _union(tables.get(cell.key(), ()), cell.tables)
     return [replace(cell, tables=tables.get(key, cell.tables)) for key, cell in queue.items()]
+
+
+def _free(queue: Sequence[Cell], folder: Path) -> Cell:
+    """The first cell that no other process is at and whose training is done; if there is none, the first (to wait)."""
+    for cell in queue:
+        training = getattr(cell, "training", None)
+        if not is_locked(_lock(cell, folder)) and (training is None or not _missing(training, folder)):
+            return cell
+    return queue[0]
+
+
+def _lock(cell: Cell, folder: Path) -> Path:
+    return folder / "checkpoints" / f"{cell.key()}.lock"
 
 
 def _announce(asked: Mapping[str, Record | None], queue: Sequence[Cell], known: Sequence[Record]) -> str:
