@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
 from scipy.stats import chisquare
 from segment_anything.modeling import PromptEncoder
 from segment_anything.utils.transforms import ResizeLongestSide
@@ -78,6 +79,22 @@ def test_fewer_pixels_than_points_gives_padding() -> None:
     prompts = make_prompts("point5", mask, "a")
     assert prompts.labels.tolist() == [[1, 1, 1, -1, -1]]
     assert sorted(prompts.points[0, :3].tolist()) == [[2, 4], [3, 4], [4, 4]]
+
+
+def test_centre_click_is_farthest_from_the_edge_and_the_border_is_an_edge() -> None:
+    mask = np.zeros((2, 20, 30), bool)
+    mask[0, 2:9, 3:10] = True  # 7 x 7: its middle
+    mask[0, 2:4, 10:25] = True  # and a thin tail
+    mask[1, :9, :5] = True  # in a corner: columns 0-4, rows 0-8
+    prompts = make_prompts("point_centre", mask, "a")
+    assert prompts.points[0].tolist() == [[6, 5]] and prompts.labels.tolist() == [[1], [1]]
+    assert prompts.points[1, 0, 0] == 2 and 2 <= prompts.points[1, 0, 1] <= 6
+    for blob, (x, y) in zip(blobs(), make_prompts("point_centre", blobs(), "a").points[:, 0].long(), strict=True):
+        distance = distance_transform_edt(np.pad(blob, 1))[1:-1, 1:-1]
+        assert distance[y, x] == pytest.approx(distance.max(), abs=1e-3)
+    assert make_prompts("box+point_centre", mask, "a").boxes is not None
+    with pytest.raises(InputError):
+        make_prompts("point5+point_centre", mask, "a")
 
 
 def test_points_nest_across_kinds() -> None:

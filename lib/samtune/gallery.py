@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from samtune.data.composites import Picture, training_scene
@@ -16,7 +15,7 @@ from samtune.methods import Method
 from samtune.methods.sam_sp import SamSP
 from samtune.methods.spt import relation_matrix
 from samtune.metrics import iou
-from samtune.prompts import Prompts, make_prompts, tight_boxes
+from samtune.prompts import Prompts, centre_points, make_prompts, tight_boxes
 from samtune.records import Record
 from samtune.sam.decode import decode_masks
 from samtune.sam.preprocess import Preprocess
@@ -88,7 +87,7 @@ def relation_example(encoders: Mapping[str, Method], temperatures: Sequence[floa
     The picture is stretched to the square, as SPT does.
     """
     masks = target_masks(sample, "union")
-    row, column = np.unravel_index(distance_transform_edt(np.pad(masks[0], 1))[1:-1, 1:-1].argmax(), masks[0].shape)
+    column, row = centre_points(masks)[0][0, 0].int().tolist()
     height, width = masks[0].shape
     maps = {}
     for name, method in encoders.items():
@@ -98,7 +97,7 @@ def relation_example(encoders: Mapping[str, Method], temperatures: Sequence[floa
         for temperature in temperatures:
             relation = relation_matrix(embedding, temperature=temperature)[0, token].view(side, side)
             maps[f"{name}, temperature {temperature:g}"] = relation.numpy()
-    return RelationExample(sample.image, masks[0], (int(column), int(row)), maps)
+    return RelationExample(sample.image, masks[0], (column, row), maps)
 
 
 def cases(record: Record, metric: str = "iou", output: str = "final") -> dict[str, str]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from samtune.errors import InputError, unknown
 
-KINDS = ("box", "box_jitter", "point1", "point5", "point10", "mask", "none")
+KINDS = ("box", "box_jitter", "point1", "point5", "point10", "point_centre", "mask", "none")
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1  # labels of points, as SAM's prompt encoder reads them
 
 
@@ -150,7 +151,8 @@ def make_prompts(
     `low_resolution`: height and width of a mask prompt, which shows the whole image stretched to that size.
     `box_noise`: how far box_jitter goes, see `jitter_boxes`. `mask_values`: what background and foreground become in
     a mask prompt; the default looks like confident logits, (0, 255) is what HQ-SAM's script feeds.
-    Points are drawn from one stream an object: those of point1 are the first of point5's, and of box+point1's.
+    Points are drawn from one stream an object: those of point1 are the first of point5's, and of box+point1's;
+    point_centre is one click and not drawn, see `centre_points`.
     Raises `InputError` on an empty mask (drop and count those first) or an unknown kind, `ValueError` on a shape.
     """
     masks = np.asarray(masks, dtype=bool)
@@ -175,6 +177,8 @@ def make_prompts(
             if low_resolution is None:
                 raise ValueError("a mask prompt needs low_resolution=(height, width)")
             prompts = prompts.with_masks(noisy_masks(masks, low_resolution, mask_values, generators[part]))
+        elif part == "point_centre":
+            prompts = prompts.with_points(*centre_points(masks))
         elif part != "none":
             count = int(part.removeprefix("point"))
             prompts = prompts.with_points(*random_points(masks, boxes, count, generators[part]))
@@ -225,6 +229,20 @@ def random_points(
         points[index, : len(picked)] = np.stack([columns[picked] + left, rows[picked] + top], axis=1)
         labels[index, : len(picked)] = FOREGROUND
     return torch.from_numpy(points), torch.from_numpy(labels)
+
+
+def centre_points(masks: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The pixel of each mask farthest from its edge (the picture's border is one): points `(N, 1, 2)` and labels.
+
+    The single click with which SAM's authors evaluate (Kirillov et al. 2023, section 7.1); ties: the first row.
+    """
+    points = np.zeros((len(masks), 1, 2), np.float32)
+    for index, mask in enumerate(masks):
+        distance = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[
+            1:-1, 1:-1
+        ]
+        points[index, 0] = np.unravel_index(distance.argmax(), mask.shape)[::-1]
+    return torch.from_numpy(points), torch.full((len(masks), 1), FOREGROUND)
 
 
 def noisy_masks(

@@ -42,7 +42,7 @@ METRIC_ORDER = [
     "iou", "boundary_iou", "dice", "box_iou", "hd95_transunet", "hd95_strict", "s_measure", "e_measure_max",
     "e_measure_mean", "e_measure_adaptive", "weighted_f", "mae", "psnr", "ssim",
 ]  # fmt: skip
-PROMPT_ORDER = ["box", "box_jitter", "point1", "point5", "point10", "mask", "none"]
+PROMPT_ORDER = ["box", "box_jitter", "point_centre", "point1", "point5", "point10", "mask", "none"]
 NO_BACKBONE = "none"  # of methods without one: ellipse, grabcut, unet
 DESCRIPTIVE = ("image", "object", "object_class", "area", "box_w", "box_h", "output")  # the rest are metrics
 _ROW = ["method", "dataset", "prompt", "variant", "backbone", "train_dataset", "split"]
