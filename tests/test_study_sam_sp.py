@@ -48,6 +48,10 @@ def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[Evalu
     run_ablations(profile, [DATA], [0])
     default = sam_sp_plan(profile, [DATA]).training("sam_sp", DATA, 0).key()
     variants = {(cell.tables[0].partition(":")[2], cell.method): cell for cell in asked}
+    on_validation = [cell for cell in asked if cell.split == "val"]
+    assert {cell.tables[0].partition(":")[0] for cell in on_validation} == {"sam_sp_choices"}
+    chosen = sum(len(GROUPS[group]) for group in ("distillation", "prompt", "lora"))
+    assert len({cell.training.key() for cell in on_validation} | {default}) == len(on_validation) == chosen + 1
     keys = {variant: variants[variant, "sam_sp"].training.key() for group in GROUPS.values() for variant in group}
     assert len(set(keys.values())) == len(keys) and keys.pop(WHOLE) == default and default not in keys.values()
     assert {method for variant, method in variants if variant == "25% of the pictures"} == {

@@ -7,7 +7,7 @@ from samtune.profile import Profile
 from samtune.records import Record
 from samtune.study import Plan, images_seen, zero_shot_cell
 
-MAIN, ABLATION = "sam_sp_main", "sam_sp_ablation"
+MAIN, ABLATION, CHOICES = "sam_sp_main", "sam_sp_ablation", "sam_sp_choices"
 TUNED = ("decoder_tuning", "lora_samed", "unet", "sam_sp")
 MOST_ITERATIONS = 3
 GRID = 8  # clicks a side of SAM's everything mode: as fine as the objects here are large, and a second a picture
@@ -34,6 +34,7 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "lora": {f"rank {rank}": {"rank": rank} for rank in (2, 8, 16)},
     "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}},
 }
+CHOSEN = ("distillation", "prompt", "lora")  # groups that are measured on validation too: our defaults come from there
 EVALUATED = ("iterations", "strategies", "prompt quality", "plateau")  # groups that are more than an option of SAM-SP
 
 
@@ -69,7 +70,8 @@ def run_ablations(
 ) -> list[Record]:
     """Table `sam_sp_ablation`, the `groups` asked for (none: all), every one on every set and seed.
 
-    What the main table has trained already is only measured.
+    What the main table has trained already is only measured. `sam_sp_choices` is the same on validation pictures, for
+    the options that are OURS: the best there is to be the default.
     """
     groups = list(groups) or group_names()
     plan = sam_sp_plan(profile, datasets, ("lora_samed", "unet", "sam_sp"))
@@ -81,6 +83,11 @@ def run_ablations(
                     for method in ("lora_samed", "unet", "sam_sp") if group == "size" else ("sam_sp",):
                         training = plan.training(method, dataset, seed, **changes)
                         cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
+                        if group in CHOSEN:
+                            cells += plan.measured(training, dataset, f"{CHOICES}:{variant}", split="val")
+            if set(CHOSEN) & set(groups):
+                usual = plan.training("sam_sp", dataset, seed)
+                cells += plan.measured(usual, dataset, f"{CHOICES}:as it is", split="val")
             if "iterations" in groups:
                 cells += iteration_cells(plan, dataset, seed)
             if "strategies" in groups:
