@@ -136,7 +136,7 @@ def test_photometric_changes_colours_and_nothing_else() -> None:
 def test_every_training_scene_has_objects_worth_a_prompt(shares: tuple[float, float, float]) -> None:
     mains = 0
     for seed in range(6):
-        image, masks, main = training_scene(BANK, SIZE, np.random.default_rng(seed), shares)
+        image, masks, main = training_scene(BANK, SIZE, np.random.default_rng(seed), shares, mosaic=0.0)
         assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
         assert len(masks) >= 1 and masks.dtype == bool and masks.shape[1:] == (SIZE, SIZE)
         for mask in masks:
@@ -145,9 +145,25 @@ def test_every_training_scene_has_objects_worth_a_prompt(shares: tuple[float, fl
         if main is not None:
             assert main.shape == (SIZE, SIZE) and main.dtype == bool and main.mean() >= 0.02
         mains += main is not None
-        again = training_scene(BANK, SIZE, np.random.default_rng(seed), shares)
+        again = training_scene(BANK, SIZE, np.random.default_rng(seed), shares, mosaic=0.0)
         assert np.array_equal(again[0], image) and np.array_equal(again[1], masks)
     assert mains == 0 if shares[0] == 0 else mains > 0  # only a real picture has a main object
+
+
+def test_mosaic_is_four_scenes_of_half_the_size_with_the_objects_of_all() -> None:
+    half = SIZE // 2
+    image, masks, main = training_scene(BANK, SIZE, np.random.default_rng(5), mosaic=1.0)
+    rng = np.random.default_rng(5)
+    rng.random()  # whether it is a mosaic
+    count = 0
+    for place in range(4):
+        part = (slice(half * (place // 2), half * (place // 2 + 1)), slice(half * (place % 2), half * (place % 2 + 1)))
+        own, own_masks, _ = training_scene(BANK, half, rng, mosaic=0.0)
+        assert np.array_equal(image[part], own)
+        found = masks[count : count + len(own_masks)]
+        assert np.array_equal(found[:, *part], own_masks) and found.sum() == own_masks.sum()
+        count += len(own_masks)
+    assert main is None and len(masks) == count
 
 
 # ---------------------------------------------------------------- the bank

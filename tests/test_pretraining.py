@@ -260,7 +260,7 @@ def test_picture_loss_asks_in_every_way_and_reaches_every_part(bank: list[Pictur
     sam = initialise_nano(small_sam(relative_positions=False), torch.Generator().manual_seed(0)).train()
     scenes = [Scenes(bank, 64, 6, (0, 0))[number] for number in range(4)]
     kinds = set()
-    for seed in range(4):
+    for seed in range(12):
         loss, scores = picture_loss(sam, scenes, torch.Generator().manual_seed(seed))
         assert loss.shape == () and torch.isfinite(loss) and all(0 <= value <= 1 for value in scores.values())
         kinds |= scores.keys()
@@ -268,7 +268,7 @@ def test_picture_loss_asks_in_every_way_and_reaches_every_part(bank: list[Pictur
     assert kinds >= {"box", "point", "mask", "box+click", "point+click", "none"}
     untouched = {name for name, parameter in sam.named_parameters() if parameter.grad is None}
     assert untouched <= {"prompt_encoder.not_a_point_embed.weight", "prompt_encoder.point_embeddings.0.weight"}
-    again, _ = picture_loss(sam, scenes, torch.Generator().manual_seed(3))
+    again, _ = picture_loss(sam, scenes, torch.Generator().manual_seed(11))
     assert torch.equal(again, loss)
 
 

@@ -159,13 +159,20 @@ def photometric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def training_scene(
-    bank: list[Picture], size: int, rng: np.random.Generator, shares: tuple[float, float, float] = (0.5, 0.3, 0.2)
+    bank: list[Picture],
+    size: int,
+    rng: np.random.Generator,
+    shares: tuple[float, ...] = (0.5, 0.3, 0.2),
+    mosaic: float = 0.3,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """One training picture -> image uint8 `(S, S, 3)`, masks bool `(N, S, S)`, and the main object's mask or None.
 
     `shares` are those of real crops, composites and procedural scenes. Objects thinner than 3 or smaller than
-    12 pixels are left out; a picture without any is drawn again.
+    12 pixels are left out; a picture without any is drawn again. A share `mosaic` of the pictures are four of half the
+    size side by side: small objects are the hard ones.
     """
+    if rng.random() < mosaic:
+        return _mosaic_scene([training_scene(bank, size // 2, rng, shares, mosaic=0.0) for _ in range(4)])
     kinds: list[Callable[[], tuple[Scene, int | None]]] = [
         lambda: crop_scene(bank[rng.integers(len(bank))], size, rng),
         lambda: (paste_scene(bank, size, rng), None),
@@ -182,6 +189,23 @@ def training_scene(
         ]
         if any(keep):
             return photometric(image, rng), masks[keep], main_mask
+
+
+def _mosaic_scene(
+    parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
+) -> tuple[np.ndarray, np.ndarray, None]:
+    """Four scenes as one, with the objects of all and no main one."""
+    (a, b), (c, d) = ((image for image, _, _ in parts[first : first + 2]) for first in (0, 2))
+    image = np.concatenate([np.concatenate([a, b], 1), np.concatenate([c, d], 1)])
+    side = len(a)
+    frames = [
+        np.pad(
+            masks,
+            ((0, 0), (side * (place // 2), side * (1 - place // 2)), (side * (place % 2), side * (1 - place % 2))),
+        )
+        for place, (_, masks, _) in enumerate(parts)
+    ]
+    return image, np.concatenate(frames), None
 
 
 def picture_bank(sets: Sequence[str] = ("bsds500", "ccp", "car-parts"), limit: int | None = None) -> list[Picture]:
