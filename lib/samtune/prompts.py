@@ -238,9 +238,8 @@ def centre_points(masks: np.ndarray) -> tuple[Tensor, Tensor]:
     """
     points = np.zeros((len(masks), 1, 2), np.float32)
     for index, mask in enumerate(masks):
-        distance = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[
-            1:-1, 1:-1
-        ]
+        padded = np.pad(mask.astype(np.uint8), 1)
+        distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
         points[index, 0] = np.unravel_index(distance.argmax(), mask.shape)[::-1]
     return torch.from_numpy(points), torch.full((len(masks), 1), FOREGROUND)
 

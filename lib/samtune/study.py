@@ -36,7 +36,7 @@ from samtune.training import TrainingConfig, default_device, train
 TUNED = "trainable.safetensors"
 CLASSICAL = ("ellipse", "grabcut")
 WITHOUT_SAM = (*CLASSICAL, "unet")
-BOX_AND_POINTS = "box,point10"  # prompts in training, evenly, as SPT's sheet says
+BOX_AND_POINTS = ",".join(Method.prompts)
 NOTHING = "nothing"  # the target of a cell that counts false alarms on pictures without an object
 TRAINING_OPTIONS = {field.name for field in fields(TrainingConfig)}
 EVALUATION_OPTIONS = {field.name for field in fields(EvaluationConfig)}

@@ -15,6 +15,7 @@ from samtune.data.synthetic_natural import natural_scene
 from samtune.masks import large_parts
 
 Scene = tuple[np.ndarray, np.ndarray]  # image uint8 (S, S, 3), masks bool (N, S, S)
+TrainingScene = tuple[np.ndarray, np.ndarray, np.ndarray | None]  # and the main object's mask (S, S), if there is one
 REPEATS = {"bsds500": 4}  # few pictures, but the most general ones: two fifths of all, not a seventh
 LARGEST_SIDE = 384  # bank pictures are shrunk to this: more detail than the nano SAM's 256 pixels can show
 
@@ -164,7 +165,7 @@ def training_scene(
     rng: np.random.Generator,
     shares: tuple[float, ...] = (0.5, 0.3, 0.2),
     mosaic: float = 0.3,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+) -> TrainingScene:
     """One training picture -> image uint8 `(S, S, 3)`, masks bool `(N, S, S)`, and the main object's mask or None.
 
     `shares` are those of real crops, composites and procedural scenes. Objects thinner than 3 or smaller than
@@ -191,20 +192,15 @@ def training_scene(
             return photometric(image, rng), masks[keep], main_mask
 
 
-def _mosaic_scene(
-    parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray | None]],
-) -> tuple[np.ndarray, np.ndarray, None]:
+def _mosaic_scene(parts: Sequence[TrainingScene]) -> TrainingScene:
     """Four scenes as one, with the objects of all and no main one."""
-    (a, b), (c, d) = ((image for image, _, _ in parts[first : first + 2]) for first in (0, 2))
-    image = np.concatenate([np.concatenate([a, b], 1), np.concatenate([c, d], 1)])
-    side = len(a)
-    frames = [
-        np.pad(
-            masks,
-            ((0, 0), (side * (place // 2), side * (1 - place // 2)), (side * (place % 2), side * (1 - place % 2))),
-        )
-        for place, (_, masks, _) in enumerate(parts)
-    ]
+    side = len(parts[0][0])
+    image, frames = np.zeros((2 * side, 2 * side, 3), np.uint8), []
+    for place, (small, masks, _) in enumerate(parts):
+        top, left = side * (place // 2), side * (place % 2)
+        image[top : top + side, left : left + side] = small
+        frames.append(np.zeros((len(masks), 2 * side, 2 * side), bool))
+        frames[-1][:, top : top + side, left : left + side] = masks
     return image, np.concatenate(frames), None
 
 
