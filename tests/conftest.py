@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from samtune import study, study_spt
-from samtune.experiment import EvaluationCell
+from samtune.cells import EvaluationCell
 from samtune.profile import Profile, load_profile
 from small_sam import small_sam
 

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from fake_records import LEVELS, fake_cells, fake_execute, fake_objects
+from samtune.cells import EvaluationCell, TrainingCell
 from samtune.claims import CLAIMS, COLUMNS, VERDICTS, Claim, Side, build_claims, check_claims, paper_effect
-from samtune.experiment import EvaluationCell, Result, TrainingCell, run_cells
+from samtune.experiment import Result, run_cells
 from samtune.paths import repository_root
 from samtune.pivots import load_paper_numbers
 from samtune.records import read_records

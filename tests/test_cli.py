@@ -19,11 +19,12 @@ import samtune
 from fake_records import fake_cells, fake_execute
 from own_pictures import HEIGHT, WIDTH, disc, run, tiny_sam, tune, write_pictures
 from samtune import notebooks, prediction, study, tuning
+from samtune.cells import EvaluationCell, cell_to_json
 from samtune.data import registry
 from samtune.data.folder import FolderDataset
 from samtune.data.registry_entry import Description
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
-from samtune.experiment import EvaluationCell, cell_to_json, run_cells
+from samtune.experiment import run_cells
 from samtune.methods import METHODS, Lora
 from samtune.prediction import ObjectPrompt, overlay, read_points
 from samtune.records import read_record

@@ -1,4 +1,4 @@
-"""Cells, records and their runs: stable keys, whole records whatever happens, nothing run twice."""
+"""How cells are run: whole records whatever happens, nothing run twice."""
 
 import dataclasses
 import errno
@@ -20,23 +20,11 @@ import pytest
 from fake_records import fake_cells, fake_execute, fake_objects
 from samtune import atomic, provenance
 from samtune.atomic import DiskFull, write_atomically
+from samtune.cells import EvaluationCell, TrainingCell
 from samtune.errors import InputError
-from samtune.experiment import (
-    EvaluationCell,
-    Result,
-    TrainingCell,
-    cell_from_json,
-    cell_to_json,
-    checkpoint_folder,
-    estimate_seconds,
-    in_subprocess,
-    run_cell,
-    run_cells,
-)
+from samtune.experiment import Result, checkpoint_folder, estimate_seconds, in_subprocess, run_cell, run_cells
 from samtune.records import Record, read_record, read_records, write_record
 from samtune.tables import build_tables, write_tables
-
-TRAINING = TrainingCell("lora", ("magnetic-tile",), "nano", seed=1, images=3000, hyper={"rank": 8, "rate": 1e-3})
 
 
 def counting(calls: list):
@@ -47,49 +35,8 @@ def counting(calls: list):
     return execute
 
 
-def test_keys_are_stable_and_depend_on_everything_but_where_a_cell_is_shown():
-    # Written down once: a change would orphan every committed record.
-    assert TRAINING.key() == "f4b6baa49c0a62db3c44"
-    assert TRAINING.evaluation("neu-seg").key() == "bd61e423b3dacdd3d371"
-    changes = {
-        "method": "spt", "train_datasets": ("neu-seg",), "backbone": "vit_b", "seed": 2, "images": 10,
-        "preprocess": "pad", "prompt": "box+point1", "target": "instances", "hyper": (("rank", 4),),
-        "weights_hash": "ab",
-    }  # fmt: skip
-    assert set(changes) == {one.name for one in dataclasses.fields(TRAINING)} - {"tables"}
-    keys = {dataclasses.replace(TRAINING, **{name: value}).key() for name, value in changes.items()}
-    assert len(keys | {TRAINING.key()}) == len(changes) + 1
-    shown = dataclasses.replace(TRAINING, tables=("speed",))
-    assert shown == TRAINING and shown.key() == TRAINING.key() and hash(shown) == hash(TRAINING)
-    evaluation = TRAINING.evaluation("neu-seg")
-    others = [TRAINING.evaluation("neu-seg", **change) for change in
-              ({"prompt": "point1"}, {"split": "val"}, {"options": {"passes": 2}}, {"max_images": 5})]  # fmt: skip
-    others.append(dataclasses.replace(TRAINING, images=10).evaluation("neu-seg"))
-    assert len({cell.key() for cell in [evaluation, *others]}) == 6
-
-
-def test_equal_cells_have_equal_keys_whatever_their_options_were_written_as():
-    alike = [{"a": 1, "b": [2, 3]}, (("b", (2.0, 3)), ("a", 1.0)), {"b": (np.int64(2), 3), "a": np.float32(1)}]
-    cells = [dataclasses.replace(TRAINING, hyper=hyper) for hyper in alike]
-    assert cells[0] == cells[1] == cells[2] and len({cell.key() for cell in cells}) == 1
-    with pytest.raises(ValueError, match="twice"):
-        dataclasses.replace(TRAINING, hyper=(("a", 1), ("a", 2)))
-    with pytest.raises(ValueError, match="seed"):
-        EvaluationCell("lora", "nano", "neu-seg", seed=0, training=TRAINING)
-
-
-def test_a_cell_survives_json():
-    measured = TRAINING.evaluation("neu-seg", options={"scales": [1, 2]}, tables=("baselines",))
-    untrained = EvaluationCell("zero_shot", "nano", "drive", prompt="point1", tables=("nano_sam:best of 3",))
-    for cell in (TRAINING, measured, untrained):
-        again = cell_from_json(cell_to_json(cell))
-        assert again == cell and again.key() == cell.key() and again.tables == cell.tables
-    with pytest.raises(InputError, match="not a cell"):
-        cell_from_json('{"kind": "training"}')
-
-
 def test_a_record_comes_back_as_it_was_written(tmp_path):
-    objects = fake_objects(TRAINING.evaluation("neu-seg"))
+    objects = fake_objects(TrainingCell("lora", ("magnetic-tile",), "nano").evaluation("neu-seg"))
     objects.loc[3, "iou"] = np.nan
     objects.loc[4, "hd95_strict"] = 123456.789
     record = Record("k", "evaluation", {"method": "lora", "seed": 0}, ("a", "b:c"), objects, seconds=1 / 3,
@@ -317,7 +264,8 @@ CELL = textwrap.dedent(
     import os, sys
     from pathlib import Path
     from fake_records import fake_execute
-    from samtune.experiment import cell_from_json, run_cell
+    from samtune.cells import cell_from_json
+    from samtune.experiment import run_cell
 
     cell = cell_from_json(sys.argv[3])
     if cell.seed == 7:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from samtune import study
+from samtune.cells import EvaluationCell
 from samtune.errors import InputError
-from samtune.experiment import EvaluationCell
 from samtune.methods import METHODS
 from samtune.profile import Profile
 from samtune.records import Record, read_records

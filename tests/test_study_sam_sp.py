@@ -2,8 +2,8 @@
 
 import pytest
 
+from samtune.cells import EvaluationCell
 from samtune.claims import build_claims
-from samtune.experiment import EvaluationCell
 from samtune.profile import Profile
 from samtune.study import cell_method
 from samtune.study_sam_sp import GROUPS, WHOLE, group_names, iteration_cells, run_ablations, run_main, sam_sp_plan

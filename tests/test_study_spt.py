@@ -3,8 +3,8 @@
 import pytest
 
 from samtune import study, study_spt
+from samtune.cells import EvaluationCell
 from samtune.claims import build_claims
-from samtune.experiment import EvaluationCell
 from samtune.profile import Profile
 from samtune.study import Plan
 from samtune.study_spt import group_names, matching_rank, robustness_cells, run_ablations, run_main

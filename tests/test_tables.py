@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from fake_records import fake_cells, fake_execute, fake_objects
+from samtune.cells import EvaluationCell, TrainingCell
 from samtune.errors import InputError
-from samtune.experiment import EvaluationCell, Result, TrainingCell, run_cells
+from samtune.experiment import Result, run_cells
 from samtune.paths import repository_root
 from samtune.pivots import load_paper_numbers, markdown, paper_of, pivot, reported_elsewhere, table_page, write_pages
 from samtune.records import read_records

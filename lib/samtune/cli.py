@@ -321,11 +321,12 @@ def report(profile: ProfileOption = "quick") -> None:
 
 @app.command(hidden=True)
 def cell(
-    text: Annotated[str, typer.Argument(metavar="JSON", help="As samtune.experiment.cell_to_json writes it.")],
+    text: Annotated[str, typer.Argument(metavar="JSON", help="As samtune.cells.cell_to_json writes it.")],
     results: Annotated[Path, typer.Option(help="Folder results/<profile>.")],
 ) -> None:
     """Run one cell and record it: what samtune.experiment.in_subprocess calls."""
-    from samtune.experiment import cell_from_json, run_cell
+    from samtune.cells import cell_from_json
+    from samtune.experiment import run_cell
     from samtune.profile import load_profile
     from samtune.study import executor
 

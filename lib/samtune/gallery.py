@@ -10,11 +10,11 @@ from torch import Tensor
 from samtune.data.composites import Picture, training_scene
 from samtune.data.sample import Dataset, Sample, target_masks
 from samtune.evaluation import model_prompts
-from samtune.figures import Example, RelationExample, pick_cases
 from samtune.methods import Method
 from samtune.methods.sam_sp import SamSP
 from samtune.methods.spt import relation_matrix
 from samtune.metrics import iou
+from samtune.picture_grids import Example, RelationExample, pick_cases
 from samtune.prompts import Prompts, centre_points, make_prompts, tight_boxes
 from samtune.records import Record
 from samtune.sam.decode import decode_masks

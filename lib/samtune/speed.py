@@ -11,9 +11,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from samtune.cells import Cell, EvaluationCell, TrainingCell
 from samtune.data.registry import open_dataset
 from samtune.data.sample import target_masks
-from samtune.experiment import Cell, EvaluationCell, Result, TrainingCell, run_cells
+from samtune.experiment import Result, run_cells
 from samtune.methods import build_method
 from samtune.prompts import make_prompts
 from samtune.provenance import choose_precision

@@ -10,19 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from samtune.cells import Cell, EvaluationCell, TrainingCell, cell_from_json
 from samtune.data.registry import describe, open_dataset
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import EvaluationConfig, evaluate, predict_classical, predict_everything, predict_with
-from samtune.experiment import (
-    Cell,
-    EvaluationCell,
-    Execute,
-    Result,
-    TrainingCell,
-    cell_from_json,
-    checkpoint_folder,
-    run_cells,
-)
+from samtune.experiment import Execute, Result, checkpoint_folder, run_cells
 from samtune.false_alarms import false_alarms
 from samtune.methods import METHODS, Method, build_method
 from samtune.paths import results_root

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from samtune.experiment import EvaluationCell
+from samtune.cells import EvaluationCell
 from samtune.profile import Profile
 from samtune.records import Record
 from samtune.study import Plan, images_seen, zero_shot_cell

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
-from samtune.experiment import EvaluationCell
+from samtune.cells import EvaluationCell
 from samtune.methods import build_method
 from samtune.profile import Profile
 from samtune.records import Record
