@@ -16,7 +16,7 @@ from samtune.atomic import write_atomically
 from samtune.errors import InputError
 from samtune.metrics import paired_bootstrap, size_class
 from samtune.paths import results_root
-from samtune.records import Record, read_records
+from samtune.records import SUFFIX, Record, read_records
 
 TABLES = {
     "nano_sam": "The nano SAM before any tuning, against two ways to fill a box without learning",
@@ -175,9 +175,11 @@ def _groups(table: str, records: Sequence[Record]) -> dict[tuple, list[Record]]:
             row = (record.method, record.dataset, cell["prompt"], variant, record.backbone, trained_on, cell["split"])
             other = groups.setdefault(row, {}).setdefault(record.seed, record)
             if other.key != record.key:
+                older = min(other, record, key=lambda one: one.date)
                 raise InputError(
                     f"table {table}: two different cells share the row {', '.join(filter(None, row))}, seed "
-                    f"{record.seed} ({_what_differs(other.cell, cell)}); name one '{table}:<variant>' in its `tables`"
+                    f"{record.seed} ({_what_differs(other.cell, cell)}); delete what is outdated from the folder "
+                    f"`records` (here {older.key}{SUFFIX}), or name one '{table}:<variant>' in its `tables`"
                 )
     return {row: [seeds[seed] for seed in sorted(seeds)] for row, seeds in sorted(groups.items())}
 
