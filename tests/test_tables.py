@@ -124,7 +124,7 @@ def test_two_cells_never_share_a_row(tmp_path):
     one = TrainingCell("lora", ("neu-seg",), "nano", hyper={"rank": 4})
     two = dataclasses.replace(one, hyper={"rank": 8})
     same = [cell.evaluation("neu-seg", tables=("spt_ablation",)) for cell in (one, two)]
-    with pytest.raises(InputError, match=rrank': 4.*'rank': 8.*delete.*json\.gz.*spt_ablation:<variant>"):
+    with pytest.raises(InputError, match=r"'rank': 4.*'rank': 8.*delete.*json\.gz.*spt_ablation:<variant>"):
         build_tables(records_of(tmp_path / "same", same))
     apart = [cell.evaluation("neu-seg", tables=(f"spt_ablation:{name}",)) for cell, name in ((one, "4"), (two, "8"))]
     assert set(build_tables(records_of(tmp_path / "apart", apart))["spt_ablation"]["variant"]) == {"4", "8"}
