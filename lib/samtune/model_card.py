@@ -68,6 +68,8 @@ def write_card(sam: Sam, state: Mapping[str, Any], config: Pretraining, records:
         f" {'falls to 0' if stage.decay else 'constant'} |"
         for stage in config.stages
     )
+    ended = state["stage"] >= len(config.stages)
+    reached = "all finished" if ended else f"number {state['stage'] + 1} reached, at its step {state['step']}"
     scores = "\n".join(f"| {' | '.join(row)} |" for row in score_rows(records)) or "| not run | | | | |"
     latest = state["validation"][-1] if state["validation"] else {}
     validation = ", ".join(f"{name} {value:.3f}" for name, value in latest.items() if name != "pictures")
@@ -84,7 +86,7 @@ It stands in for the real SAM where that cannot be had, so that every method of 
 Class-agnostic, from scratch, by `notebooks/90_train_nano_models.ipynb` (profile `cpu`): prompt side alone for
 {config.warm_up_steps} steps, then jointly; {state["pictures"]:,} pictures with up to {config.objects} objects each in
 {state["seconds"] / 3600:.1f} hours on {provenance.hardware()}, fp32. Weights averaged over steps ({config.average}).
-Planned stages (the last one reached is number {state["stage"] + (state["step"] > 0)}, at its step {state["step"]}):
+Stages ({reached}):
 
 | pixels | steps | pictures a step | learning rate | schedule |
 |---|---|---|---|---|

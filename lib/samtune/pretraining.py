@@ -194,17 +194,6 @@ def save_checkpoint(path: Path, sam: Sam, average: Sam, optimiser_list: list, st
     os.replace(partial, path)
 
 
-def shrink_checkpoint(source: Path, target: Path) -> None:
-    """A third of a checkpoint: weights in float16, no optimiser state. Training goes on from it, not bit for bit.
-
-    Momentum is back after some twenty steps; copy the file to `checkpoint.pt` of a run's folder to go on from it.
-    """
-    saved = torch.load(source, weights_only=False)
-    small = {part: {name: value.half() for name, value in saved[part].items()} for part in ("sam", "average")}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(saved | small | {"optimisers": []}, target)
-
-
 def box_and_click_iou(sam: Sam, limit: int = 40) -> dict[str, float]:
     """Validation: mean IoU at original resolution over objects of at least 16 x 16 pixels, a set at a time.
 
