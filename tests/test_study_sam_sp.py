@@ -6,7 +6,16 @@ from samtune.cells import EvaluationCell
 from samtune.claims import build_claims
 from samtune.profile import Profile
 from samtune.study import cell_method
-from samtune.study_sam_sp import GROUPS, WHOLE, group_names, iteration_cells, run_ablations, run_main, sam_sp_plan
+from samtune.study_sam_sp import (
+    GROUPS,
+    SIZES,
+    START,
+    group_names,
+    iteration_cells,
+    run_ablations,
+    run_main,
+    sam_sp_plan,
+)
 from samtune.tables import build_tables
 
 DATA = "synthetic-medical"
@@ -45,22 +54,37 @@ def test_nothing_in_training_or_use_has_a_prompt(profile: Profile, asked: list[E
 
 def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[EvaluationCell]) -> None:
     profile = profile.model_copy(update={"plateau_images": 50, "images": 40})
-    run_ablations(profile, [DATA], [0])
+    run_ablations(profile, [DATA], [0], ["size", "strategies", "prompt quality", "plateau"])
     default = sam_sp_plan(profile, [DATA]).training("sam_sp", DATA, 0).key()
     variants = {(cell.tables[0].partition(":")[2], cell.method): cell for cell in asked}
-    on_validation = [cell for cell in asked if cell.split == "val"]
-    assert {cell.tables[0].partition(":")[0] for cell in on_validation} == {"sam_sp_choices"}
-    chosen = sum(len(GROUPS[group]) for group in ("distillation", "prompt", "lora"))
-    assert len({cell.training.key() for cell in on_validation} | {default}) == len(on_validation) == chosen + 1
-    keys = {variant: variants[variant, "sam_sp"].training.key() for group in GROUPS.values() for variant in group}
-    assert len(set(keys.values())) == len(keys) and keys.pop(WHOLE) == default and default not in keys.values()
+    assert {cell.split for cell in asked} == {"test"}
+    sizes = [variants[variant, "sam_sp"].training.key() for variant in SIZES]
+    assert len(set(sizes)) == len(sizes) and sizes[-1] == default
     assert {method for variant, method in variants if variant == "25% of the pictures"} == {
         "lora_samed", "unet", "sam_sp"
     }  # fmt: skip
+    changed = ("one-pass training", "random box", "no distillation")
+    assert len({default, *(variants[variant, "sam_sp"].training.key() for variant in changed)}) == 4
+    assert variants["true box", "sam_sp"].training.key() == default
     share = {variant: cell.training.images for (variant, _), cell in variants.items() if variant.startswith("after")}
     assert share == {f"after {percent}% of the training": 40 * percent // 100 for percent in (10, 25, 50, 100)}
     assert variants["after 100% of the training", "sam_sp"].training.key() == default
     assert variants["plateau", "lora_samed"].training.images == 50
+
+
+def test_choices_change_one_option_and_do_not_depend_on_defaults(profile: Profile, asked: list[EvaluationCell]) -> None:
+    run_ablations(profile, [DATA], [0], list(GROUPS))
+    trained: dict[str, dict[str, dict]] = {}
+    for cell in asked:
+        table, _, variant = cell.tables[0].partition(":")
+        trained.setdefault(cell.split, {})[variant] = dict(cell.training.hyper)
+        assert table == {"val": "sam_sp_choices", "test": "sam_sp_ablation"}[cell.split]
+    assert trained["val"] == trained["test"]
+    start = trained["val"].pop("starting point")
+    assert len(trained["val"]) == sum(map(len, GROUPS.values()))
+    for options in trained["val"].values():
+        assert set(START) <= set(options)  # in full: a new default of SamSP leaves the record what it is
+        assert 1 <= len(set(options.items()) - set(start.items())) <= 2
 
 
 def test_iterations_at_test_reach_the_method_and_not_its_training(profile: Profile) -> None:

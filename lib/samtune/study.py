@@ -161,6 +161,7 @@ def choose_learning_rates(
     prompts: Sequence[str],
     hash: str,
     trained_with: str = BOX_AND_POINTS,
+    **hyper: object,
 ) -> dict[tuple[str, str], float]:
     """By (data set, method), the rate of the profile's grid with the best mean IoU on validation; ties: the smaller.
 
@@ -176,7 +177,7 @@ def choose_learning_rates(
     for dataset, method in places:
         for rate in grid:
             images = images_seen(profile, method, dataset) // GRID_SHARE
-            training = training_cell(profile, method, dataset, 0, rate, hash, images, trained_with)
+            training = training_cell(profile, method, dataset, 0, rate, hash, images, trained_with, **hyper)
             for test_set in dataset.split("+"):
                 for prompt in prompts:
                     shown = (f"learning_rates:{rate:g}",)
@@ -235,7 +236,8 @@ def images_seen(profile: Profile, method: str, dataset: str) -> int:
 class Plan:
     """The cells of one paper in one profile: rates chosen on validation once, the same for a method's variants.
 
-    `trained_with`: the prompts drawn in training, evenly; `prompts` those of the tables, the profile's unless given.
+    `trained_with`: the prompts drawn in training, evenly; `prompts` those of the tables, the profile's unless given;
+    `options` of the method or its training that hold for every cell.
     """
 
     def __init__(
@@ -245,15 +247,17 @@ class Plan:
         methods: Sequence[str],
         trained_with: str = BOX_AND_POINTS,
         prompts: Sequence[str] = (),
+        **options: object,
     ) -> None:
         self.profile, self.hash, self.trained_with = profile, backbone_hash(profile.backbone), trained_with
         self.prompts = tuple(prompts) or profile.evaluation.prompts
-        self.rates = choose_learning_rates(profile, datasets, methods, self.prompts, self.hash, trained_with)
+        self.options = options
+        self.rates = choose_learning_rates(profile, datasets, methods, self.prompts, self.hash, trained_with, **options)
 
     def training(self, method: str, dataset: str, seed: int, images: int = 0, **changes: object) -> TrainingCell:
         """`method` trained on `dataset`; `changes` are options of the method or its training, or the `prompt`."""
         rate = self.rates[dataset, method]
-        options = {"prompt": self.trained_with} | changes
+        options = {"prompt": self.trained_with} | self.options | changes
         return training_cell(self.profile, method, dataset, seed, rate, self.hash, images, **options)
 
     def measured(self, training: TrainingCell, dataset: str, *tables: str, **options: object) -> list[EvaluationCell]:

@@ -13,10 +13,12 @@ MOST_ITERATIONS = 3
 GRID = 8  # clicks a side of SAM's everything mode: as fine as the objects here are large, and a second a picture
 WHOLE = "100% of the pictures"  # the main table's model again: the end of the curve
 
-# Ablations by group and variant: options of SAM-SP, or of its training, that differ from the default.
+# What is OURS, decided on validation pictures: one change at a time from `START`, by group and variant. The best of a
+# group is the default of `SamSP`, except that distillation stays on. Said in full, so that no new default changes it.
+START = {"rank": 4, "self_prompt": "box", "distillation": "kl", "distillation_weight": 1.0, "temperature": 2.0}
 GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "distillation": {
-        "no distillation": {"distillation_weight": 0.0},
+        "distillation weight 0": {"distillation_weight": 0.0},
         "distillation weight 0.3": {"distillation_weight": 0.3},
         "distillation weight 3": {"distillation_weight": 3.0},
         "temperature 1": {"temperature": 1.0},
@@ -32,20 +34,20 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
         "box without small parts": {"smallest_part": 0.01},
     },
     "lora": {f"rank {rank}": {"rank": rank} for rank in (2, 8, 16)},
-    "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}},
 }
-CHOSEN = ("distillation", "prompt", "lora")  # groups that are measured on validation too: our defaults come from there
-EVALUATED = ("iterations", "strategies", "prompt quality", "plateau")  # groups that are more than an option of SAM-SP
+# Ablations of SAM-SP as it is.
+SIZES = {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}}
+OTHERS = ("size", "iterations", "strategies", "prompt quality", "plateau")
 
 
 def group_names() -> list[str]:
     """The groups of ablations that notebook 21 can be asked for."""
-    return [*GROUPS, *EVALUATED]
+    return [*GROUPS, *OTHERS]
 
 
-def sam_sp_plan(profile: Profile, datasets: Sequence[str], methods: Sequence[str] = TUNED) -> Plan:
-    """No user prompt, in training or in use."""
-    return Plan(profile, datasets, methods, "none", ("none",))
+def sam_sp_plan(profile: Profile, datasets: Sequence[str], methods: Sequence[str] = TUNED, **options: object) -> Plan:
+    """No user prompt, in training or in use; `options` hold for every cell."""
+    return Plan(profile, datasets, methods, "none", ("none",), **options)
 
 
 def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
@@ -70,24 +72,21 @@ def run_ablations(
 ) -> list[Record]:
     """Table `sam_sp_ablation`, the `groups` asked for (none: all), every one on every set and seed.
 
-    What the main table has trained already is only measured. `sam_sp_choices` is the same on validation pictures, for
-    the options that are OURS: the best there is to be the default.
+    What the main table has trained already is only measured. Where no group but those of `GROUPS` is asked for, nothing
+    is run that depends on `SamSP`'s defaults.
     """
     groups = list(groups) or group_names()
+    records = run_choices(profile, datasets, seeds, [group for group in GROUPS if group in groups])
+    if set(groups) <= set(GROUPS):
+        return records
     plan = sam_sp_plan(profile, datasets, ("lora_samed", "unet", "sam_sp"))
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in seeds:
-            for group in filter(GROUPS.__contains__, groups):
-                for variant, changes in GROUPS[group].items():
-                    for method in ("lora_samed", "unet", "sam_sp") if group == "size" else ("sam_sp",):
-                        training = plan.training(method, dataset, seed, **changes)
-                        cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
-                        if group in CHOSEN:
-                            cells += plan.measured(training, dataset, f"{CHOICES}:{variant}", split="val")
-            if set(CHOSEN) & set(groups):
-                usual = plan.training("sam_sp", dataset, seed)
-                cells += plan.measured(usual, dataset, f"{CHOICES}:as it is", split="val")
+            for variant, changes in SIZES.items() if "size" in groups else ():
+                for method in ("lora_samed", "unet", "sam_sp"):
+                    training = plan.training(method, dataset, seed, **changes)
+                    cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
             if "iterations" in groups:
                 cells += iteration_cells(plan, dataset, seed)
             if "strategies" in groups:
@@ -101,6 +100,22 @@ def run_ablations(
                 for method in ("lora_samed", "sam_sp"):
                     training = plan.training(method, dataset, seed, profile.plateau_images)
                     cells += plan.measured(training, dataset, f"{ABLATION}:plateau")
+    return records + plan.run(cells)
+
+
+def run_choices(profile: Profile, datasets: Sequence[str], seeds: Sequence[int], groups: Sequence[str]) -> list[Record]:
+    """One change at a time from `START`: on test pictures (`sam_sp_ablation`) and on validation (`sam_sp_choices`)."""
+    if not groups:
+        return []
+    plan = sam_sp_plan(profile, datasets, ("sam_sp",), **START)
+    variants = {"starting point": {}} | {name: changes for group in groups for name, changes in GROUPS[group].items()}
+    cells: list[EvaluationCell] = []
+    for dataset in datasets:
+        for seed in seeds:
+            for variant, changes in variants.items():
+                training = plan.training("sam_sp", dataset, seed, **changes)
+                cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
+                cells += plan.measured(training, dataset, f"{CHOICES}:{variant}", split="val")
     return plan.run(cells)
 
 
@@ -118,13 +133,16 @@ def strategy_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
     """Figure 5 and the sheet's controls: does prompting itself help, or only the second supervised pass?
 
     "one-pass training" is prompted by itself at test time only; "true box" is an upper bound, the truth's box in the
-    second pass; "random box" puts any box there, in training and test. (A second pass with an empty prompt is the first
-    one again: the decoder is the same. Two-pass training with a one-pass test is the output pass0 of the main table.)
+    second pass; "random box" puts any box there, in training and test; "no distillation" has the two passes alone. (A
+    second pass with an empty prompt is the first one again: the decoder is the same. Two-pass training with a one-pass
+    test is the output pass0 of the main table.)
     """
     once = plan.training("sam_sp", dataset, seed, iterations=0)
     cells = plan.measured(once, dataset, f"{ABLATION}:one-pass training", options={"iterations": 1})
     blind = plan.training("sam_sp", dataset, seed, self_prompt="random_box")
     cells += plan.measured(blind, dataset, f"{ABLATION}:random box")
+    untaught = plan.training("sam_sp", dataset, seed, distillation_weight=0.0)
+    cells += plan.measured(untaught, dataset, f"{ABLATION}:no distillation")
     usual = plan.training("sam_sp", dataset, seed)
     shown = {"prompt": "box", "options": {"self_prompt": "given"}, "tables": (f"{ABLATION}:true box",)}
     return [*cells, usual.evaluation(dataset, max_images=plan.profile.evaluation.max_images, **shown)]
