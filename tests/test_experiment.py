@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 
 from fake_records import fake_cells, fake_execute, fake_objects
 from samtune import atomic, provenance
-from samtune.atomic import DiskFull, write_atomically
+from samtune.atomic import DiskFull, locked, write_atomically
 from samtune.cells import EvaluationCell, TrainingCell
 from samtune.errors import InputError
 from samtune.experiment import Result, checkpoint_folder, estimate_seconds, in_subprocess, run_cell, run_cells
@@ -257,6 +258,22 @@ def test_processes_that_are_asked_for_the_same_cells_share_the_work(tmp_path):
     shares = [path.read_text().split() for path in tmp_path.glob("*.txt")]
     assert len(shares) == 2 and min(map(len, shares)) >= 3  # 4 trainings and 8 measurements in all
     assert len(set(shares[0] + shares[1])) == len(shares[0] + shares[1]) == 12
+
+
+def test_what_another_process_measures_is_left_to_it_while_there_is_other_work(tmp_path):
+    here, sibling = (EvaluationCell("zero_shot", "nano", "neu-seg", prompt=prompt) for prompt in ("box", "point1"))
+    elsewhere = EvaluationCell("zero_shot", "nano", "drive")
+    order = []
+
+    def executor(cell):
+        order.append(cell)
+        other_process.close()  # lets go of its lock
+        run_cell(cell, tmp_path, fake_execute)
+
+    with ExitStack() as other_process:
+        other_process.enter_context(locked(tmp_path / "checkpoints" / f"{here.key()}.lock"))
+        run_cells([here, sibling, elsewhere], tmp_path, fake_execute, say=lambda line: None, executor=executor)
+    assert order == [elsewhere, here, sibling]
 
 
 CELL = textwrap.dedent(

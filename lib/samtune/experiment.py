@@ -206,12 +206,24 @@ def _queue(cells: Sequence[Cell], folder: Path) -> list[Cell]:
 
 
 def _free(queue: Sequence[Cell], folder: Path) -> Cell:
-    """The first cell that no other process is at and whose training is done; if there is none, the first (to wait)."""
+    """The first cell that no other process is at and whose training is done; if there is none, the first (to wait).
+
+    Rather not one of a model that another process is measuring on the same pictures: both would have to encode them.
+    """
+    taken = {cell for cell in queue if is_locked(_lock(cell, folder))}
+    measured = {_model_and_pictures(cell) for cell in taken}
+    second_choice = None
     for cell in queue:
         training = getattr(cell, "training", None)
-        if not is_locked(_lock(cell, folder)) and (training is None or not _missing(training, folder)):
-            return cell
-    return queue[0]
+        if cell not in taken and (training is None or not _missing(training, folder)):
+            if _model_and_pictures(cell) not in measured:
+                return cell
+            second_choice = second_choice or cell
+    return second_choice or queue[0]
+
+
+def _model_and_pictures(cell: Cell) -> tuple:
+    return (cell,) if isinstance(cell, TrainingCell) else (cell.training, cell.method, cell.dataset, cell.split)
 
 
 def _lock(cell: Cell, folder: Path) -> Path:
