@@ -155,6 +155,10 @@ def test_best_rate_on_validation_is_chosen_and_ties_take_the_smaller(
     for cell in asked:
         assert (cell.split, cell.seed, cell.training.images, cell.weights_hash) == ("val", 0, 20, "hash")
         assert cell.tables[0].startswith("learning_rates:")
+    plain = {cell.tables for cell in asked}
+    choose_learning_rates(profile, [DATA], ["lora"], ["box"], "hash", rank=2)
+    assert asked[-1].tables == ("learning_rates:0.01, rank 2",)  # another cell, so another row
+    assert not plain & {cell.tables for cell in asked[12:]}
 
 
 def test_without_a_number_of_images_training_takes_the_papers_epochs(profile: Profile) -> None:

@@ -210,15 +210,17 @@ def _free(queue: Sequence[Cell], folder: Path) -> Cell:
 
     Rather not one of a model that another process is measuring on the same pictures: both would have to encode them.
     """
-    taken = {cell for cell in queue if is_locked(_lock(cell, folder))}
-    measured = {_model_and_pictures(cell) for cell in taken}
+    measured = {_model_and_pictures(cell) for cell in queue if is_locked(_lock(cell, folder))}
     second_choice = None
     for cell in queue:
         training = getattr(cell, "training", None)
-        if cell not in taken and (training is None or not _missing(training, folder)):
-            if _model_and_pictures(cell) not in measured:
-                return cell
-            second_choice = second_choice or cell
+        if training is not None and _missing(training, folder):
+            continue
+        if is_locked(_lock(cell, folder)):  # asked again: reading records took its time, others choose meanwhile
+            continue
+        if _model_and_pictures(cell) not in measured:
+            return cell
+        second_choice = second_choice or cell
     return second_choice or queue[0]
 
 

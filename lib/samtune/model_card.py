@@ -148,5 +148,6 @@ def learning_curve(state: Mapping[str, Any], window: int = 50) -> Picture:
     axes[1].set_xlabel("thousand pictures seen")
     axes[1].set_ylabel("IoU at original resolution")
     for axis in axes:
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
+        if axis.lines:
+            axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
     return figure

@@ -174,13 +174,14 @@ def choose_learning_rates(
     if len(grid) <= 1:
         return {place: grid[0] if grid else METHODS[place[1]].learning_rate for place in places}
     cells: dict[tuple, EvaluationCell] = {}
+    options = "".join(f", {name} {value}" for name, value in hyper.items())
     for dataset, method in places:
         for rate in grid:
             images = images_seen(profile, method, dataset) // GRID_SHARE
             training = training_cell(profile, method, dataset, 0, rate, hash, images, trained_with, **hyper)
             for test_set in dataset.split("+"):
                 for prompt in prompts:
-                    shown = (f"learning_rates:{rate:g}",)
+                    shown = (f"learning_rates:{rate:g}{options}",)
                     cell = training.evaluation(test_set, split="val", prompt=prompt, tables=shown)
                     cells[dataset, method, rate, test_set, prompt] = cell
     records = run_cells(cells.values(), profile.name, executor(profile))

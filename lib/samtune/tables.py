@@ -27,6 +27,7 @@ TABLES = {
     "sam_sp_ablation": "SAM-SP: what each part contributes",
     "asam_main": "ASAM on data that it was not tuned on",
     "asam_ablation": "ASAM: what each part contributes",
+    "learning_rates": "Learning rates on validation pictures: the best mean over prompts is taken",
     "speed": "Time and memory",
 }
 COLUMNS = [
@@ -51,8 +52,9 @@ _ROW = ["method", "dataset", "prompt", "variant", "backbone", "train_dataset", "
 def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
     """Every table of `TABLES`, and any other that a record names, with exactly `COLUMNS`; no record: no rows.
 
-    For each table that has rows also `<name>_by_size` and `<name>_by_class` (where classes are known), with one more
-    column and without intervals. Raises `InputError` when one row would mix two different cells.
+    For each table that has rows also `<name>_by_size` and `<name>_by_class` (where classes are known; not of
+    `learning_rates`), with one more column and without intervals. Raises `InputError` when one row would mix two
+    different cells.
     """
     records = list(records)
     named = {place.partition(":")[0] for record in records for place in record.tables}
@@ -64,7 +66,7 @@ def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
             continue
         groups = _groups(name, [record for record in chosen if record.objects is not None])
         tables[name] = _sorted(pd.DataFrame(_rows(groups), columns=COLUMNS))
-        for column in ("size", "object_class"):
+        for column in ("size", "object_class") if name != "learning_rates" else ():
             broken_down = _sorted(pd.DataFrame(_rows(groups, column), columns=[*COLUMNS, column]))
             if len(broken_down) and set(broken_down[column]) != {""}:
                 tables[f"{name}_by_{column.removeprefix('object_')}"] = broken_down
