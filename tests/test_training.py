@@ -280,7 +280,18 @@ def test_augmented_masks_follow_their_picture() -> None:
             again, _ = augment(sample.image, sample.masks, kind, [number], "key")
             assert np.array_equal(again, image)
     assert flips == {True, False}
+    small = np.zeros_like(sample.masks)
+    small[:, 3, 5] = True  # a single pixel is still there when the picture is cut
+    cut = [augment(sample.image, small, "flip_jitter", [number], "key", 1.5)[1] for number in range(30)]
+    assert all(masks.any() for masks in cut) and len({masks.argmax() for masks in cut}) > 20
     assert augment(sample.image, sample.masks, "none", [0], "key")[0] is sample.image
+
+
+def test_augmented_pictures_come_again_for_frozen_encoders_only() -> None:
+    config = replace(CONFIG, images=30, copies=2)  # five pictures an epoch
+    for fixed, pictures in ((True, 10), (False, 30)):
+        samples = TrainingSamples([(DISCS, "train")], 64, config, fixed)
+        assert len({samples[place]["image"].numpy().tobytes() for place in range(30)}) == pictures
 
 
 def test_one_copy_means_no_augmentation() -> None:

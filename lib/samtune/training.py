@@ -27,6 +27,7 @@ from samtune.sam.preprocess import Preprocess
 
 AUGMENTATIONS = ("none", "flip", "flip_jitter")
 OPTIMISERS = ("adam", "adamw")
+LEAST_SIDE = 102.4  # pixels to which jitter shrinks a picture at most: 0.1 of SAM's 1,024, 0.4 of the nano SAM's 256
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class TrainingConfig:
     """`images` seen in all, in batches of `batch_size` accumulated `accumulate` times before an optimiser step.
 
     `prompts` are drawn evenly, one kind a batch. `schedule` is one of `SCHEDULES`. `objects`: the most masks taken of
-    an image. `copies`: how many fixed augmented copies of an image there are, for the sake of the embedding cache of
-    frozen encoders; 1 means no augmentation. `train_share`: the share of the training pictures that are used.
+    an image. `augmentation`: see `augment`. `copies`: how many fixed augmented copies of an image a method with a
+    frozen encoder sees, for the sake of its embedding cache; the others see a new one every epoch; 1 means no
+    augmentation for either. `train_share`: the share of the training pictures that are used.
     """
 
     images: int
@@ -48,7 +50,7 @@ class TrainingConfig:
     prompts: tuple[str, ...] = ("box", "point10")
     target: str = "union"
     preprocess: str = "stretch"
-    augmentation: str = "flip"
+    augmentation: str = "flip_jitter"
     objects: int = 4
     accumulate: int = 1
     copies: int = 4
@@ -107,15 +109,19 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
 class TrainingSamples(TorchDataset):
     """What step by step is trained on: a pure function of (config, place in the run), whatever process asks.
 
-    An epoch is a permutation of all samples of all sets drawn from (seed, epoch).
+    An epoch is a permutation of all samples of all sets drawn from (seed, epoch). `size`: of the model's pictures.
+    `fixed_copies`: augmented pictures come again after `config.copies` epochs.
     """
 
-    def __init__(self, sources: Sequence[tuple[Dataset, str]], size: int, config: TrainingConfig) -> None:
+    def __init__(
+        self, sources: Sequence[tuple[Dataset, str]], size: int, config: TrainingConfig, fixed_copies: bool = True
+    ) -> None:
         self.entries = [entry for dataset, split in sources for entry in _share(dataset, split, config.train_share)]
         if not self.entries:
             names = ", ".join(f"{dataset.name} {split}" for dataset, split in sources)
             raise InputError(f"nothing to train on: {names} has no images")
-        self.config, self.preprocess = config, Preprocess(size, config.preprocess)
+        self.config, self.preprocess, self.fixed_copies = config, Preprocess(size, config.preprocess), fixed_copies
+        self.least_scale = min(0.5, LEAST_SIDE / size)
 
     def __len__(self) -> int:
         return self.config.steps * self.config.batch_size
@@ -127,7 +133,7 @@ class TrainingSamples(TorchDataset):
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.entries))
         dataset, id = self.entries[order[position]]
         key = f"{dataset.name}/{id}"
-        copy = epoch % self.config.copies
+        copy = epoch % self.config.copies if self.fixed_copies else epoch
         sample = dataset.load(id)
         image, masks = augment(
             sample.image,
@@ -135,6 +141,7 @@ class TrainingSamples(TorchDataset):
             self.config.augmentation if self.config.copies > 1 else "none",
             [self.config.seed, copy],
             key,
+            self.least_scale,
         )
         masks = self.preprocess.masks(masks, self.preprocess.size)
         masks = masks[(masks > 0.5).flatten(1).any(1)]
@@ -159,12 +166,13 @@ def _share(dataset: Dataset, split: str, share: float) -> list[tuple[Dataset, st
 
 
 def augment(
-    image: np.ndarray, masks: np.ndarray, kind: str, seed: Sequence[int], key: str
+    image: np.ndarray, masks: np.ndarray, kind: str, seed: Sequence[int], key: str, least_scale: float = 0.1
 ) -> tuple[np.ndarray, np.ndarray]:
     """uint8 `(H, W, 3)` and bool `(N, H, W)` -> the same, flipped or jittered in scale, drawn from `seed` and `key`.
 
-    "flip": horizontally, half of the time. "flip_jitter": also large-scale jitter 0.1 to 2.0 (HQ-SAM, SPT, ASAM):
-    the picture is scaled and cut or padded (grey 128, mask 0) back to its own size.
+    "flip": horizontally, half of the time. "flip_jitter": also large-scale jitter, `least_scale` (0.1 in HQ-SAM, SPT,
+    ASAM) to 2.0: the picture is scaled and, back to its size, padded (grey 128, mask 0) or cut; a cut keeps a pixel of
+    some mask.
     """
     if kind == "none":
         return image, masks
@@ -174,9 +182,13 @@ def augment(
         image, masks = image[:, ::-1], masks[:, :, ::-1]
     if kind == "flip_jitter":
         height, width = image.shape[:2]
-        scale = rng.uniform(0.1, 2.0)
-        free = np.array([width, height]) * (1 - scale)
-        shift = rng.uniform(np.minimum(free, 0), np.maximum(free, 0)) * (scale > 1)
+        scale = rng.uniform(least_scale, 2.0)
+        rows, columns = np.nonzero(masks.any(0))
+        one = rng.integers(max(1, len(rows)))
+        kept = np.array([columns[one], rows[one]]) if len(rows) else np.array([width // 2, height // 2])
+        end = np.array([width, height])
+        low, high = np.maximum(end * (1 - scale), -scale * kept), np.minimum(0, end - 1 - scale * kept)
+        shift = rng.uniform(low, high) if scale > 1 else np.zeros(2)
         view = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
         image = cv2.warpAffine(np.ascontiguousarray(image), view, (width, height), borderValue=(128, 128, 128))
         masks = np.array(
@@ -209,7 +221,7 @@ def train(
         mixed_precision="bf16" if precision == "bf16" else "no",
         gradient_accumulation_steps=config.accumulate,
     )
-    samples = TrainingSamples(sources, method.sam.image_size, config)
+    samples = TrainingSamples(sources, method.sam.image_size, config, method.frozen_encoder)
     parameters = list(method.trainable().values())
     if not parameters:
         raise InputError(f"{method.name} has nothing to train")
