@@ -352,7 +352,8 @@ def test_samtune_predicts_with_a_released_checkpoint(tmp_path: Path, monkeypatch
         tuning.load_tuned(path)
     Image.fromarray(disc_sample(0).image).save(tmp_path / "disc.png")
     box = [(10, 5, 50, 40)]
-    (mask,) = prediction.predict(path, tmp_path / "disc.png", tmp_path, box=box, backbone="small", device="cpu")
+    options = {"backbone": "small", "device": "cpu", "precision": "fp32"}
+    (mask,) = prediction.predict(path, tmp_path / "disc.png", tmp_path, box=box, **options)
     predictor = SPTPredictor(load_released(path, small_sam()))
     predictor.set_image(disc_sample(0).image)
     expected, _, _ = predictor.predict(box=torch.tensor(box[0]).numpy())

@@ -146,21 +146,24 @@ def faked_records(scores: dict[float, float], asked: list[EvaluationCell]):
 def test_best_rate_on_validation_is_chosen_and_ties_take_the_smaller(
     profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    profile = profile.model_copy(update={"learning_rates": (1e-2, 1e-4, 1e-3), "images": 100})
+    scores = {1e-5: 0.3, 1e-4: 0.5, 3e-4: 0.5, 1e-3: 0.5, 3e-3: 0.55, 1e-2: 0.45, 3e-2: 0.4, 1e-1: 0.9}
+    profile = profile.model_copy(update={"learning_rates": tuple(reversed(scores)), "images": 100})
     asked: list[EvaluationCell] = []
-    monkeypatch.setattr(study, "run_cells", faked_records({1e-4: 0.5, 1e-3: 0.5, 1e-2: 0.4}, asked))
+    monkeypatch.setattr(study, "run_cells", faked_records(scores, asked))
     chosen = choose_learning_rates(profile, [DATA], ["decoder_tuning", "lora"], ["box", "point10"], "hash")
     assert chosen == {(DATA, "decoder_tuning"): 1e-4, (DATA, "lora"): 1e-2}
-    assert len(asked) == 2 * 3 * 2
+    tried: dict[str, set[float]] = {"decoder_tuning": set(), "lora": set()}
     for cell in asked:
         assert (cell.split, cell.seed, cell.weights_hash) == ("val", 0, "hash")
         rate = dict(cell.training.hyper)["learning_rate"]
         assert cell.training == training_cell(profile, cell.method, DATA, 0, rate, "hash")  # so the best one is reused
-        assert cell.tables[0].startswith("learning_rates:")
-    plain = {cell.tables for cell in asked}
+        assert cell.tables == (f"learning_rates:{rate:g}",)
+        tried[cell.method].add(rate)
+    # From the method's own rate on, until the best one has been compared with those on both its sides.
+    assert tried == {"decoder_tuning": {1e-5, 1e-4, 3e-4}, "lora": {3e-4, 1e-3, 3e-3, 1e-2, 3e-2}}
+    assert len(asked) == 2 * 8
     choose_learning_rates(profile, [DATA], ["lora"], ["box"], "hash", rank=2)
-    assert asked[-1].tables == ("learning_rates:0.01, rank 2",)  # another cell, so another row
-    assert not plain & {cell.tables for cell in asked[12:]}
+    assert all(cell.tables[0].endswith(", rank 2") for cell in asked[16:])  # other cells, so other rows
 
 
 def test_without_a_number_of_images_training_takes_the_papers_epochs(profile: Profile) -> None:

@@ -165,30 +165,47 @@ def choose_learning_rates(
     """By (data set, method), the rate of the profile's grid with the best mean IoU on validation; ties: the smaller.
 
     One rule for every method and baseline: whole trainings of seed 0 (the best is the main table's; shorter ones
-    would favour large rates), mean over the profile's prompts (and over the sets of a union, "a+b"). Shown in the table
+    would favour large rates), at the method's own rate first, then at those beside the best so far until it has been
+    compared with both; the mean is over the profile's prompts (and over the sets of a union, "a+b"). Shown in the table
     `learning_rates`. A grid of one rate is not run; without a grid each method has its own rate.
     """
     grid = sorted(profile.learning_rates)
     places = [(dataset, method) for dataset in datasets for method in methods]
+    own = {place: METHODS[place[1]].learning_rate for place in places}
     if len(grid) <= 1:
-        return {place: grid[0] if grid else METHODS[place[1]].learning_rate for place in places}
-    cells: dict[tuple, EvaluationCell] = {}
-    options = "".join(f", {name} {value}" for name, value in hyper.items())
-    for dataset, method in places:
-        for rate in grid:
-            training = training_cell(profile, method, dataset, 0, rate, hash, prompt=trained_with, **hyper)
-            for test_set in dataset.split("+"):
-                for prompt in prompts:
-                    shown = (f"learning_rates:{rate:g}{options}",)
-                    cell = training.evaluation(test_set, split="val", prompt=prompt, tables=shown)
-                    cells[dataset, method, rate, test_set, prompt] = cell
-    records = run_cells(cells.values(), profile.name, executor(profile))
-    scores = {place: mean_iou(record) for place, record in zip(cells, records, strict=True)}
-    chosen = {}
-    for place in places:
-        means = {rate: np.mean([s for key, s in scores.items() if key[:3] == (*place, rate)]) for rate in grid}
-        chosen[place] = max(grid, key=lambda rate: (means[rate], -rate))
+        return {place: grid[0] if grid else own[place] for place in places}
+    chosen = {place: min(grid, key=lambda rate: abs(np.log(rate / own[place]))) for place in places}
+    scores: dict[tuple, float] = {}
+    wanted = [(*place, rate) for place, rate in chosen.items()]
+    while wanted:
+        cells = [rate_cells(profile, *tried, prompts, hash, trained_with, **hyper) for tried in wanted]
+        records = iter(run_cells([cell for one in cells for cell in one], profile.name, executor(profile)))
+        for tried, one in zip(wanted, cells, strict=True):
+            scores[tried] = float(np.mean([mean_iou(next(records)) for _ in one]))
+        wanted = []
+        for place in places:
+            rates = [rate for rate in grid if (*place, rate) in scores]
+            chosen[place] = max(rates, key=lambda rate: (scores[*place, rate], -rate))
+            best = grid.index(chosen[place])
+            wanted += [(*place, rate) for rate in grid[max(best - 1, 0) : best + 2] if rate not in rates]
     return chosen
+
+
+def rate_cells(
+    profile: Profile,
+    dataset: str,
+    method: str,
+    rate: float,
+    prompts: Sequence[str],
+    hash: str,
+    trained_with: str,
+    **hyper: object,
+) -> list[EvaluationCell]:
+    """One learning rate on the validation pictures of `dataset` (of each of "a+b"), under every prompt."""
+    training = training_cell(profile, method, dataset, 0, rate, hash, prompt=trained_with, **hyper)
+    options = "".join(f", {name} {value}" for name, value in hyper.items())
+    shared = {"split": "val", "tables": (f"learning_rates:{rate:g}{options}",)}
+    return [training.evaluation(one, prompt=prompt, **shared) for one in dataset.split("+") for prompt in prompts]
 
 
 def training_cell(
