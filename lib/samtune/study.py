@@ -165,9 +165,9 @@ def choose_learning_rates(
     """By (data set, method), the rate of the profile's grid with the best mean IoU on validation; ties: the smaller.
 
     One rule for every method and baseline: whole trainings of seed 0 (the best is the main table's; shorter ones
-    would favour large rates), at the method's own rate first, then at those beside the best so far until it has been
-    compared with both; the mean is over the profile's prompts (and over the sets of a union, "a+b"). Shown in the table
-    `learning_rates`. A grid of one rate is not run; without a grid each method has its own rate.
+    would favour large rates), at the method's own rate and those beside it, then at those beside the best so far until
+    it has been compared with both; the mean is over the profile's prompts (and over the sets of a union, "a+b"). Shown
+    in the table `learning_rates`. A grid of one rate is not run; without a grid each method has its own rate.
     """
     grid = sorted(profile.learning_rates)
     places = [(dataset, method) for dataset in datasets for method in methods]
@@ -176,18 +176,19 @@ def choose_learning_rates(
         return {place: grid[0] if grid else own[place] for place in places}
     chosen = {place: min(grid, key=lambda rate: abs(np.log(rate / own[place]))) for place in places}
     scores: dict[tuple, float] = {}
-    wanted = [(*place, rate) for place, rate in chosen.items()]
-    while wanted:
+
+    def beside(rate: float) -> list[float]:
+        index = grid.index(rate)
+        return grid[max(index - 1, 0) : index + 2]
+
+    while wanted := [(*place, r) for place in places for r in beside(chosen[place]) if (*place, r) not in scores]:
         cells = [rate_cells(profile, *tried, prompts, hash, trained_with, **hyper) for tried in wanted]
         records = iter(run_cells([cell for one in cells for cell in one], profile.name, executor(profile)))
         for tried, one in zip(wanted, cells, strict=True):
             scores[tried] = float(np.mean([mean_iou(next(records)) for _ in one]))
-        wanted = []
         for place in places:
             rates = [rate for rate in grid if (*place, rate) in scores]
             chosen[place] = max(rates, key=lambda rate: (scores[*place, rate], -rate))
-            best = grid.index(chosen[place])
-            wanted += [(*place, rate) for rate in grid[max(best - 1, 0) : best + 2] if rate not in rates]
     return chosen
 
 
