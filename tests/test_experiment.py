@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 
 from fake_records import fake_cells, fake_execute, fake_objects
-from samtune import atomic, provenance
+from samtune import atomic, experiment, provenance
 from samtune.atomic import DiskFull, locked, write_atomically
 from samtune.cells import EvaluationCell, TrainingCell
 from samtune.errors import InputError
@@ -240,6 +240,18 @@ SHARE = textwrap.dedent(
     run_cells(fake_cells(seeds=(0, 1)), folder, execute, say=lambda line: None)
     """
 )
+
+
+def test_cell_taken_while_others_were_looked_at_is_not_chosen(tmp_path, monkeypatch):
+    cells = [TrainingCell("lora", (name,), "nano") for name in ("neu-seg", "crackforest")]
+    asked = []
+
+    def taken_at_the_second_look(path):
+        asked.append(path.name)
+        return cells[0].key() in path.name and asked.count(path.name) > 1
+
+    monkeypatch.setattr(experiment, "is_locked", taken_at_the_second_look)
+    assert experiment._free(cells, tmp_path) is cells[1]
 
 
 def test_processes_that_are_asked_for_the_same_cells_share_the_work(tmp_path):

@@ -121,7 +121,7 @@ class TrainingSamples(TorchDataset):
             names = ", ".join(f"{dataset.name} {split}" for dataset, split in sources)
             raise InputError(f"nothing to train on: {names} has no images")
         self.config, self.preprocess, self.fixed_copies = config, Preprocess(size, config.preprocess), fixed_copies
-        self.least_scale = min(0.5, LEAST_SIDE / size)
+        self.least_scale = min(0.5, LEAST_SIDE / size)  # smaller models still see pictures at half their size
 
     def __len__(self) -> int:
         return self.config.steps * self.config.batch_size
@@ -184,8 +184,8 @@ def augment(
         height, width = image.shape[:2]
         scale = rng.uniform(least_scale, 2.0)
         rows, columns = np.nonzero(masks.any(0))
-        one = rng.integers(max(1, len(rows)))
-        kept = np.array([columns[one], rows[one]]) if len(rows) else np.array([width // 2, height // 2])
+        pixel = rng.integers(max(1, len(rows)))
+        kept = np.array([columns[pixel], rows[pixel]]) if len(rows) else np.array([width // 2, height // 2])
         end = np.array([width, height])
         low, high = np.maximum(end * (1 - scale), -scale * kept), np.minimum(0, end - 1 - scale * kept)
         shift = rng.uniform(low, high) if scale > 1 else np.zeros(2)
