@@ -1,6 +1,7 @@
 """Claims: verdicts from known effects, pairing by image and seed, the papers' own effects."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
@@ -80,6 +81,18 @@ def test_the_interval_is_that_of_paired_differences(tmp_path):
     assert found["effect"] == pytest.approx(paired.mean(), abs=1e-5)
     np.testing.assert_allclose([found["low"], found["high"]], np.percentile(means, [2.5, 97.5]), atol=0.001)
     assert found["high"] - found["low"] < 0.5 * (values("spt").std() * 4 / np.sqrt(12))
+
+
+def test_commands_name_notebooks_that_are_there(tmp_path):
+    commands = claims_of(tmp_path, []).set_index("id")["command"]
+    for claim, command in commands.items():
+        assert command == "not in this version" if claim.startswith("A") else command.startswith("papermill notebooks/")
+        for notebook in re.findall(r"notebooks/\w+\.ipynb", command):
+            assert (repository_root() / notebook).is_file()
+    assert [part[:33] for part in commands["P3"].split(" && ")] == [
+        "papermill notebooks/20_sam_sp.ipy", "papermill notebooks/21_sam_sp_abl"
+    ]  # fmt: skip
+    assert commands["S5b"].endswith("-p profile paper") and commands["S6"].endswith("-p profile cpu")
 
 
 def test_baselines_stand_in_until_the_papers_table_is_there(tmp_path):

@@ -59,6 +59,16 @@ def boxes_filled(samples: list[Sample], prompts: list[Prompts]) -> list[dict[str
     return answers
 
 
+def test_a_prompt_an_object_against_the_union() -> None:
+    """Filled boxes of two apart rectangles are right one by one, and half wrong as one box around both."""
+    left, right = rectangle(2, 2, 10, 8), rectangle(2, 14, 10, 20)
+    config = replace(CONFIG, target="union", metrics=("iou",))
+    for data in (ListedSamples([sample_of("a", left, right)]), ListedSamples([sample_of("a", left | right)])):
+        together, _ = evaluate(boxes_filled, data, config, progress=False)
+        apart, _ = evaluate(boxes_filled, data, replace(config, per_object=True), progress=False)
+        assert together["iou"].tolist() == pytest.approx([12 / 18]) and apart["iou"].tolist() == [1.0]
+
+
 def test_rows_are_exact_for_a_hand_made_prediction() -> None:
     first, second = rectangle(2, 4, 6, 12), rectangle(10, 10, 20, 20)
     data = ListedSamples([sample_of("a", first, second, classes=("dent", "stain")), sample_of("b", first)])
@@ -73,7 +83,7 @@ def test_rows_are_exact_for_a_hand_made_prediction() -> None:
 
     rows, dropped = evaluate(predict, data, CONFIG, progress=False)
     assert list(rows.columns) == [
-        "image", "object", "object_class", "area", "box_w", "box_h", "output", "iou", "dice",
+        "image", "group", "object", "object_class", "area", "box_w", "box_h", "output", "iou", "dice",
     ]  # fmt: skip
     by = rows.set_index(["image", "object", "output"])
     assert len(rows) == 6 and not any(dropped.values())

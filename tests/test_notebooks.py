@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from samtune import notebooks
 from samtune.errors import InputError
 from samtune.notebook_page import mathml, write_page
-from samtune.notebook_parameters import NotebookParameters, ProfileName
+from samtune.notebook_parameters import NotebookParameters, ProfileName, Spt, SptAblations
 from samtune.notebooks import NotebookError, find_notebook, run_notebook, run_profile
 from samtune.paths import repository_root
 from samtune.profile import Notebook, Profile, load_profile, profile_names
@@ -221,6 +221,27 @@ def test_good_parameters_and_lists_as_text() -> None:
 def test_bad_parameters_are_named_with_value_and_expected_type(change: dict, message: str) -> None:
     with pytest.raises(InputError, match="^" + re.escape(message)):
         Parameters.from_notebook(GOOD | change)
+
+
+def test_what_is_left_empty_is_the_profiles() -> None:
+    given = {"profile": "quick", "datasets": [], "seeds": [], "groups": []}
+    assert SptAblations.from_notebook(given).groups == ["parts", "robustness"]
+    assert SptAblations.from_notebook(given | {"groups": ["size"]}).groups == ["size"]
+    assert SptAblations.from_notebook(given | {"profile": "cpu"}).groups == []  # there: all
+    main = {"profile": "cpu", "datasets": [], "seeds": [], "controls": None, "union": False}
+    assert (Spt.from_notebook(main).controls, Spt.from_notebook(main).union) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"groups": ["sizes"]}, "parameter 'groups': unknown group of ablations 'sizes'; known: size, "),
+        ({"datasets": ["neu-sek"]}, "parameter 'datasets': unknown data set 'neu-sek'; known: neu-seg, "),
+    ],
+)
+def test_unknown_groups_and_data_sets_are_told_at_once(change: dict, message: str) -> None:
+    with pytest.raises(InputError, match="^" + re.escape(message)):
+        SptAblations.from_notebook({"profile": "smoke", "datasets": [], "seeds": [], "groups": []} | change)
 
 
 def test_missing_and_several_bad_parameters_are_all_named() -> None:

@@ -92,9 +92,16 @@ def test_missing_unexpected_and_misshapen_keys_are_named(official_file: Path) ->
         assert str(official_file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_checkpoint_of_another_backbone(official_file: Path, tmp_path: Path) -> None:
+def test_a_line_in_backbones_is_all_that_a_new_one_needs(official_file: Path) -> None:
+    assert same(load_sam(str(official_file)).state_dict(), small_sam().state_dict())  # known by its width
+    with pytest.raises(InputError, match="small has no official checkpoint: name the file"):
+        load_sam("small")
+
+
+def test_checkpoint_of_another_backbone(official_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"does not fit this backbone: .* is .*32.*, expected .*160"):
         load_sam("nano", official_file)
+    monkeypatch.delitem(BACKBONES, "small")
     with pytest.raises(InputError, match=r"an encoder of width 32; expected one of SAM's widths \[160, 768, 1024"):
         load_sam(str(official_file))
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")

@@ -1,5 +1,6 @@
 """The study: a smoke profile end to end on the small SAM, nothing run twice, and the rule for learning rates."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from samtune.methods import METHODS
 from samtune.profile import Profile
 from samtune.records import Record, read_records
 from samtune.study import (
+    Plan,
     backbone_hash,
     cell_method,
     choose_learning_rates,
     executor,
     mean_iou,
+    place_of,
     run_baselines,
     run_nano_sam,
     trained_method,
@@ -53,10 +56,14 @@ def test_baselines_of_a_smoke_profile_run_once(profile: Profile, tmp_path: Path,
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
     assert [record.key for record in again] == [record.key for record in records]
     # What is handed back as trained predicts as it was measured.
-    lora = trained_method(records[2], folder)
+    lora = trained_method(records[2], profile)
     fresh = study.build_method("lora", small_sam())
     assert any("lora_B" in name and value.any() for name, value in lora.trainable_state().items())
     assert not any("lora_B" in name and value.any() for name, value in fresh.trainable_state().items())
+    # Where the record is here and the checkpoint is not, as after a clone, it is trained again.
+    shutil.rmtree(folder / "checkpoints")
+    again = trained_method(records[2], profile).trainable_state()
+    assert all(torch.equal(value, again[name]) for name, value in lora.trainable_state().items())
 
 
 def test_nano_table_compares_with_ellipse_and_grabcut(profile: Profile) -> None:
@@ -150,8 +157,8 @@ def test_best_rate_on_validation_is_chosen_and_ties_take_the_smaller(
     profile = profile.model_copy(update={"learning_rates": tuple(reversed(scores)), "images": 100})
     asked: list[EvaluationCell] = []
     monkeypatch.setattr(study, "run_cells", faked_records(scores, asked))
-    chosen = choose_learning_rates(profile, [DATA], ["decoder_tuning", "lora"], ["box", "point10"], "hash")
-    assert chosen == {(DATA, "decoder_tuning"): 1e-4, (DATA, "lora"): 1e-2}
+    frozen, lora = place_of(DATA, "decoder_tuning"), place_of(DATA, "lora")
+    assert choose_learning_rates(profile, [frozen, lora], ["box", "point10"], "hash") == {frozen: 1e-4, lora: 1e-2}
     tried: dict[str, set[float]] = {"decoder_tuning": set(), "lora": set()}
     for cell in asked:
         assert (cell.split, cell.seed, cell.weights_hash) == ("val", 0, "hash")
@@ -162,7 +169,7 @@ def test_best_rate_on_validation_is_chosen_and_ties_take_the_smaller(
     # From the method's own rate on, until the best one has been compared with those on both its sides.
     assert tried == {"decoder_tuning": {1e-5, 1e-4, 3e-4}, "lora": {3e-4, 1e-3, 3e-3, 1e-2, 3e-2}}
     assert len(asked) == 2 * 8
-    choose_learning_rates(profile, [DATA], ["lora"], ["box"], "hash", rank=2)
+    choose_learning_rates(profile, [place_of(DATA, "lora", {"rank": 2})], ["box"], "hash")
     assert all(cell.tables[0].endswith(", rank 2") for cell in asked[16:])  # other cells, so other rows
 
 
@@ -179,29 +186,50 @@ def test_grid_of_one_rate_is_not_run(profile: Profile, monkeypatch: pytest.Monke
         raise AssertionError("run")
 
     monkeypatch.setattr(study, "run_cells", nothing_to_run)
-    assert choose_learning_rates(profile, ["a", "b"], ["lora"], ["box"], "") == {
-        ("a", "lora"): 1e-3,
-        ("b", "lora"): 1e-3,
-    }
+    places = [place_of("a", "lora"), place_of("b", "decoder_tuning")]
+    assert choose_learning_rates(profile, places, ["box"], "") == dict.fromkeys(places, 1e-3)
     no_grid = profile.model_copy(update={"learning_rates": ()})
-    chosen = choose_learning_rates(no_grid, ["a"], ["decoder_tuning", "lora"], ["box"], "")
-    assert chosen == {("a", name): METHODS[name].learning_rate for name in ("decoder_tuning", "lora")}
+    chosen = choose_learning_rates(no_grid, places, ["box"], "")
+    assert chosen == {one: METHODS[one[1]].learning_rate for one in places}
 
 
 def test_chosen_rates_are_those_that_the_main_cells_train_with(
     profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rates = {(DATA, "decoder_tuning"): 2e-3, (DATA, "lora"): 7e-4}
+    rates = {place_of(DATA, "decoder_tuning"): 2e-3, place_of(DATA, "lora"): 7e-4}
     monkeypatch.setattr(study, "choose_learning_rates", lambda *arguments: rates)
     asked: list[EvaluationCell] = []
     monkeypatch.setattr(study, "run_cells", lambda cells, *rest: asked.extend(cells) or [])
     run_baselines(profile, [DATA], [0, 1])
     found = {(cell.dataset, cell.method, dict(cell.training.hyper)["learning_rate"]) for cell in asked if cell.training}
-    assert found == {(*place, rate) for place, rate in rates.items()}
+    assert found == {(dataset, method, rate) for (dataset, method, _), rate in rates.items()}
     assert {(cell.split, cell.max_images) for cell in asked} == {("test", 2)}
     assert sorted((cell.method, cell.seed) for cell in asked) == [
         (method, seed) for method in ("decoder_tuning", "lora", "zero_shot") for seed in (0, 1)
     ]
+
+
+def test_a_variant_has_its_own_rate_and_other_changes_take_the_methods(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rates(profile: Profile, places: list, *rest: object) -> dict:
+        return {one: 1e-4 + 1e-3 * len(one[2]) for one in places}
+
+    monkeypatch.setattr(study, "choose_learning_rates", rates)
+    plan = Plan(profile, [DATA], ["lora"], variants=[("lora", {"rank": 2})])
+    cells = [plan.training("lora", DATA, 0, **options) for options in ({}, {"rank": 2}, {"rank": 4})]
+    assert [dict(cell.hyper)["learning_rate"] for cell in cells] == [1e-4, 1.1e-3, 1e-4]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"prompts": ("bux",)}, "prompt 'bux'"), ({"metrics": ("iuo",)}, "'iuo'")]
+)
+def test_unknown_prompts_and_metrics_are_told_before_anything_runs(
+    profile: Profile, change: dict, message: str
+) -> None:
+    wrong = profile.model_copy(update={"evaluation": profile.evaluation.model_copy(update=change)})
+    with pytest.raises(InputError, match=f"unknown .*{message}; known: "):
+        executor(wrong)
 
 
 def test_mean_iou_is_over_objects_then_over_images() -> None:

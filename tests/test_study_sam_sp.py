@@ -4,12 +4,15 @@ import pytest
 
 from samtune.cells import EvaluationCell
 from samtune.claims import build_claims
+from samtune.methods import SamSP
 from samtune.profile import Profile
 from samtune.study import cell_method
 from samtune.study_sam_sp import (
+    CONTROLS,
     GROUPS,
     SIZES,
     START,
+    TUNED,
     group_names,
     iteration_cells,
     run_ablations,
@@ -27,6 +30,7 @@ def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
     table = build_tables(records)["sam_sp_main"].query("metric == 'dice'")
     everything = table[table["variant"] == "everything"].set_index("output")["mean"]
     assert everything["best_by_truth"] >= everything["final"] and set(everything.index) == {"final", "best_by_truth"}
+    assert set(table[table["variant"] == "a box an object"]["prompt"]) == {"box"}
     dice = table[table["variant"] == ""]
     rows = set(zip(dice["method"], dice["prompt"], dice["output"], strict=True))
     unprompted = {
@@ -65,10 +69,11 @@ def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[Evalu
     }  # fmt: skip
     changed = ("one-pass training", "random box", "no distillation")
     assert len({default, *(variants[variant, "sam_sp"].training.key() for variant in changed)}) == 4
-    assert variants["true box", "sam_sp"].training.key() == default
+    assert variants["true box", "sam_sp"].training.key() == variants["SAM-SP", "sam_sp"].training.key() == default
     share = {variant: cell.training.images for (variant, _), cell in variants.items() if variant.startswith("after")}
     assert share == {f"after {percent}% of the training": 40 * percent // 100 for percent in (10, 25, 50, 100)}
     assert variants["after 100% of the training", "sam_sp"].training.key() == default
+    assert {method for variant, method in variants if variant == "plateau"} == set(TUNED)
     assert variants["plateau", "lora_samed"].training.images == 50
 
 
@@ -84,7 +89,28 @@ def test_choices_change_one_option_and_do_not_depend_on_defaults(profile: Profil
     assert len(trained["val"]) == sum(map(len, GROUPS.values()))
     for options in trained["val"].values():
         assert set(START) <= set(options)  # in full: a new default of SamSP leaves the record what it is
-        assert 1 <= len(set(options.items()) - set(start.items())) <= 2
+        assert 1 <= len(set(options.items()) - set(start.items())) <= 3
+
+
+def test_named_controls_have_all_seeds_and_the_rest_the_profiles_few(
+    profile: Profile, asked: list[EvaluationCell]
+) -> None:
+    run_ablations(profile, [DATA], [0, 1])
+    seeds: dict[str, set[int]] = {}
+    for cell in asked:
+        seeds.setdefault(cell.tables[0].partition(":")[2], set()).add(cell.seed)
+    assert {variant for variant in seeds if seeds[variant] == {0, 1}} == {
+        *CONTROLS, "SAM-SP", "true box", "iterations", "trained with 2 iterations", "trained with 3 iterations"
+    }  # fmt: skip
+
+
+def test_a_new_default_makes_other_cells(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what was run with the old default would be read as the new method's."""
+    old = sam_sp_plan(profile, [DATA]).training("sam_sp", DATA, 0)
+    assert old == sam_sp_plan(profile, [DATA], **START).training("sam_sp", DATA, 0)  # START is the default as yet
+    defaults = SamSP.__init__.__defaults__
+    monkeypatch.setattr(SamSP.__init__, "__defaults__", (8, *defaults[1:]))
+    assert sam_sp_plan(profile, [DATA]).training("sam_sp", DATA, 0).key() != old.key()
 
 
 def test_iterations_at_test_reach_the_method_and_not_its_training(profile: Profile) -> None:

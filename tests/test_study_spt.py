@@ -41,8 +41,8 @@ def test_controls_differ_from_spt_as_they_say(profile: Profile, asked: list[Eval
     run_main(profile, [DATA, "magnetic-tile"], [0, 1], union=True)
     by_table = {place: cell for cell in asked for place in cell.tables}
     two = by_table["spt_main:two decoders, end to end"]
-    changed = {"relation": False, "detach_draft": False, "draft_loss": 0}
-    assert changed.items() <= dict(two.training.hyper).items() and two.method == "spt"
+    assert two.method == "spt" and study_spt.END_TO_END.items() <= dict(two.training.hyper).items()
+    assert study_spt.END_TO_END == {"relation": False, "detach_draft": False}
     untrained = by_table["spt_main:untrained"]
     assert untrained.method == "spt" and untrained.training is None
     free = [cell for cell in asked if cell.target == "nothing"]
@@ -52,6 +52,14 @@ def test_controls_differ_from_spt_as_they_say(profile: Profile, asked: list[Eval
         (method, dataset, seed) for method in study_spt.TUNED for dataset in (DATA, "magnetic-tile") for seed in (0, 1)
     }
     assert len({cell.key() for cell in asked}) == len(asked)
+
+
+def test_other_backbones_come_last_without_controls(profile: Profile, asked: list[EvaluationCell]) -> None:
+    run_main(profile.model_copy(update={"other_backbones": ("other",)}), [DATA], [0])
+    first = next(place for place, cell in enumerate(asked) if cell.backbone == "other")
+    assert {cell.backbone for cell in asked[:first]} == {"nano"}
+    assert {cell.backbone for cell in asked[first:]} == {"other"}
+    assert [cell.tables for cell in asked[first:]] == [("spt_main",)] * 4
 
 
 def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(

@@ -294,6 +294,12 @@ def test_augmented_pictures_come_again_for_frozen_encoders_only() -> None:
         assert len({samples[place]["image"].numpy().tobytes() for place in range(30)}) == pictures
 
 
+def test_mask_prompts_have_the_size_of_the_models_own() -> None:
+    method = method_of()
+    assert method.sam.mask_size == 32 != method.sam.image_size // 4  # a finer grid than SAM's, as the nano SAM has
+    train(method, [(DISCS, "train")], replace(CONFIG, images=2, prompts=("mask",)), progress=False)
+
+
 def test_one_copy_means_no_augmentation() -> None:
     plain = TrainingSamples([(DISCS, "train")], 64, replace(CONFIG, augmentation="none"))
     single = TrainingSamples([(DISCS, "train")], 64, replace(CONFIG, augmentation="flip_jitter", copies=1))
@@ -310,6 +316,13 @@ def test_share_of_the_pictures_lies_in_larger_shares_whatever_the_seed() -> None
 
     assert len(used(1.0, 0)) == 20 and len(used(0.5, 0)) == 10 and len(used(0.01, 0)) == 1
     assert used(0.25, 0) == used(0.25, 3) and used(0.25, 0) < used(0.5, 0)
+
+
+def test_share_of_the_pictures_takes_whole_tiles() -> None:
+    tiles = ListedSamples([replace(disc_sample(number), group=f"tile {number % 4}") for number in range(20)])
+    samples = TrainingSamples([(tiles, "train")], 64, replace(CONFIG, images=40, train_share=0.5))
+    ids = {samples[place]["id"] for place in range(len(samples))}
+    assert len(ids) == 10 and len({int(id.split("/")[1]) % 4 for id in ids}) == 2
 
 
 def test_no_more_objects_than_asked_for() -> None:

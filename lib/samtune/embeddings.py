@@ -1,7 +1,7 @@
 """Embeddings of frozen encoders, kept on disk: one file a picture, weights and preprocessing."""
 
 import hashlib
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from samtune.atomic import write_atomically
 from samtune.methods import Method
 from samtune.sam.checkpoints import weights_hash
 
@@ -53,8 +54,6 @@ class EmbeddingCache:
         return self.folder / name[:2] / f"{name}.npy"
 
     def _write(self, path: Path, embedding: Tensor) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.save(file, embedding.detach().cpu().to(torch.float16).numpy())
-        os.replace(partial, path)
+        file = io.BytesIO()
+        np.save(file, embedding.detach().cpu().to(torch.float16).numpy())
+        write_atomically(path, file.getvalue())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 import torch
+from scipy import ndimage
 from segment_anything import SamAutomaticMaskGenerator
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -31,7 +32,8 @@ class EvaluationConfig:
     `min_side`: objects whose box is narrower or lower, in original pixels, are left out (the nano SAM's table takes
     16). `multimask`: also decode the three masks for ambiguous prompts and report the best by the truth, as output
     "best_of_3" (an upper bound, never part of a method comparison). `box_noise`: how far box_jitter goes.
-    `everything`: so many clicks a side on a grid instead of a prompt, see `predict_everything` (0: no).
+    `everything`: so many clicks a side on a grid instead of a prompt, see `predict_everything` (0: no). `per_object`:
+    with target "union", a prompt for each object (each connected part of a lone one), whose masks are united.
     """
 
     split: str = "test"
@@ -46,6 +48,7 @@ class EvaluationConfig:
     multimask: bool = False
     box_noise: float = 0.1
     everything: int = 0
+    per_object: bool = False
     device: str = "cpu"
     precision: str = "fp32"
 
@@ -59,7 +62,7 @@ def evaluate(
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Measure `predict` on a part of `dataset` -> one row an object and output, and what was dropped.
 
-    Columns: image, object, object_class, area (pixels), box_w, box_h, output, then the metrics. Images without a
+    Columns: image, group, object, object_class, area (pixels), box_w, box_h, output, then the metrics. Images without a
     mask are dropped and counted, as the papers do. Raises `InputError` when nothing is left.
     """
     ids = dataset.ids(config.split)[: config.max_images or None]
@@ -69,6 +72,8 @@ def evaluate(
     with tqdm(total=len(ids), desc=f"measure {name}".strip(), disable=not progress, mininterval=2, leave=False) as bar:
         for samples, masks, prompts, taken in batches:
             for sample, truth, outputs in zip(samples, masks, predict(samples, prompts), strict=True):
+                if config.per_object:
+                    outputs = {output: logits.amax(0, keepdim=True) for output, logits in outputs.items()}
                 rows += _rows(sample, truth, outputs, config.metrics)
             bar.update(taken)
     if not rows:
@@ -106,12 +111,22 @@ def _batches(
             samples.append(sample)
             truths.append(masks)
             key = f"{dataset.name}/{id}"
-            prompts.append(make_prompts(config.prompt, masks, key, config.seed, low, box_noise=config.box_noise))
+            shown = objects_of(sample) if config.per_object else masks
+            prompts.append(make_prompts(config.prompt, shown, key, config.seed, low, box_noise=config.box_noise))
         else:
             dropped["images without a mask"] += 1
         if samples and (len(samples) == config.batch_size or position == len(ids) - 1):
             yield samples, truths, prompts, taken
             samples, truths, prompts, taken = [], [], [], 0
+
+
+def objects_of(sample: Sample) -> np.ndarray:
+    """The objects of a sample `(N, H, W)`, without empty ones; of a lone mask its connected parts (8 neighbours)."""
+    masks = sample.masks[sample.masks.any((1, 2))]
+    if len(masks) > 1:
+        return masks
+    parts, count = ndimage.label(masks[0], np.ones((3, 3)))
+    return parts == np.arange(1, count + 1)[:, None, None]
 
 
 def _rows(sample: Sample, truth: np.ndarray, outputs: Outputs, metrics: Sequence[str]) -> list[dict]:
@@ -126,6 +141,7 @@ def _rows(sample: Sample, truth: np.ndarray, outputs: Outputs, metrics: Sequence
             binary = (candidates[0] > 0).numpy()
             row = {
                 "image": sample.id,
+                "group": sample.group,
                 "object": index,
                 "object_class": sample.object_class[index] if len(sample.object_class) == len(truth) else "",
                 "area": int(mask.sum()),
@@ -183,13 +199,13 @@ def predict_with(
             answers = []
             for index, (sample, own) in enumerate(zip(samples, prompts, strict=True)):
                 size = sample.image.shape[:2]
-                moved = model_prompts(own, preprocess, size, method.sam.mask_size).at_image(index).to(config.device)
-                parts = []
+                moved = model_prompts(own, preprocess, size, method.sam.mask_size).at_image(0).to(config.device)
+                parts, of_picture = [], embedding[index : index + 1]
                 for first in range(0, len(moved), PROMPTS_A_PASS):
                     chunk = moved[first : first + PROMPTS_A_PASS]
-                    low = method.decode(embedding, chunk)
+                    low = method.decode(of_picture, chunk)
                     if config.multimask:
-                        low = low | {"best_of_3": decode_masks(method.sam, embedding, chunk, multimask=True)[0]}
+                        low = low | {"best_of_3": decode_masks(method.sam, of_picture, chunk, multimask=True)[0]}
                     parts.append({name: preprocess.logits(value.float().cpu(), size) for name, value in low.items()})
                 names = {"logits": "final"}
                 answers.append({names.get(name, name): torch.cat([part[name] for part in parts]) for name in parts[0]})

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
 from samtune.data.composites import Picture, training_scene
 from samtune.data.sample import Dataset, Sample, target_masks
@@ -17,7 +16,6 @@ from samtune.metrics import iou
 from samtune.picture_grids import Example, RelationExample, pick_cases
 from samtune.prompts import Prompts, centre_points, make_prompts, tight_boxes
 from samtune.records import Record
-from samtune.sam.decode import decode_masks
 from samtune.sam.preprocess import Preprocess
 
 
@@ -34,16 +32,6 @@ def predict_masks(method: Method, sample: Sample, prompts: Prompts, mode: str) -
         name: (preprocess.logits(logits, size) > 0)[:, 0].numpy()
         for name, logits in (outputs | {"final": final}).items()
     }
-
-
-@torch.no_grad()
-def three_masks(method: Method, sample: Sample, prompts: Prompts, mode: str) -> tuple[np.ndarray, Tensor]:
-    """SAM's three candidates for one ambiguous prompt, bool `(3, H, W)`, and the IoU it predicts of each `(3,)`."""
-    preprocess = Preprocess(method.sam.image_size, mode)
-    size = sample.image.shape[:2]
-    embedding = method.encode(preprocess.image(sample.image)[None])
-    logits, quality = decode_masks(method.sam, embedding, preprocess.prompts(prompts, size), multimask=True)
-    return (preprocess.logits(logits, size) > 0)[0].numpy(), quality[0]
 
 
 def examples(

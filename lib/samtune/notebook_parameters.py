@@ -3,11 +3,15 @@ and so plain papermill, nbval and Jupyter become as strict as the kit's own runn
 
 import ast
 import json
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from functools import partial
+from importlib import import_module
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
+from samtune.data.registry import describe
 from samtune.errors import InputError, unknown
 from samtune.profile import load_profile
 
@@ -17,7 +21,20 @@ def _known_profile(name: str) -> str:
     return name
 
 
+def _known_dataset(name: str) -> str:
+    describe(name)
+    return name
+
+
+def _known_group(study: str, name: str) -> str:
+    known = import_module(f"samtune.{study}").group_names()  # not above: it brings torch
+    if name not in known:
+        raise unknown("group of ablations", name, known)
+    return name
+
+
 ProfileName = Annotated[str, AfterValidator(_known_profile)]
+DatasetName = Annotated[str, AfterValidator(_known_dataset)]
 
 
 class NotebookParameters(BaseModel):
@@ -26,8 +43,11 @@ class NotebookParameters(BaseModel):
         parameters = StartHere.from_notebook(globals())
 
     Types are strict: no number passes as text nor text as a number; an int is good where a float is due. Only lists may
-    come as text, JSON or YAML, as `papermill -p datasets '["magnetic-tile"]'` hands them over.
+    come as text, JSON or YAML, as `papermill -p datasets '["magnetic-tile"]'` hands them over. What the notebook leaves
+    empty ([] or None) is what the profile gives `notebook`, if it gives it anything.
     """
+
+    notebook: ClassVar[str] = ""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -54,6 +74,9 @@ class NotebookParameters(BaseModel):
         """
         declared = set(namespace.get("__annotations__", {})) | _injected_names(namespace)
         values = {name: namespace[name] for name in declared | set(cls.model_fields) if name in namespace}
+        if cls.notebook:
+            given = load_profile(values["profile"]).notebooks.get(cls.notebook)
+            values |= {k: v for k, v in (given.parameters if given else {}).items() if values.get(k) in (None, [])}
         try:
             return cls(**values)
         except ValidationError as error:
@@ -80,35 +103,39 @@ class NotebookParameters(BaseModel):
 class StartHere(NotebookParameters):
     """Parameters of `00_start_here`."""
 
+    notebook: ClassVar[str] = "00_start_here"
     profile: ProfileName
-    datasets: list[str]
+    datasets: list[DatasetName]
     seeds: list[int]
 
 
 class Spt(NotebookParameters):
     """Parameters of `10_spt`."""
 
+    notebook: ClassVar[str] = "10_spt"
     profile: ProfileName
-    datasets: list[str]
+    datasets: list[DatasetName]
     seeds: list[int]
-    controls: bool
-    union: bool
+    controls: bool | None
+    union: bool | None
 
 
 class SptAblations(NotebookParameters):
     """Parameters of `11_spt_ablations`."""
 
+    notebook: ClassVar[str] = "11_spt_ablations"
     profile: ProfileName
-    datasets: list[str]
+    datasets: list[DatasetName]
     seeds: list[int]
-    groups: list[str]
+    groups: list[Annotated[str, AfterValidator(partial(_known_group, "study_spt"))]]
 
 
 class SamSp(NotebookParameters):
     """Parameters of `20_sam_sp`."""
 
+    notebook: ClassVar[str] = "20_sam_sp"
     profile: ProfileName
-    datasets: list[str]
+    datasets: list[DatasetName]
     seeds: list[int]
     speed: list[str]
 
@@ -116,18 +143,20 @@ class SamSp(NotebookParameters):
 class SamSpAblations(NotebookParameters):
     """Parameters of `21_sam_sp_ablations`."""
 
+    notebook: ClassVar[str] = "21_sam_sp_ablations"
     profile: ProfileName
-    datasets: list[str]
+    datasets: list[DatasetName]
     seeds: list[int]
-    groups: list[str]
+    groups: list[Annotated[str, AfterValidator(partial(_known_group, "study_sam_sp"))]]
 
 
 class TrainNanoModels(NotebookParameters):
     """Parameters of `90_train_nano_models`."""
 
+    notebook: ClassVar[str] = "90_train_nano_models"
     profile: ProfileName
-    datasets: list[str]
-    train: bool
+    datasets: list[DatasetName]
+    train: bool | None
     ship: bool
 
 
@@ -143,4 +172,8 @@ def _describe(annotation: Any) -> str:
         return "one of " + ", ".join(repr(choice) for choice in get_args(annotation))
     if get_origin(annotation) is list:
         return f"list of {_describe(get_args(annotation)[0])}"
-    return getattr(annotation, "__name__", str(annotation))
+    if get_origin(annotation) is UnionType:
+        return " or ".join(map(_describe, get_args(annotation)))
+    if get_origin(annotation) is Annotated:
+        return _describe(get_args(annotation)[0])
+    return "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))

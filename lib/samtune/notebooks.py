@@ -90,7 +90,8 @@ def run_profile(profile: str) -> list[Path]:
     for name in listed:
         find_notebook(name)  # a misspelt name is said now, not after an hour
     minutes = sum(entry.minutes for entry in listed.values())
-    print(f"profile {profile}: {', '.join(listed)}; about {minutes:g} minutes in all", flush=True)
+    in_all = f"{minutes:g} minutes" if minutes < 90 else f"{minutes / 60:.0f} hours"
+    print(f"profile {profile}: {', '.join(listed)}; about {in_all} in all", flush=True)
     outputs, failures = [], []
     for name, entry in listed.items():
         print(f"{name}: about {entry.minutes:g} minutes", flush=True)

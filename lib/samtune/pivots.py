@@ -14,6 +14,7 @@ from samtune.paths import asset
 from samtune.tables import METHOD_ORDER, METRIC_ORDER, NO_BACKBONE, PROMPT_ORDER, TABLES
 
 NOT_RUN, NOT_AVAILABLE, MEAN = "not run", "not available", "mean of sets"
+UPPER_BOUNDS = {"best_of_3", "best_by_truth"}  # outputs that the truth has picked: never set in bold
 LOWER_IS_BETTER = {"hd95_transunet", "hd95_strict", "mae", "false_alarm_area"}
 METRIC_LABELS = {
     "iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice", "box_iou": "box IoU",
@@ -123,7 +124,7 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
                 continue
             row = ours.get((*key, *measure))
             rows[number].append(_number(row, measure[1]) if row else NOT_RUN)
-            if row and measure[1] in METRIC_LABELS:
+            if row and measure[1] in METRIC_LABELS and row["output"] not in UPPER_BOUNDS:
                 values.setdefault((key[: 1 + len(split_by)], place), []).append((row["mean"], number))
     best = set()
     for (_, place), found in values.items():
@@ -243,7 +244,8 @@ def _mean_rows(keys: list[tuple], ours: dict, theirs: dict, measures: list[tuple
             if all(place in ours for place in places):
                 row = (MEAN, *rest)
                 added[row] = None
-                ours[*row, *measure] = {"mean": float(np.mean([ours[place]["mean"] for place in places]))}
+                mean = float(np.mean([ours[place]["mean"] for place in places]))
+                ours[*row, *measure] = ours[places[0]] | {"mean": mean, "std": np.nan}
                 if all(place in theirs for place in places):
                     theirs[*row, *measure] = float(np.mean([theirs[place] for place in places]))
     return list(added)

@@ -181,16 +181,15 @@ def pretrain(config: Pretraining, bank: list[Picture], folder: Path, validate=No
 def save_checkpoint(path: Path, sam: Sam, average: Sam, optimiser_list: list, state: dict) -> None:
     """Everything that a run needs to go on, written beside `path` first, then moved onto it."""
     partial = path.with_suffix(".partial")
-    torch.save(
-        {
-            "image_size": sam.image_size,
-            "sam": sam.state_dict(),
-            "average": average.state_dict(),
-            "optimisers": [optimiser.state_dict() for optimiser in optimiser_list],
-            "state": state,
-        },
-        partial,
-    )
+    everything = {
+        "image_size": sam.image_size,
+        "sam": sam.state_dict(),
+        "average": average.state_dict(),
+        "optimisers": [optimiser.state_dict() for optimiser in optimiser_list],
+        "state": state,
+    }
+    with partial.open("wb") as file:  # given a path, torch hides from Python that the disk is full
+        torch.save(everything, file)
     os.replace(partial, path)
 
 
@@ -234,8 +233,8 @@ def plan(profile: Profile) -> Pretraining:
 def run_processes(config: Pretraining, folder: Path, processes: int) -> dict:
     """`pretrain` in processes of their own (`torchrun`), one thread each; what `folder/checkpoint.pt` holds at the end.
 
-    A notebook's own process stays free, and a killed run goes on when it is called again. Raises `InputError` with
-    the path of the log when a process fails.
+    A notebook's own process stays free, and a killed run goes on when it is called again. Raises `InputError` when a
+    process fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder / "pretraining.json"

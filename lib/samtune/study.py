@@ -1,9 +1,11 @@
 """What running a cell means, and which cells the notebooks ask for."""
 
+import inspect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -13,12 +15,15 @@ from torch import Tensor
 from samtune.cells import Cell, EvaluationCell, TrainingCell, cell_from_json
 from samtune.data.registry import describe, open_dataset
 from samtune.embeddings import EmbeddingCache
+from samtune.errors import unknown
 from samtune.evaluation import EvaluationConfig, evaluate, predict_classical, predict_everything, predict_with
-from samtune.experiment import Execute, Result, checkpoint_folder, run_cells
+from samtune.experiment import Execute, Result, checkpoint_folder, run_cell, run_cells
 from samtune.false_alarms import false_alarms
 from samtune.methods import METHODS, Method, build_method
+from samtune.metrics import METRICS
 from samtune.paths import results_root
 from samtune.profile import Profile
+from samtune.prompts import parse_kind
 from samtune.provenance import choose_precision
 from samtune.records import Record, read_records
 from samtune.sam.checkpoints import load_sam, save_safetensors, weights_hash
@@ -28,6 +33,7 @@ from samtune.training import TrainingConfig, default_device, train
 TUNED = "trainable.safetensors"
 CLASSICAL = ("ellipse", "grabcut")
 WITHOUT_SAM = (*CLASSICAL, "unet")
+CHOSEN_HERE = ("spt", "sam_sp")
 BOX_AND_POINTS = ",".join(Method.prompts)
 NOTHING = "nothing"  # the target of a cell that counts false alarms on pictures without an object
 TRAINING_OPTIONS = {field.name for field in fields(TrainingConfig)}
@@ -35,7 +41,16 @@ EVALUATION_OPTIONS = {field.name for field in fields(EvaluationConfig)}
 
 
 def executor(profile: Profile, results: Path | None = None) -> Execute:
-    """How this profile runs a cell on this machine: device, precision and batch size are its, all else the cell's."""
+    """How this profile runs a cell on this machine: device, precision and batch size are its, all else the cell's.
+
+    Raises `InputError` on a prompt or metric of the profile that is not known: before the first training, not after it.
+    """
+    asked = profile.evaluation
+    for prompt in asked.prompts:
+        parse_kind(prompt)
+    for metric in (*asked.metrics, *asked.medical_metrics, *asked.camouflage_metrics):
+        if metric not in METRICS:
+            raise unknown("metric", metric, METRICS)
     device = default_device(profile.device)
     precision = choose_precision(profile.precision, device)
     cache = EmbeddingCache((results or results_root(profile.name)) / "cache")
@@ -123,10 +138,17 @@ def cell_of(record: Record) -> Cell:
     return cell_from_json(json.dumps(values))
 
 
-def trained_method(record: Record, results: Path) -> Method:
-    """The method of an evaluation record as it was trained, from the checkpoints of `results`."""
+def trained_method(record: Record, profile: Profile) -> Method:
+    """The method of an evaluation record as it was trained: trained again where its checkpoint is not here.
+
+    Records are committed and most checkpoints are not, so that a fresh clone has the one without the other.
+    """
     cell = cell_of(record)
-    return cell_method(cell, cell.training and checkpoint_folder(results, cell.training))
+    if cell.training is None:
+        return cell_method(cell)
+    results = results_root(profile.name)
+    run_cell(cell.training, results, executor(profile))
+    return cell_method(cell, checkpoint_folder(results, cell.training))
 
 
 def trainings_of(records: Iterable[Record], results: Path) -> list[Record]:
@@ -137,10 +159,13 @@ def trainings_of(records: Iterable[Record], results: Path) -> list[Record]:
 
 
 def main_records(records: Iterable[Record], table: str, dataset: str, prompt: str, seed: int) -> dict[str, Record]:
-    """By method, the evaluations on `dataset` that `table` shows without a variant, trained there or not at all."""
+    """By method, the evaluations on `dataset` that `table` shows without a variant, trained there or not at all.
+
+    Of several backbones the first one's.
+    """
     return {
         record.method: record
-        for record in records
+        for record in reversed(list(records))
         if "" in record.variants(table)
         and record.dataset == dataset
         and set(record.train_datasets) <= {dataset}
@@ -153,16 +178,18 @@ def backbone_hash(backbone: str) -> str:
     return weights_hash(load_sam(backbone))
 
 
+Place = tuple[str, str, tuple[tuple[str, object], ...]]
+
+
+def place_of(dataset: str, method: str, options: Mapping[str, object] = MappingProxyType({})) -> Place:
+    """Where a learning rate holds: a data set (or a union "a+b"), a method and its options."""
+    return dataset, method, tuple(sorted(options.items()))
+
+
 def choose_learning_rates(
-    profile: Profile,
-    datasets: Sequence[str],
-    methods: Sequence[str],
-    prompts: Sequence[str],
-    hash: str,
-    trained_with: str = BOX_AND_POINTS,
-    **hyper: object,
-) -> dict[tuple[str, str], float]:
-    """By (data set, method), the rate of the profile's grid with the best mean IoU on validation; ties: the smaller.
+    profile: Profile, places: Sequence[Place], prompts: Sequence[str], hash: str, trained_with: str = BOX_AND_POINTS
+) -> dict[Place, float]:
+    """By place, the rate of the profile's grid with the best mean IoU on validation; ties: the smaller.
 
     One rule for every method and baseline: whole trainings of seed 0 (the best is the main table's; shorter ones
     would favour large rates), at the method's own rate and those beside it, then at those beside the best so far until
@@ -170,42 +197,35 @@ def choose_learning_rates(
     in the table `learning_rates`. A grid of one rate is not run; without a grid each method has its own rate.
     """
     grid = sorted(profile.learning_rates)
-    places = [(dataset, method) for dataset in datasets for method in methods]
     own = {place: METHODS[place[1]].learning_rate for place in places}
     if len(grid) <= 1:
         return {place: grid[0] if grid else own[place] for place in places}
     chosen = {place: min(grid, key=lambda rate: abs(np.log(rate / own[place]))) for place in places}
-    scores: dict[tuple, float] = {}
+    scores: dict[tuple[Place, float], float] = {}
 
     def beside(rate: float) -> list[float]:
         index = grid.index(rate)
         return grid[max(index - 1, 0) : index + 2]
 
-    while wanted := [(*place, r) for place in places for r in beside(chosen[place]) if (*place, r) not in scores]:
-        cells = [rate_cells(profile, *tried, prompts, hash, trained_with, **hyper) for tried in wanted]
+    while wanted := [(place, r) for place in places for r in beside(chosen[place]) if (place, r) not in scores]:
+        cells = [rate_cells(profile, *tried, prompts, hash, trained_with) for tried in wanted]
         records = iter(run_cells([cell for one in cells for cell in one], profile.name, executor(profile)))
         for tried, one in zip(wanted, cells, strict=True):
             scores[tried] = float(np.mean([mean_iou(next(records)) for _ in one]))
         for place in places:
-            rates = [rate for rate in grid if (*place, rate) in scores]
-            chosen[place] = max(rates, key=lambda rate: (scores[*place, rate], -rate))
+            rates = [rate for rate in grid if (place, rate) in scores]
+            chosen[place] = max(rates, key=lambda rate: (scores[place, rate], -rate))
     return chosen
 
 
 def rate_cells(
-    profile: Profile,
-    dataset: str,
-    method: str,
-    rate: float,
-    prompts: Sequence[str],
-    hash: str,
-    trained_with: str,
-    **hyper: object,
+    profile: Profile, place: Place, rate: float, prompts: Sequence[str], hash: str, trained_with: str
 ) -> list[EvaluationCell]:
-    """One learning rate on the validation pictures of `dataset` (of each of "a+b"), under every prompt."""
-    training = training_cell(profile, method, dataset, 0, rate, hash, prompt=trained_with, **hyper)
-    options = "".join(f", {name} {value}" for name, value in hyper.items())
-    shared = {"split": "val", "tables": (f"learning_rates:{rate:g}{options}",)}
+    """One learning rate on the validation pictures of a place's set (of each of "a+b"), under every prompt."""
+    dataset, method, options = place
+    training = training_cell(profile, method, dataset, 0, rate, hash, prompt=trained_with, **dict(options))
+    variant = "".join(f", {name} {value}" for name, value in options)
+    shared = {"split": "val", "tables": (f"learning_rates:{rate:g}{variant}",)}
     return [training.evaluation(one, prompt=prompt, **shared) for one in dataset.split("+") for prompt in prompts]
 
 
@@ -220,8 +240,14 @@ def training_cell(
     prompt: str = BOX_AND_POINTS,
     **hyper: object,
 ) -> TrainingCell:
-    """The profile's training of `method` on `dataset`, or on the union "a+b" of several, with prompts of `prompt`."""
+    """The profile's training of `method` on `dataset`, or on the union "a+b" of several, with prompts of `prompt`.
+
+    Where a method's defaults are ours to choose, the cell names them all: another default is another cell.
+    """
     without_sam = method in WITHOUT_SAM
+    if method in CHOSEN_HERE:
+        parameters = inspect.signature(METHODS[method]).parameters.values()
+        hyper = {one.name: one.default for one in parameters if one.default not in (one.empty, None)} | hyper
     return TrainingCell(
         method,
         tuple(dataset.split("+")),
@@ -251,10 +277,11 @@ def images_seen(profile: Profile, method: str, dataset: str) -> int:
 
 
 class Plan:
-    """The cells of one paper in one profile: rates chosen on validation once, the same for a method's variants.
+    """The cells of one paper in one profile, and the learning rates, chosen on validation.
 
     `trained_with`: the prompts drawn in training, evenly; `prompts` those of the tables, the profile's unless given;
-    `options` of the method or its training that hold for every cell.
+    `options` of the method or its training that hold for every cell. Each of `methods`, and each of `variants` (a
+    method with some changes), gets its own rate on each data set; other changes take that of the method as it is.
     """
 
     def __init__(
@@ -264,16 +291,20 @@ class Plan:
         methods: Sequence[str],
         trained_with: str = BOX_AND_POINTS,
         prompts: Sequence[str] = (),
+        variants: Sequence[tuple[str, Mapping[str, object]]] = (),
         **options: object,
     ) -> None:
         self.profile, self.hash, self.trained_with = profile, backbone_hash(profile.backbone), trained_with
         self.prompts = tuple(prompts) or profile.evaluation.prompts
         self.options = options
-        self.rates = choose_learning_rates(profile, datasets, methods, self.prompts, self.hash, trained_with, **options)
+        arms = [*((method, {}) for method in methods), *variants]
+        places = [place_of(dataset, method, options | changes) for dataset in datasets for method, changes in arms]
+        self.rates = choose_learning_rates(profile, places, self.prompts, self.hash, trained_with)
 
     def training(self, method: str, dataset: str, seed: int, images: int = 0, **changes: object) -> TrainingCell:
         """`method` trained on `dataset`; `changes` are options of the method or its training, or the `prompt`."""
-        rate = self.rates[dataset, method]
+        usual = place_of(dataset, method, self.options)
+        rate = self.rates.get(place_of(dataset, method, self.options | changes), self.rates[usual])
         options = {"prompt": self.trained_with} | self.options | changes
         return training_cell(self.profile, method, dataset, seed, rate, self.hash, images, **options)
 
@@ -295,22 +326,15 @@ class Plan:
 
 def run_baselines(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
     """Table `baselines`: zero_shot, decoder_tuning and lora on the test part of every set, every prompt and seed."""
-    hash = backbone_hash(profile.backbone)
-    prompts = profile.evaluation.prompts
-    tuned = [method for method in METHODS if method in ("decoder_tuning", "lora")]
-    rates = choose_learning_rates(profile, datasets, tuned, prompts, hash)
+    tuned = ("decoder_tuning", "lora")
+    plan = Plan(profile, datasets, tuned)
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in seeds:
-            trainings = [
-                training_cell(profile, method, dataset, seed, rates[dataset, method], hash) for method in tuned
-            ]
-            shared = {"max_images": profile.evaluation.max_images, "tables": ("baselines",)}
-            for prompt in prompts:
-                cells.append(zero_shot_cell(profile, dataset, seed, hash, prompt=prompt, **shared))
-            for training in trainings:
-                cells += [training.evaluation(dataset, prompt=prompt, **shared) for prompt in prompts]
-    return run_cells(cells, profile.name, executor(profile))
+            cells += plan.zero_shot(dataset, seed, "baselines")
+            for method in tuned:
+                cells += plan.measured(plan.training(method, dataset, seed), dataset, "baselines")
+    return plan.run(cells)
 
 
 def run_nano_sam(profile: Profile, datasets: Sequence[str]) -> list[Record]:

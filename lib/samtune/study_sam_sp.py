@@ -13,8 +13,11 @@ MOST_ITERATIONS = 3
 GRID = 8  # clicks a side of SAM's everything mode: as fine as the objects here are large, and a second a picture
 WHOLE = "100% of the pictures"  # the main table's model again: the end of the curve
 
+# SAMed's recipe, which nothing shows SAM-SP to follow: AdamW, its weight decay, its schedule. Group "recipe" has SPT's.
+SAMED = {"optimiser": "adamw", "weight_decay": 0.1, "schedule": "polynomial"}
+
 # What is OURS, decided on validation pictures: one change at a time from `START`, by group and variant. The best of a
-# group is the default of `SamSP`, except that distillation stays on. Said in full, so that no new default changes it.
+# group becomes the default of `SamSP`, except that distillation stays on.
 START = {"rank": 4, "self_prompt": "box", "distillation": "kl", "distillation_weight": 0.1, "temperature": 2.0}
 GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "distillation": {
@@ -35,6 +38,13 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
         "box without small parts": {"smallest_part": 0.01},
     },
     "lora": {f"rank {rank}": {"rank": rank} for rank in (2, 8, 16)},
+    "recipe": {"Adam in steps": {"optimiser": "adam", "weight_decay": 0.0, "schedule": "step"}},
+}
+# Named controls, each with its own learning rate: two passes untaught, one pass, and a second pass prompted by any box.
+CONTROLS = {
+    "no distillation": {"distillation_weight": 0.0},
+    "one-pass training": {"iterations": 0},
+    "random box": {"self_prompt": "random_box"},
 }
 # Ablations of SAM-SP as it is.
 SIZES = {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}}
@@ -47,8 +57,8 @@ def group_names() -> list[str]:
 
 
 def sam_sp_plan(profile: Profile, datasets: Sequence[str], methods: Sequence[str] = TUNED, **options: object) -> Plan:
-    """No user prompt, in training or in use; `options` hold for every cell."""
-    return Plan(profile, datasets, methods, "none", ("none",), **options)
+    """No user prompt, in training or in use; SAMed's recipe; `options` hold for every cell."""
+    return Plan(profile, datasets, methods, "none", ("none",), **SAMED | options)
 
 
 def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
@@ -61,6 +71,8 @@ def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) ->
             for prompt in ("none", "box", "point1"):
                 zero_shot = zero_shot_cell(profile, dataset, seed, plan.hash, prompt=prompt, tables=(MAIN,), **shared)
                 cells.append(zero_shot)
+            boxes = {"options": {"per_object": True}, "tables": (f"{MAIN}:a box an object",)} | shared
+            cells.append(zero_shot_cell(profile, dataset, seed, plan.hash, prompt="box", **boxes))
             everything = {"options": {"everything": GRID}, "tables": (f"{MAIN}:everything",)} | shared
             cells.append(zero_shot_cell(profile, dataset, seed, plan.hash, prompt="none", **everything))
             for method in TUNED:
@@ -71,36 +83,38 @@ def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) ->
 def run_ablations(
     profile: Profile, datasets: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()
 ) -> list[Record]:
-    """Table `sam_sp_ablation`, the `groups` asked for (none: all), every one on every set and seed.
+    """Table `sam_sp_ablation`, the `groups` asked for (none: all), every one on every set.
 
-    What the main table has trained already is only measured. Where no group but those of `GROUPS` is asked for, nothing
-    is run that depends on `SamSP`'s defaults.
+    "iterations" and "strategies" (the named controls) with `seeds`, the others with the profile's `ablation_seeds`;
+    "plateau" on the first set. What the main table has trained already is only measured. Where no group but those of
+    `GROUPS` is asked for, nothing is run that depends on `SamSP`'s defaults.
     """
     groups = list(groups) or group_names()
-    records = run_choices(profile, datasets, seeds, [group for group in GROUPS if group in groups])
+    few = profile.ablation_seeds
+    records = run_choices(profile, datasets, few, [group for group in GROUPS if group in groups])
     if set(groups) <= set(GROUPS):
         return records
-    plan = sam_sp_plan(profile, datasets, ("lora_samed", "unet", "sam_sp"))
+    variants = [("sam_sp", changes) for changes in CONTROLS.values()] if "strategies" in groups else ()
+    plan = sam_sp_plan(profile, datasets, TUNED if "plateau" in groups else TUNED[1:], variants=variants)
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in seeds:
+            cells += iteration_cells(plan, dataset, seed) if "iterations" in groups else []
+            cells += strategy_cells(plan, dataset, seed) if "strategies" in groups else []
+        for seed in few:
             for variant, changes in SIZES.items() if "size" in groups else ():
-                for method in ("lora_samed", "unet", "sam_sp"):
+                for method in TUNED[1:]:
                     training = plan.training(method, dataset, seed, **changes)
                     cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
-            if "iterations" in groups:
-                cells += iteration_cells(plan, dataset, seed)
-            if "strategies" in groups:
-                cells += strategy_cells(plan, dataset, seed)
             if "prompt quality" in groups:
                 for share in (0.1, 0.25, 0.5, 1.0):
                     images = round(share * images_seen(profile, "sam_sp", dataset))
                     training = plan.training("sam_sp", dataset, seed, images)
                     cells += plan.measured(training, dataset, f"{ABLATION}:after {share:.0%} of the training")
-            if "plateau" in groups and profile.plateau_images:
-                for method in ("lora_samed", "sam_sp"):
-                    training = plan.training(method, dataset, seed, profile.plateau_images)
-                    cells += plan.measured(training, dataset, f"{ABLATION}:plateau")
+    for seed in few if "plateau" in groups and profile.plateau_images else ():
+        for method in TUNED:
+            training = plan.training(method, datasets[0], seed, profile.plateau_images)
+            cells += plan.measured(training, datasets[0], f"{ABLATION}:plateau")
     return records + plan.run(cells)
 
 
@@ -138,12 +152,12 @@ def strategy_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
     second pass with an empty prompt is the first one again: the decoder is the same. Two-pass training with a one-pass
     test is the output pass0 of the main table.)
     """
-    once = plan.training("sam_sp", dataset, seed, iterations=0)
-    cells = plan.measured(once, dataset, f"{ABLATION}:one-pass training", options={"iterations": 1})
-    blind = plan.training("sam_sp", dataset, seed, self_prompt="random_box")
-    cells += plan.measured(blind, dataset, f"{ABLATION}:random box")
-    untaught = plan.training("sam_sp", dataset, seed, distillation_weight=0.0)
-    cells += plan.measured(untaught, dataset, f"{ABLATION}:no distillation")
+    cells = []
+    for variant, changes in CONTROLS.items():
+        twice = {"options": {"iterations": 1}} if changes.get("iterations") == 0 else {}
+        training = plan.training("sam_sp", dataset, seed, **changes)
+        cells += plan.measured(training, dataset, f"{ABLATION}:{variant}", **twice)
     usual = plan.training("sam_sp", dataset, seed)
+    cells += plan.measured(usual, dataset, f"{ABLATION}:SAM-SP")
     shown = {"prompt": "box", "options": {"self_prompt": "given"}, "tables": (f"{ABLATION}:true box",)}
     return [*cells, usual.evaluation(dataset, max_images=plan.profile.evaluation.max_images, **shown)]

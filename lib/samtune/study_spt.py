@@ -19,6 +19,7 @@ WHOLE = "100% of the pictures"  # the main table's model again: the end of the c
 
 # Ablations by group and variant: options of SPT, or of its training, that differ from the default.
 PARTS = {"SDT": {"relation": False}, "VRA": {"draft": False}}
+END_TO_END = {"relation": False, "detach_draft": False}
 GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "draft": {
         "draft not detached": {"detach_draft": False},
@@ -64,12 +65,13 @@ def run_main(
 ) -> list[Record]:
     """Table `spt_main`: SPT and its baselines; with `controls` also what a critical reader asks for.
 
-    Controls (the sheet's section 5): two decoders trained end to end without detaching and VRA; LoRA of a rank with as
-    many parameters; stock SAM prompted by its own logits ("untrained"). `union`: also one model for all sets together.
+    Controls (the sheet's section 5): two decoders trained end to end, with neither detaching nor VRA; LoRA of a rank
+    with as many parameters; stock SAM prompted by its own logits ("untrained"). `union`: also one model for all sets
+    together. The controls that are trained have learning rates of their own, as the methods do. Last come the profile's
+    other backbones, with neither.
     """
-    union_name = "+".join(datasets)
-    several = union and len(datasets) > 1
-    plan = Plan(profile, [*datasets, *([union_name] if several else [])], TUNED)
+    rank = matching_rank(profile.backbone)
+    plan = Plan(profile, datasets, TUNED, variants=[("spt", END_TO_END), ("lora", {"rank": rank})] if controls else ())
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in seeds:
@@ -83,21 +85,25 @@ def run_main(
                 cell = zero_shot_cell(profile, dataset, seed, plan.hash, target=NOTHING)
                 cells.append(replace(cell, tables=(f"{MAIN}:defect-free",)))
             if controls:
-                cells += control_cells(plan, dataset, seed)
-    if several:
+                cells += control_cells(plan, dataset, seed, rank)
+    if union and len(datasets) > 1:
+        union_name = "+".join(datasets)
+        union_plan = Plan(profile, [union_name], TUNED)
         for seed in seeds:
             for method in TUNED:
-                training = plan.training(method, union_name, seed)
+                training = union_plan.training(method, union_name, seed)
                 for dataset in datasets:
-                    cells += plan.measured(training, dataset, MAIN)
-    return plan.run(cells)
+                    cells += union_plan.measured(training, dataset, MAIN)
+    records = plan.run(cells)
+    for backbone in profile.other_backbones:
+        alone = profile.model_copy(update={"backbone": backbone, "other_backbones": ()})
+        records += run_main(alone, datasets, seeds, controls=False)
+    return records
 
 
-def control_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
-    """The compute-matched and parameter-matched controls of SPT."""
-    end_to_end = {"relation": False, "detach_draft": False, "draft_loss": 0.0}
-    rank = matching_rank(plan.profile.backbone)
-    two = plan.training("spt", dataset, seed, **end_to_end)
+def control_cells(plan: Plan, dataset: str, seed: int, rank: int) -> list[EvaluationCell]:
+    """The compute-matched and parameter-matched controls of SPT; `rank` of the latter."""
+    two = plan.training("spt", dataset, seed, **END_TO_END)
     wide = plan.training("lora", dataset, seed, rank=rank)
     cells = plan.measured(two, dataset, f"{MAIN}:two decoders, end to end")
     cells += plan.measured(wide, dataset, f"{MAIN}:rank {rank}, as many parameters")
@@ -110,11 +116,13 @@ def run_ablations(
 ) -> list[Record]:
     """Table `spt_ablation`, the `groups` asked for (none: all).
 
-    "parts" (SDT x VRA) on every set and seed; "transfer" between all sets; the others on the first set with the
-    profile's `ablation_seeds`. What the main table has trained already is only measured.
+    "parts" (SDT x VRA, each with a learning rate of its own) on every set and seed; "transfer" between all sets; the
+    others on the first set with the profile's `ablation_seeds`, at SPT's own rate (or LoRA's). What the main table has
+    trained already is only measured.
     """
     groups = list(groups) or group_names()
-    plan = Plan(profile, datasets, ("lora", "spt"))
+    parts = [("spt", changes) for changes in PARTS.values()] if "parts" in groups else ()
+    plan = Plan(profile, datasets, TUNED if "plateau" in groups else ("lora", "spt"), variants=parts)
     first, few = datasets[0], profile.ablation_seeds
     cells: list[EvaluationCell] = []
     for dataset in datasets if "parts" in groups else ():
@@ -133,7 +141,7 @@ def run_ablations(
         if "robustness" in groups:
             cells += robustness_cells(plan, first, seed)
         if "plateau" in groups and profile.plateau_images:
-            for method in ("lora", "spt"):
+            for method in TUNED:
                 training = plan.training(method, first, seed, profile.plateau_images)
                 cells += plan.measured(training, first, f"{ABLATION}:plateau")
     if "transfer" in groups:

@@ -19,8 +19,8 @@ from samtune.paths import results_root
 from samtune.records import SUFFIX, Record, read_records
 
 TABLES = {
-    "nano_sam": "The nano SAM before any tuning, against two ways to fill a box without learning",
-    "baselines": "What plain tuning gives: SAM as it is, its decoder tuned, LoRA",
+    "nano_sam": "The nano SAM before tuning, object by object (16 x 16 pixels at least), against ellipse and GrabCut",
+    "baselines": "What plain tuning gives, the objects of a picture as one mask: SAM as it is, decoder tuned, LoRA",
     "spt_main": "SPT against its baselines",
     "spt_ablation": "SPT: what each part contributes",
     "sam_sp_main": "SAM-SP against its baselines",
@@ -45,7 +45,7 @@ METRIC_ORDER = [
 ]  # fmt: skip
 PROMPT_ORDER = ["box", "box_jitter", "point_centre", "point1", "point5", "point10", "mask", "none"]
 NO_BACKBONE = "none"  # of methods without one: ellipse, grabcut, unet
-DESCRIPTIVE = ("image", "object", "object_class", "area", "box_w", "box_h", "output")  # the rest are metrics
+DESCRIPTIVE = ("image", "group", "object", "object_class", "area", "box_w", "box_h", "output")  # the rest are metrics
 _ROW = ["method", "dataset", "prompt", "variant", "backbone", "train_dataset", "split"]
 
 

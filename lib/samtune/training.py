@@ -109,18 +109,25 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
 class TrainingSamples(TorchDataset):
     """What step by step is trained on: a pure function of (config, place in the run), whatever process asks.
 
-    An epoch is a permutation of all samples of all sets drawn from (seed, epoch). `size`: of the model's pictures.
-    `fixed_copies`: augmented pictures come again after `config.copies` epochs.
+    An epoch is a permutation of all samples of all sets drawn from (seed, epoch). `size`: of the model's pictures;
+    `mask_size` of its mask prompts (SAM: a quarter). `fixed_copies`: augmented pictures come again after
+    `config.copies` epochs.
     """
 
     def __init__(
-        self, sources: Sequence[tuple[Dataset, str]], size: int, config: TrainingConfig, fixed_copies: bool = True
+        self,
+        sources: Sequence[tuple[Dataset, str]],
+        size: int,
+        config: TrainingConfig,
+        fixed_copies: bool = True,
+        mask_size: int | None = None,
     ) -> None:
         self.entries = [entry for dataset, split in sources for entry in _share(dataset, split, config.train_share)]
         if not self.entries:
             names = ", ".join(f"{dataset.name} {split}" for dataset, split in sources)
             raise InputError(f"nothing to train on: {names} has no images")
         self.config, self.preprocess, self.fixed_copies = config, Preprocess(size, config.preprocess), fixed_copies
+        self.mask_size = mask_size or size // 4
         self.least_scale = min(0.5, LEAST_SIDE / size)  # smaller models still see pictures at half their size
 
     def __len__(self) -> int:
@@ -151,17 +158,25 @@ class TrainingSamples(TorchDataset):
         kind = self.config.prompts[
             np.random.default_rng([self.config.seed, 1, step]).integers(len(self.config.prompts))
         ]
-        size = (self.preprocess.size // 4, self.preprocess.size // 4)
+        size = (self.mask_size, self.mask_size)
         prompts = make_prompts(kind, (masks[:, 0] > 0.5).numpy(), f"{key}/{place}", self.config.seed, size)
         return {"id": key, "copy": copy, "image": self.preprocess.image(image), "masks": masks, "prompts": prompts}
 
 
 def _share(dataset: Dataset, split: str, share: float) -> list[tuple[Dataset, str]]:
-    """A share of a set's training pictures, at least one, whatever the seed of the run: smaller ones lie in larger."""
+    """A share of a set's training pictures, at least one, whatever the seed of the run: smaller ones lie in larger.
+
+    Group after group (a tile, a patient, a sequence), in an order of its own: a few pictures of each would show as
+    much as all of them.
+    """
     ids = dataset.ids(split)
     if share < 1:
-        order = np.random.default_rng(0).permutation(len(ids))
-        ids = sorted(ids[place] for place in order[: max(1, round(share * len(ids)))])
+        groups: dict[str, list[str]] = {}
+        for id in ids:
+            groups.setdefault(dataset.load(id).group or f"single {id}", []).append(id)
+        order = np.random.default_rng(0).permutation(len(groups))
+        members = list(groups.values())
+        ids = sorted([id for place in order for id in members[place]][: max(1, round(share * len(ids)))])
     return [(dataset, id) for id in ids]
 
 
@@ -221,7 +236,7 @@ def train(
         mixed_precision="bf16" if precision == "bf16" else "no",
         gradient_accumulation_steps=config.accumulate,
     )
-    samples = TrainingSamples(sources, method.sam.image_size, config, method.frozen_encoder)
+    samples = TrainingSamples(sources, method.sam.image_size, config, method.frozen_encoder, method.sam.mask_size)
     parameters = list(method.trainable().values())
     if not parameters:
         raise InputError(f"{method.name} has nothing to train")

@@ -199,7 +199,7 @@ def tune(
 
     table = pd.concat([before, after])
     first = ["stage", "prompt", "image", "object", "object_class"]
-    table = table[first + [name for name in table if name not in (*first, "output")]].round(6)
+    table = table[first + [name for name in table if name not in (*first, "group", "output")]].round(6)
     write_atomically(out / METRICS_FILE, table.to_csv(index=False).encode())
     scores = table.groupby(["prompt", "stage", "image"])["iou"].mean().groupby(["prompt", "stage"]).mean().unstack()
     scores = scores.loc[list(settings.prompts), ["zero_shot", "tuned"]]

@@ -27,8 +27,8 @@ class MagneticTile(ListedDataset):
     """One mask per picture, all defect pixels (> 127), named by its folder ("blowhole", "break" ...).
 
     No official split: seeded 60/20/20, stratified by defect, whole tiles together. `defect_free=True` adds MT_Free
-    (no masks), split by itself so that the defects stay where they are. Defect pictures with an empty mask (four in
-    MT_Uneven) are dropped and counted.
+    (no masks) to the test part: nothing is trained on it. Defect pictures with an empty mask (four in MT_Uneven) are
+    dropped and counted.
 
     Each tile was photographed about six times under other light, with rising numbers (`exp1_num_7009`,
     `exp2_num_7023` ...), now and then in two runs: a split by picture would put the same defect on both sides.
@@ -54,7 +54,7 @@ class MagneticTile(ListedDataset):
         defects = [id for id in kinds if kinds[id] != "free"]
         self._tiles = tiles(defects, self.TILE_GAP)
         split_of = make_split(defects, kinds, self._tiles)
-        split_of |= make_split(id for id in kinds if kinds[id] == "free")
+        split_of |= {id: "test" for id in kinds if kinds[id] == "free"}  # never trained on
         self._kinds = kinds
         super().__init__("magnetic-tile", by_split(split_of), dropped)
 

@@ -55,10 +55,6 @@ class Lora(Method):
         """An ordinary SAM with the updates folded in."""
         return merge_lora(self.sam)
 
-    def adapter_state(self) -> dict[str, Tensor]:
-        """The low-rank factors alone: a few hundred kilobytes."""
-        return self.trainable_state()
-
 
 class LoraSamed(Method):
     """LoRA on q and v of the encoder alone, rank 4 and alpha = rank; prompt encoder and mask decoder are tuned whole.

@@ -82,7 +82,7 @@ class SPT(Method):
     one decoder, as `lora` has. `relation`: the VRA-Adapter, with `relation_threshold`, `relation_temperature`,
     `relation_block` (0 or 1; None: both), `relation_std` of its first scales. `handoff`: what of the draft becomes the
     mask prompt, one of `HANDOFFS`; `detach_draft` stops its gradient; `detach_relation` stops the relation's in the
-    draft decoder. `draft_loss`: weight of the draft's loss.
+    draft decoder.
 
     Trainable: ViT-B 390,144 parameters, ViT-L 881,664, ViT-H 1,405,952. Raises `InputError` on an unknown `handoff` or
     `relation_block`.
@@ -106,14 +106,12 @@ class SPT(Method):
         handoff: str = "logits",
         detach_draft: bool = True,
         detach_relation: bool = False,
-        draft_loss: float = 1.0,
     ) -> None:
         super().__init__(sam)
         if handoff not in HANDOFFS:
             raise unknown("handoff", handoff, HANDOFFS)
         self.relation, self.threshold, self.temperature = relation, relation_threshold, float(relation_temperature)
         self.handoff, self.detach_draft, self.detach_relation = HANDOFFS[handoff], detach_draft, detach_relation
-        self.draft_loss = draft_loss
         if draft:  # both decoders start from the same pre-trained weights
             self.sam.draft_decoder = copy.deepcopy(self.sam.mask_decoder)
         self.sam = add_lora(self.sam, rank, alpha)
@@ -170,9 +168,8 @@ class SPT(Method):
         Both are supervised (our reading: a detached draft would get no gradient otherwise), with equal weight.
         """
         loss = super().loss(prediction, masks, generator)
-        if self.draft_loss and "draft" in prediction:
-            draft = point_sampled_loss(prediction["draft"], masks, generator=generator)
-            loss = loss + self.draft_loss * draft.mean()
+        if "draft" in prediction:
+            loss = loss + point_sampled_loss(prediction["draft"], masks, generator=generator).mean()
         return loss
 
     def merged(self) -> None:

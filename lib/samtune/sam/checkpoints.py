@@ -97,7 +97,7 @@ def check_fits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
 def guess_backbone(state: dict[str, Tensor], path: Path | str) -> str:
     """The backbone that a state dict's encoder belongs to, by its width. Raises `InputError` when there is none."""
     weight = state.get("image_encoder.patch_embed.proj.weight")
-    widths = {768: "vit_b", 1024: "vit_l", 1280: "vit_h", 160: "nano"}
+    widths = {build.keywords["width"]: name for name, build in BACKBONES.items()}
     if weight is None or weight.shape[0] not in widths:
         found = "no image encoder" if weight is None else f"an encoder of width {weight.shape[0]}"
         raise InputError(f"{path} holds {found}; expected one of SAM's widths {sorted(widths)}")
@@ -110,6 +110,8 @@ def official_checkpoint(backbone: str) -> Path:
     A partial download never counts as present. `SAMTUNE_OFFLINE=1` downloads nothing. Raises `InputError` that says
     what to fetch by hand and where to put it.
     """
+    if backbone not in OFFICIAL:
+        raise InputError(f"{backbone} has no official checkpoint: name the file of its weights instead")
     name, expected = OFFICIAL[backbone]
     path = checkpoint_root() / name
     if path.is_file():
