@@ -60,7 +60,7 @@ def boxes_filled(samples: list[Sample], prompts: list[Prompts]) -> list[dict[str
 
 
 def test_a_prompt_an_object_against_the_union() -> None:
-    """Filled boxes of two apart rectangles are right one by one, and half wrong as one box around both."""
+    """Filled boxes of two apart rectangles are right one by one; a box around both is a third wrong."""
     left, right = rectangle(2, 2, 10, 8), rectangle(2, 14, 10, 20)
     config = replace(CONFIG, target="union", metrics=("iou",))
     for data in (ListedSamples([sample_of("a", left, right)]), ListedSamples([sample_of("a", left | right)])):
