@@ -150,10 +150,10 @@ def faked_records(scores: dict[float, float], asked: list[EvaluationCell]):
     return run
 
 
-def test_best_rate_on_validation_is_chosen_and_ties_take_the_smaller(
+def test_smallest_rate_within_half_a_point_of_the_best_on_validation_is_chosen(
     profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = {1e-5: 0.3, 1e-4: 0.5, 3e-4: 0.5, 1e-3: 0.5, 3e-3: 0.55, 1e-2: 0.45, 3e-2: 0.4, 1e-1: 0.9}
+    scores = {1e-5: 0.3, 1e-4: 0.496, 3e-4: 0.5, 1e-3: 0.5, 3e-3: 0.55, 1e-2: 0.45, 3e-2: 0.4, 1e-1: 0.9}
     profile = profile.model_copy(update={"learning_rates": tuple(reversed(scores)), "images": 100})
     asked: list[EvaluationCell] = []
     monkeypatch.setattr(study, "run_cells", faked_records(scores, asked))
@@ -163,10 +163,10 @@ def test_best_rate_on_validation_is_chosen_and_ties_take_the_smaller(
     for cell in asked:
         assert (cell.split, cell.seed, cell.weights_hash) == ("val", 0, "hash")
         rate = dict(cell.training.hyper)["learning_rate"]
-        assert cell.training == training_cell(profile, cell.method, DATA, 0, rate, "hash")  # so the best one is reused
+        assert cell.training == training_cell(profile, cell.method, DATA, 0, rate, "hash")  # so it is reused
         assert cell.tables == (f"learning_rates:{rate:g}",)
         tried[cell.method].add(rate)
-    # From the method's own rate on, until the best one has been compared with those on both its sides.
+    # From the method's own rate on, until the chosen one has been compared with those on both its sides.
     assert tried == {"decoder_tuning": {1e-5, 1e-4, 3e-4}, "lora": {3e-4, 1e-3, 3e-3, 1e-2, 3e-2}}
     assert len(asked) == 2 * 8
     choose_learning_rates(profile, [place_of(DATA, "lora", {"rank": 2})], ["box"], "hash")

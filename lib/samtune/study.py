@@ -35,6 +35,7 @@ CLASSICAL = ("ellipse", "grabcut")
 WITHOUT_SAM = (*CLASSICAL, "unet")
 CHOSEN_HERE = ("spt", "sam_sp")
 BOX_AND_POINTS = ",".join(Method.prompts)
+SCORE_TIE = 0.005  # of mean IoU on validation
 NOTHING = "nothing"  # the target of a cell that counts false alarms on pictures without an object
 TRAINING_OPTIONS = {field.name for field in fields(TrainingConfig)}
 EVALUATION_OPTIONS = {field.name for field in fields(EvaluationConfig)}
@@ -189,12 +190,13 @@ def place_of(dataset: str, method: str, options: Mapping[str, object] = MappingP
 def choose_learning_rates(
     profile: Profile, places: Sequence[Place], prompts: Sequence[str], hash: str, trained_with: str = BOX_AND_POINTS
 ) -> dict[Place, float]:
-    """By place, the rate of the profile's grid with the best mean IoU on validation; ties: the smaller.
+    """By place, the smallest rate of the profile's grid within half a point of the best mean IoU on validation.
 
-    One rule for every method and baseline: whole trainings of seed 0 (the best is the main table's; shorter ones
-    would favour large rates), at the method's own rate and those beside it, then at those beside the best so far until
-    it has been compared with both; the mean is over the profile's prompts (and over the sets of a union, "a+b"). Shown
-    in the table `learning_rates`. A grid of one rate is not run; without a grid each method has its own rate.
+    One rule for every method and baseline: whole trainings of seed 0 (the chosen is the main table's; shorter ones
+    would favour large rates), at the method's own rate and those beside it, then at those beside the chosen so far
+    until it has been compared with both; the mean is over the profile's prompts (and over the sets of a union, "a+b").
+    One seed cannot tell rates apart that are within half a point, and a smaller one stays nearer to SAM. Shown in the
+    table `learning_rates`. A grid of one rate is not run; without a grid each method has its own rate.
     """
     grid = sorted(profile.learning_rates)
     own = {place: METHODS[place[1]].learning_rate for place in places}
@@ -214,7 +216,8 @@ def choose_learning_rates(
             scores[tried] = float(np.mean([mean_iou(next(records)) for _ in one]))
         for place in places:
             rates = [rate for rate in grid if (place, rate) in scores]
-            chosen[place] = max(rates, key=lambda rate: (scores[place, rate], -rate))
+            least = max(scores[place, rate] for rate in rates) - SCORE_TIE
+            chosen[place] = min(rate for rate in rates if scores[place, rate] >= least)
     return chosen
 
 

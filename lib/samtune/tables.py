@@ -27,7 +27,7 @@ TABLES = {
     "sam_sp_ablation": "SAM-SP: what each part contributes",
     "asam_main": "ASAM on data that it was not tuned on",
     "asam_ablation": "ASAM: what each part contributes",
-    "learning_rates": "Learning rates on validation pictures: the best mean over prompts is taken",
+    "learning_rates": "Learning rates on validation pictures: the smallest within half a point of the best is taken",
     "speed": "Time and memory",
 }
 COLUMNS = [
