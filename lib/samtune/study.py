@@ -193,7 +193,7 @@ def choose_learning_rates(
     """By place, the smallest rate of the profile's grid within half a point of the best mean IoU on validation.
 
     One rule for every method and baseline: whole trainings of seed 0 (the chosen is the main table's; shorter ones
-    would favour large rates), at the method's own rate and those beside it, then at those beside the chosen so far
+    would favour large rates), at the method's own rate, then at the one above the chosen so far, then at the one below,
     until it has been compared with both; the mean is over the profile's prompts (and over the sets of a union, "a+b").
     One seed cannot tell rates apart that are within half a point, and a smaller one stays nearer to SAM. Shown in the
     table `learning_rates`. A grid of one rate is not run; without a grid each method has its own rate.
@@ -205,11 +205,12 @@ def choose_learning_rates(
     chosen = {place: min(grid, key=lambda rate: abs(np.log(rate / own[place]))) for place in places}
     scores: dict[tuple[Place, float], float] = {}
 
-    def beside(rate: float) -> list[float]:
-        index = grid.index(rate)
-        return grid[max(index - 1, 0) : index + 2]
+    def untried(place: Place) -> list[tuple[Place, float]]:
+        index = grid.index(chosen[place])
+        nearest = [grid[index], *grid[index + 1 : index + 2], *grid[max(index - 1, 0) : index]]
+        return [(place, rate) for rate in nearest if (place, rate) not in scores][:1]
 
-    while wanted := [(place, r) for place in places for r in beside(chosen[place]) if (place, r) not in scores]:
+    while wanted := [tried for place in places for tried in untried(place)]:
         cells = [rate_cells(profile, *tried, prompts, hash, trained_with) for tried in wanted]
         records = iter(run_cells([cell for one in cells for cell in one], profile.name, executor(profile)))
         for tried, one in zip(wanted, cells, strict=True):
