@@ -224,12 +224,13 @@ def test_bad_parameters_are_named_with_value_and_expected_type(change: dict, mes
 
 
 def test_what_is_left_empty_is_the_profiles() -> None:
-    given = {"profile": "quick", "datasets": [], "seeds": [], "groups": []}
+    given = {"profile": "quick", "datasets": [], "seeds": [], "groups": [], "transfer": []}
     assert SptAblations.from_notebook(given).groups == ["parts", "robustness"]
     assert SptAblations.from_notebook(given | {"groups": ["size"]}).groups == ["size"]
     assert SptAblations.from_notebook(given | {"profile": "cpu"}).groups == []  # there: all
-    main = {"profile": "cpu", "datasets": [], "seeds": [], "controls": None, "union": False}
-    assert (Spt.from_notebook(main).controls, Spt.from_notebook(main).union) == (True, False)
+    main = {"profile": "cpu", "datasets": [], "seeds": [], "controls": [], "union": False}
+    found = Spt.from_notebook(main)
+    assert (found.controls, found.union) == (["magnetic-tile", "neu-seg"], False)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +242,9 @@ def test_what_is_left_empty_is_the_profiles() -> None:
 )
 def test_unknown_groups_and_data_sets_are_told_at_once(change: dict, message: str) -> None:
     with pytest.raises(InputError, match="^" + re.escape(message)):
-        SptAblations.from_notebook({"profile": "smoke", "datasets": [], "seeds": [], "groups": []} | change)
+        SptAblations.from_notebook(
+            {"profile": "smoke", "datasets": [], "seeds": [], "groups": [], "transfer": []} | change
+        )
 
 
 def test_missing_and_several_bad_parameters_are_all_named() -> None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("small_backbone")
 
 
 def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
-    records = run_main(profile, [DATA], [0])
+    records = run_main(profile, [DATA], [0], [DATA])
     table = build_tables(records)["spt_main"]
     iou = table[table["metric"] == "iou"]
     rows = set(zip(iou["method"], iou["variant"], iou["output"], strict=True))
@@ -38,9 +38,10 @@ def test_rank_that_matches_spts_parameters() -> None:
 
 
 def test_controls_differ_from_spt_as_they_say(profile: Profile, asked: list[EvaluationCell]) -> None:
-    run_main(profile, [DATA, "magnetic-tile"], [0, 1], union=True)
+    run_main(profile, [DATA, "magnetic-tile"], [0, 1], [DATA], union=True)
     by_table = {place: cell for cell in asked for place in cell.tables}
     two = by_table["spt_main:two decoders, end to end"]
+    assert {cell.dataset for cell in asked if cell.tables[0].startswith("spt_main:two")} == {DATA}
     assert two.method == "spt" and study_spt.END_TO_END.items() <= dict(two.training.hyper).items()
     assert study_spt.END_TO_END == {"relation": False, "detach_draft": False}
     untrained = by_table["spt_main:untrained"]
@@ -66,7 +67,7 @@ def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
     profile: Profile, asked: list[EvaluationCell]
 ) -> None:
     profile = profile.model_copy(update={"plateau_images": 50})
-    run_ablations(profile, [DATA, "magnetic-tile"], [0, 1])
+    run_ablations(profile, [DATA, "magnetic-tile"], [0, 1], transfer=[DATA, "magnetic-tile"])
     variants: dict[str, set] = {}
     for cell in asked:
         variant = cell.tables[0].partition(":")[2]
@@ -97,7 +98,7 @@ def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
 def test_groups_can_be_asked_for_alone(profile: Profile, asked: list[EvaluationCell]) -> None:
     for group in group_names():
         asked.clear()
-        run_ablations(profile, [DATA], [0], [group])
+        run_ablations(profile, [DATA], [0], [group], [DATA])
         # smoke has no plateau, and one set leaves nothing to transfer to but zero-shot
         assert bool(asked) == (group != "plateau"), group
 

@@ -116,7 +116,7 @@ class Spt(NotebookParameters):
     profile: ProfileName
     datasets: list[DatasetName]
     seeds: list[int]
-    controls: bool | None
+    controls: list[DatasetName]
     union: bool | None
 
 
@@ -128,6 +128,7 @@ class SptAblations(NotebookParameters):
     datasets: list[DatasetName]
     seeds: list[int]
     groups: list[Annotated[str, AfterValidator(partial(_known_group, "study_spt"))]]
+    transfer: list[DatasetName]
 
 
 class SamSp(NotebookParameters):

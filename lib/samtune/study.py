@@ -308,7 +308,7 @@ class Plan:
     def training(self, method: str, dataset: str, seed: int, images: int = 0, **changes: object) -> TrainingCell:
         """`method` trained on `dataset`; `changes` are options of the method or its training, or the `prompt`."""
         usual = place_of(dataset, method, self.options)
-        rate = self.rates.get(place_of(dataset, method, self.options | changes), self.rates[usual])
+        rate = self.rates.get(place_of(dataset, method, self.options | changes)) or self.rates[usual]
         options = {"prompt": self.trained_with} | self.options | changes
         return training_cell(self.profile, method, dataset, seed, rate, self.hash, images, **options)
 

@@ -61,17 +61,13 @@ def matching_rank(backbone: str) -> int:
 
 
 def run_main(
-    profile: Profile, datasets: Sequence[str], seeds: Sequence[int], controls: bool = True, union: bool = False
+    profile: Profile, datasets: Sequence[str], seeds: Sequence[int], controls: Sequence[str] = (), union: bool = False
 ) -> list[Record]:
-    """Table `spt_main`: SPT and its baselines; with `controls` also what a critical reader asks for.
+    """Table `spt_main`: SPT and its baselines; then the controls on those of the sets that `controls` names.
 
-    Controls (the sheet's section 5): two decoders trained end to end, with neither detaching nor VRA; LoRA of a rank
-    with as many parameters; stock SAM prompted by its own logits ("untrained"). `union`: also one model for all sets
-    together. The controls that are trained have learning rates of their own, as the methods do. Last come the profile's
-    other backbones, with neither.
+    `union`: also one model for all sets together. Last come the profile's other backbones, with neither.
     """
-    rank = matching_rank(profile.backbone)
-    plan = Plan(profile, datasets, TUNED, variants=[("spt", END_TO_END), ("lora", {"rank": rank})] if controls else ())
+    plan = Plan(profile, datasets, TUNED)
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in seeds:
@@ -84,41 +80,60 @@ def run_main(
             if dataset in WITH_DEFECT_FREE:
                 cell = zero_shot_cell(profile, dataset, seed, plan.hash, target=NOTHING)
                 cells.append(replace(cell, tables=(f"{MAIN}:defect-free",)))
-            if controls:
-                cells += control_cells(plan, dataset, seed, rank)
-    if union and len(datasets) > 1:
-        union_name = "+".join(datasets)
-        union_plan = Plan(profile, [union_name], TUNED)
-        for seed in seeds:
-            for method in TUNED:
-                training = union_plan.training(method, union_name, seed)
-                for dataset in datasets:
-                    cells += union_plan.measured(training, dataset, MAIN)
     records = plan.run(cells)
+    records += run_controls(profile, [name for name in datasets if name in controls], seeds)
+    if union and len(datasets) > 1:
+        records += run_union(profile, datasets, seeds)
     for backbone in profile.other_backbones:
         alone = profile.model_copy(update={"backbone": backbone, "other_backbones": ()})
-        records += run_main(alone, datasets, seeds, controls=False)
+        records += run_main(alone, datasets, seeds)
     return records
 
 
-def control_cells(plan: Plan, dataset: str, seed: int, rank: int) -> list[EvaluationCell]:
-    """The compute-matched and parameter-matched controls of SPT; `rank` of the latter."""
-    two = plan.training("spt", dataset, seed, **END_TO_END)
-    wide = plan.training("lora", dataset, seed, rank=rank)
-    cells = plan.measured(two, dataset, f"{MAIN}:two decoders, end to end")
-    cells += plan.measured(wide, dataset, f"{MAIN}:rank {rank}, as many parameters")
-    stock = plan.zero_shot(dataset, seed, f"{MAIN}:untrained")
-    return cells + [replace(cell, method="spt") for cell in stock]
+def run_controls(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+    """What a critical reader asks for (the sheet's section 5), in `spt_main`: is it the method, or the compute?
+
+    Two decoders trained end to end, with neither detaching nor VRA; LoRA of a rank with as many parameters; stock SAM
+    prompted by its own logits ("untrained"). Those that are trained have learning rates of their own.
+    """
+    rank = matching_rank(profile.backbone)
+    plan = Plan(profile, datasets, (), variants=[("spt", END_TO_END), ("lora", {"rank": rank})])
+    cells: list[EvaluationCell] = []
+    for dataset in datasets:
+        for seed in seeds:
+            two = plan.training("spt", dataset, seed, **END_TO_END)
+            wide = plan.training("lora", dataset, seed, rank=rank)
+            cells += plan.measured(two, dataset, f"{MAIN}:two decoders, end to end")
+            cells += plan.measured(wide, dataset, f"{MAIN}:rank {rank}, as many parameters")
+            stock = plan.zero_shot(dataset, seed, f"{MAIN}:untrained")
+            cells += [replace(cell, method="spt") for cell in stock]
+    return plan.run(cells)
+
+
+def run_union(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+    """One model for all of `datasets`, measured on each, in `spt_main`."""
+    together = "+".join(datasets)
+    plan = Plan(profile, [together], TUNED)
+    cells: list[EvaluationCell] = []
+    for seed in seeds:
+        for method in TUNED:
+            training = plan.training(method, together, seed)
+            cells += [cell for dataset in datasets for cell in plan.measured(training, dataset, MAIN)]
+    return plan.run(cells)
 
 
 def run_ablations(
-    profile: Profile, datasets: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()
+    profile: Profile,
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    groups: Sequence[str] = (),
+    transfer: Sequence[str] = (),
 ) -> list[Record]:
     """Table `spt_ablation`, the `groups` asked for (none: all).
 
-    "parts" (SDT x VRA, each with a learning rate of its own) on every set and seed; "transfer" between all sets; the
-    others on the first set with the profile's `ablation_seeds`, at SPT's own rate (or LoRA's). What the main table has
-    trained already is only measured.
+    "parts" (SDT x VRA, each with a learning rate of its own) on every set and seed; "transfer" between all sets of
+    `transfer`; the others on the first set with the profile's `ablation_seeds`, at SPT's own rate (or LoRA's). What the
+    main table has trained already is only measured.
     """
     groups = list(groups) or group_names()
     parts = [("spt", changes) for changes in PARTS.values()] if "parts" in groups else ()
@@ -144,9 +159,8 @@ def run_ablations(
             for method in TUNED:
                 training = plan.training(method, first, seed, profile.plateau_images)
                 cells += plan.measured(training, first, f"{ABLATION}:plateau")
-    if "transfer" in groups:
-        cells += transfer_cells(plan, datasets, seeds)
-    return plan.run(cells)
+    records = plan.run(cells)
+    return records + (run_transfer(profile, transfer, seeds) if "transfer" in groups else [])
 
 
 def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
@@ -166,14 +180,15 @@ def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell
     return sorted(cells, key=lambda cell: cell.method)  # a method's cells together: its embeddings are kept
 
 
-def transfer_cells(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[EvaluationCell]:
+def run_transfer(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
     """Tuned on one set and measured on every other, box prompt; zero-shot beside it."""
-    cells = []
-    shared = {"max_images": plan.profile.evaluation.max_images, "tables": (f"{ABLATION}:transfer",)}
+    plan = Plan(profile, datasets, ("lora", "spt"))
+    cells: list[EvaluationCell] = []
+    shared = {"max_images": profile.evaluation.max_images, "tables": (f"{ABLATION}:transfer",)}
     for seed in seeds:
         for trained_on in datasets:
             for method in ("lora", "spt"):
                 training = plan.training(method, trained_on, seed)
                 cells += [training.evaluation(other, **shared) for other in datasets if other != trained_on]
-        cells += [zero_shot_cell(plan.profile, other, seed, plan.hash, **shared) for other in datasets]
-    return cells
+        cells += [zero_shot_cell(profile, other, seed, plan.hash, **shared) for other in datasets]
+    return plan.run(cells)
