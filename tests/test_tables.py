@@ -120,6 +120,19 @@ def test_outputs_variants_and_speed(tmp_path):
     assert row(tables["speed"], method="spt", metric="trainable_parameters")["mean"] == 1234
 
 
+def test_rows_are_in_the_order_of_the_numbers_in_their_names(tmp_path):
+    names = ["0.001", "3e-05", "0.0001", "100% of the pictures", "25% of the pictures", "rank 16", "rank 2"]
+    cells = [
+        dataclasses.replace(cell, options={"number": number}, tables=(f"spt_ablation:{name}",))
+        for number, name in enumerate(names)
+        for cell in fake_cells(datasets=("neu-seg",), methods=(), seeds=(0,))
+    ]
+    table = build_tables(records_of(tmp_path, cells))["spt_ablation"]
+    assert list(table["variant"].unique()) == [
+        "3e-05", "0.0001", "0.001", "25% of the pictures", "100% of the pictures", "rank 2", "rank 16",
+    ]  # fmt: skip
+
+
 def test_two_cells_never_share_a_row(tmp_path):
     one = TrainingCell("lora", ("neu-seg",), "nano", hyper={"rank": 4})
     two = dataclasses.replace(one, hyper={"rank": 8})
