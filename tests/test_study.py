@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -137,11 +138,13 @@ def test_hyper_parameters_reach_training_and_method(
 def faked_records(scores: dict[float, float], asked: list[EvaluationCell]):
     """A stand-in for `run_cells`: every image has the score of the cell's learning rate, plus its prompt's share."""
 
-    def run(cells, results, execute):
+    def run(cells, results, execute, say=print):
         records = []
         for cell in cells:
             asked.append(cell)
             rate = dict(cell.training.hyper)["learning_rate"]
+            if np.isnan(scores[rate]):
+                raise FloatingPointError("loss is nan")
             shift = {"box": 0.1, "point10": -0.1}[cell.prompt] + (0.2 if cell.method == "lora" and rate > 5e-3 else 0)
             objects = pd.DataFrame({"image": ["a", "a", "b"], "output": "final", "iou": scores[rate] + shift})
             records.append(Record(cell.key(), "evaluation", {}, objects=objects))
@@ -168,9 +171,17 @@ def test_smallest_rate_within_half_a_point_of_the_best_on_validation_is_chosen(
         tried[cell.method].add(rate)
     # From the method's own rate on, until the chosen one has been compared with those on both its sides.
     assert tried == {"decoder_tuning": {1e-5, 1e-4, 3e-4}, "lora": {1e-3, 3e-3, 1e-2, 3e-2}}
-    assert len(asked) == 2 * 7
+    assert len({cell.key() for cell in asked}) == 2 * 7
+    asked.clear()
     choose_learning_rates(profile, [place_of(DATA, "lora", {"rank": 2})], ["box"], "hash")
-    assert all(cell.tables[0].endswith(", rank 2") for cell in asked[14:])  # other cells, so other rows
+    assert all(cell.tables[0].endswith(", rank 2") for cell in asked)  # other cells, so other rows
+
+
+def test_a_rate_whose_loss_is_no_number_is_not_chosen(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = profile.model_copy(update={"learning_rates": (1e-3, 3e-3), "images": 100})
+    places = [place_of(DATA, "decoder_tuning"), place_of(DATA, "decoder_tuning", {"batch_size": 4})]
+    monkeypatch.setattr(study, "run_cells", faked_records({1e-3: 0.3, 3e-3: np.nan}, []))
+    assert choose_learning_rates(profile, places, ["box"], "hash") == dict.fromkeys(places, 1e-3)
 
 
 def test_without_a_number_of_images_training_takes_the_papers_epochs(profile: Profile) -> None:

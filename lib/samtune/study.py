@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
@@ -195,8 +196,9 @@ def choose_learning_rates(
     One rule for every method and baseline: whole trainings of seed 0 (the chosen is the main table's; shorter ones
     would favour large rates), at the method's own rate, then at the one above the chosen so far, then at the one below,
     until it has been compared with both; the mean is over the profile's prompts (and over the sets of a union, "a+b").
-    One seed cannot tell rates apart that are within half a point, and a smaller one stays nearer to SAM. Shown in the
-    table `learning_rates`. A grid of one rate is not run; without a grid each method has its own rate.
+    One seed cannot tell rates apart that are within half a point, and a smaller one stays nearer to SAM. A rate whose
+    loss ends in no number is never chosen. Shown in the table `learning_rates`. A grid of one rate is not run; without
+    a grid each method has its own rate.
     """
     grid = sorted(profile.learning_rates)
     own = {place: METHODS[place[1]].learning_rate for place in places}
@@ -212,9 +214,14 @@ def choose_learning_rates(
 
     while wanted := [tried for place in places for tried in untried(place)]:
         cells = [rate_cells(profile, *tried, prompts, hash, trained_with) for tried in wanted]
-        records = iter(run_cells([cell for one in cells for cell in one], profile.name, executor(profile)))
+        with suppress(FloatingPointError):  # a rate too large; the others of this round are run all the same
+            run_cells([cell for one in cells for cell in one], profile.name, executor(profile))
         for tried, one in zip(wanted, cells, strict=True):
-            scores[tried] = float(np.mean([mean_iou(next(records)) for _ in one]))
+            try:
+                records = run_cells(one, profile.name, executor(profile), say=lambda line: None)
+                scores[tried] = float(np.mean([mean_iou(record) for record in records]))
+            except FloatingPointError:
+                scores[tried] = -np.inf
         for place in places:
             rates = [rate for rate in grid if (place, rate) in scores]
             least = max(scores[place, rate] for rate in rates) - SCORE_TIE
