@@ -37,14 +37,17 @@ pytestmark = pytest.mark.usefixtures("small_backbone")
 def test_baselines_of_a_smoke_profile_run_once(profile: Profile, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = tmp_path / "results" / "smoke"
     records = run_baselines(profile, [DATA], [0])
-    assert [record.method for record in records] == ["zero_shot", "decoder_tuning", "lora"]
+    assert [(record.method, *record.tables) for record in records] == [
+        ("zero_shot", "baselines"), ("decoder_tuning", "baselines"), ("lora", "baselines"),
+        ("lora", "baselines:trained on boxes"),
+    ]  # fmt: skip
     for record in records:
-        assert record.tables == ("baselines",) and record.dataset == DATA and record.precision == "fp32"
+        assert record.dataset == DATA and record.precision == "fp32"
         assert record.objects["image"].nunique() == 2 and set(record.objects["output"]) == {"final"}
         assert record.objects[["iou", "boundary_iou", "dice"]].to_numpy().min() >= 0
         assert record.extras["dropped"]["images without a mask"] == 0 and record.status == "done"
     stored = {record.key: record for record in read_records(folder / "records")}
-    assert sorted(record.kind for record in stored.values()) == ["evaluation"] * 3 + ["training"] * 2
+    assert sorted(record.kind for record in stored.values()) == ["evaluation"] * 4 + ["training"] * 3
     trainings = {record.method: record for record in stored.values() if record.kind == "training"}
     for method, record in trainings.items():
         assert [row["images"] for row in record.curve] == [2, 4] and record.images == 4
@@ -215,9 +218,13 @@ def test_chosen_rates_are_those_that_the_main_cells_train_with(
     found = {(cell.dataset, cell.method, dict(cell.training.hyper)["learning_rate"]) for cell in asked if cell.training}
     assert found == {(dataset, method, rate) for (dataset, method, _), rate in rates.items()}
     assert {(cell.split, cell.max_images) for cell in asked} == {("test", 2)}
-    assert sorted((cell.method, cell.seed) for cell in asked) == [
-        (method, seed) for method in ("decoder_tuning", "lora", "zero_shot") for seed in (0, 1)
-    ]
+    assert sorted((cell.method, cell.training and cell.training.prompt or "", cell.seed) for cell in asked) == [
+        (method, trained_with, seed)
+        for method, trained_with in (
+            ("decoder_tuning", "box,point10"), ("lora", "box"), ("lora", "box,point10"), ("zero_shot", ""),
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
 
 
 def test_a_variant_has_its_own_rate_and_other_changes_take_the_methods(

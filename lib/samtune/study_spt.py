@@ -9,7 +9,7 @@ from samtune.methods import build_method
 from samtune.profile import Profile
 from samtune.records import Record
 from samtune.sam.checkpoints import load_sam
-from samtune.study import NOTHING, Plan, zero_shot_cell
+from samtune.study import NOTHING, ON_BOXES, Plan, zero_shot_cell
 
 MAIN, ABLATION = "spt_main", "spt_ablation"
 TUNED = ("decoder_tuning", "lora", "spt")
@@ -40,7 +40,7 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
         "rank 16": {"rank": 16},
         "alpha = rank": {"alpha": 8.0},
     },
-    "prompts": {"trained on boxes": {"prompt": "box"}, "trained on points": {"prompt": "point10"}},
+    "prompts": {ON_BOXES: {"prompt": "box"}, "trained on points": {"prompt": "point10"}},
     "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}},
 }
 EVALUATED = ("robustness", "transfer", "plateau")  # groups that are more than an option of SPT
