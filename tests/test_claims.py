@@ -100,6 +100,7 @@ def test_baselines_stand_in_until_the_papers_table_is_there(tmp_path):
     assert table.loc["S1b", "verdict"] == "reproduced"
     assert table.loc["S1b", "command"].startswith("papermill notebooks/00_start_here.ipynb")
     assert table.loc["S1a", "verdict"] == "not run"
+    assert table.loc["S1a", "command"].startswith("papermill notebooks/10_spt.ipynb")  # notebook 00 has no SPT
 
 
 def test_zero_shot_needs_one_seed_and_partial_runs_compare_common_seeds(tmp_path):

@@ -238,14 +238,14 @@ def check_claims(results: str | Path, profile: str, backbone: str) -> list[str]:
 
 def _claim_rows(claim: Claim, records: Sequence[Record], profile: str, backbone: str) -> list[dict]:
     sides = [_measurements(side, records, claim.metric, claim.backbone or backbone) for _, side in claim.terms]
-    used = {table for side in sides for _, table in side.values()}
+    places = _places(claim, sides)
+    arrays = {place: _contrast(claim, [_at(side, place) for side in sides]) for place in places}
+    arrays = {place: array + claim.margin for place, array in arrays.items() if array is not None}
+    used = {table for side in sides for _, table in side.values()} if arrays else set()
     shared = {
         "id": claim.id,
         "command": _command(claim, used, profile if claim.backbone in ("", backbone) else "paper"),
     }
-    places = _places(claim, sides)
-    arrays = {place: _contrast(claim, [_at(side, place) for side in sides]) for place in places}
-    arrays = {place: array + claim.margin for place, array in arrays.items() if array is not None}
     if not arrays:
         return [shared | {"dataset": "", "effect": np.nan, "low": np.nan, "high": np.nan, "verdict": NOT_RUN}]
     several = len({trained_on for trained_on, _ in arrays}) > 1 and claim.transfer

@@ -154,14 +154,16 @@ def draw_prompt(axis: Axes, prompts: Prompts) -> None:
 def _picture_grid(
     title: str, rows: int, columns: int, images: Sequence[np.ndarray], margins: tuple[float, float] = (0.1, 0.35)
 ) -> tuple[Picture, np.ndarray]:
-    """A figure of pictures without axes, its cells of the pictures' median shape; `margins` in inches, across and down,
-    for what stands around them."""
-    aspect = float(np.median([image.shape[0] / image.shape[1] for image in images])) if len(images) else 1.0
+    """A figure of pictures without axes, a row of the shape of its picture, or all of the median shape where there is
+    more than one picture a row; `margins` in inches, across and down, for what stands around them."""
+    aspects = [image.shape[0] / image.shape[1] for image in images] or [1.0]
+    if len(aspects) != rows:
+        aspects = [float(np.median(aspects))] * rows
     width = 1.8 if columns > 4 else 2.2
-    height = width * float(np.clip(aspect, 0.5, 1.6)) + 0.2
-    figure = Picture(figsize=(width * columns + margins[0], height * rows + margins[1]), layout="constrained")
+    heights = [width * float(np.clip(aspect, 0.35, 1.6)) + 0.2 for aspect in aspects]
+    figure = Picture(figsize=(width * columns + margins[0], sum(heights) + margins[1]), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
-    axes = figure.subplots(rows, columns, squeeze=False)
+    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
