@@ -98,7 +98,7 @@ def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
 def test_groups_can_be_asked_for_alone(profile: Profile, asked: list[EvaluationCell]) -> None:
     for group in group_names():
         asked.clear()
-        run_ablations(profile, [DATA], [0], [group], [DATA])
+        run_ablations(profile, [DATA], [0], [group])
         # smoke has no plateau, and one set leaves nothing to transfer to but zero-shot
         assert bool(asked) == (group != "plateau"), group
 

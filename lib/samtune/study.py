@@ -221,7 +221,7 @@ def choose_learning_rates(
             try:
                 records = run_cells(one, profile.name, executor(profile), say=lambda line: None)
                 scores[tried] = float(np.mean([mean_iou(record) for record in records]))
-            except FloatingPointError:
+            except FloatingPointError:  # again, soon after its last checkpoint
                 scores[tried] = -np.inf
         for place in places:
             rates = [rate for rate in grid if (place, rate) in scores]

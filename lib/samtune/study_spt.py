@@ -132,8 +132,8 @@ def run_ablations(
     """Table `spt_ablation`, the `groups` asked for (none: all).
 
     "parts" (SDT x VRA, each with a learning rate of its own) on every set and seed; "transfer" between all sets of
-    `transfer`; the others on the first set with the profile's `ablation_seeds`, at SPT's own rate (or LoRA's). What the
-    main table has trained already is only measured.
+    `transfer` (none: of `datasets`); the others on the first set with the profile's `ablation_seeds`, at SPT's own rate
+    (or LoRA's). What the main table has trained already is only measured.
     """
     groups = list(groups) or group_names()
     parts = [("spt", changes) for changes in PARTS.values()] if "parts" in groups else ()
@@ -160,7 +160,7 @@ def run_ablations(
                 training = plan.training(method, first, seed, profile.plateau_images)
                 cells += plan.measured(training, first, f"{ABLATION}:plateau")
     records = plan.run(cells)
-    return records + (run_transfer(profile, transfer, seeds) if "transfer" in groups else [])
+    return records + (run_transfer(profile, transfer or datasets, seeds) if "transfer" in groups else [])
 
 
 def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
