@@ -164,7 +164,7 @@ def test_smallest_rate_within_half_a_point_of_the_best_on_validation_is_chosen(
     asked: list[EvaluationCell] = []
     monkeypatch.setattr(study, "run_cells", faked_records(scores, asked))
     frozen, lora = place_of(DATA, "decoder_tuning"), place_of(DATA, "lora")
-    assert choose_learning_rates(profile, [frozen, lora], ["box", "point10"], "hash") == {frozen: 1e-4, lora: 1e-2}
+    assert choose_learning_rates(profile, [frozen, lora], "hash") == {frozen: 1e-4, lora: 1e-2}
     tried: dict[str, set[float]] = {"decoder_tuning": set(), "lora": set()}
     for cell in asked:
         assert (cell.split, cell.seed, cell.weights_hash) == ("val", 0, "hash")
@@ -176,7 +176,7 @@ def test_smallest_rate_within_half_a_point_of_the_best_on_validation_is_chosen(
     assert tried == {"decoder_tuning": {1e-5, 1e-4, 3e-4}, "lora": {1e-3, 3e-3, 1e-2, 3e-2}}
     assert len({cell.key() for cell in asked}) == 2 * 7
     asked.clear()
-    choose_learning_rates(profile, [place_of(DATA, "lora", {"rank": 2})], ["box"], "hash")
+    choose_learning_rates(profile, [place_of(DATA, "lora", {"rank": 2})], "hash")
     assert all(cell.tables[0].endswith(", rank 2") for cell in asked)  # other cells, so other rows
 
 
@@ -184,7 +184,7 @@ def test_a_rate_whose_loss_is_no_number_is_not_chosen(profile: Profile, monkeypa
     profile = profile.model_copy(update={"learning_rates": (1e-3, 3e-3), "images": 100})
     places = [place_of(DATA, "decoder_tuning"), place_of(DATA, "decoder_tuning", {"batch_size": 4})]
     monkeypatch.setattr(study, "run_cells", faked_records({1e-3: 0.3, 3e-3: np.nan}, []))
-    assert choose_learning_rates(profile, places, ["box"], "hash") == dict.fromkeys(places, 1e-3)
+    assert choose_learning_rates(profile, places, "hash") == dict.fromkeys(places, 1e-3)
 
 
 def test_without_a_number_of_images_training_takes_the_papers_epochs(profile: Profile) -> None:
@@ -201,9 +201,9 @@ def test_grid_of_one_rate_is_not_run(profile: Profile, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(study, "run_cells", nothing_to_run)
     places = [place_of("a", "lora"), place_of("b", "decoder_tuning")]
-    assert choose_learning_rates(profile, places, ["box"], "") == dict.fromkeys(places, 1e-3)
+    assert choose_learning_rates(profile, places, "") == dict.fromkeys(places, 1e-3)
     no_grid = profile.model_copy(update={"learning_rates": ()})
-    chosen = choose_learning_rates(no_grid, places, ["box"], "")
+    chosen = choose_learning_rates(no_grid, places, "")
     assert chosen == {one: METHODS[one[1]].learning_rate for one in places}
 
 

@@ -190,16 +190,17 @@ def place_of(dataset: str, method: str, options: Mapping[str, object] = MappingP
 
 
 def choose_learning_rates(
-    profile: Profile, places: Sequence[Place], prompts: Sequence[str], hash: str, trained_with: str = BOX_AND_POINTS
+    profile: Profile, places: Sequence[Place], hash: str, trained_with: str = BOX_AND_POINTS
 ) -> dict[Place, float]:
     """By place, the smallest rate of the profile's grid within half a point of the best mean IoU on validation.
 
     One rule for every method and baseline: whole trainings of seed 0 (the chosen is the main table's; shorter ones
     would favour large rates), at the method's own rate, then at the one above the chosen so far, then at the one below,
-    until it has been compared with both; the mean is over the profile's prompts (and over the sets of a union, "a+b").
-    One seed cannot tell rates apart that are within half a point, and a smaller one stays nearer to SAM. A rate whose
-    loss ends in no number is never chosen. Shown in the table `learning_rates`. A grid of one rate is not run; without
-    a grid each method has its own rate.
+    until it has been compared with both; the mean is over the prompts trained with (and over the sets of a union,
+    "a+b"): on others, such as a single click, a rate so large that the model ignores its prompt would win. One seed
+    cannot tell rates apart that are within half a point, and a smaller one stays nearer to SAM. A rate whose loss ends
+    in no number is never chosen. Shown in the table `learning_rates`. A grid of one rate is not run; without a grid
+    each method has its own rate.
     """
     grid = sorted(profile.learning_rates)
     own = {place: METHODS[place[1]].learning_rate for place in places}
@@ -214,7 +215,7 @@ def choose_learning_rates(
         return [(place, rate) for rate in nearest if (place, rate) not in scores][:1]
 
     while wanted := [tried for place in places for tried in untried(place)]:
-        cells = [rate_cells(profile, *tried, prompts, hash, trained_with) for tried in wanted]
+        cells = [rate_cells(profile, *tried, hash, trained_with) for tried in wanted]
         with suppress(FloatingPointError):  # a rate too large; the others of this round are run all the same
             run_cells([cell for one in cells for cell in one], profile.name, executor(profile))
         for tried, one in zip(wanted, cells, strict=True):
@@ -231,13 +232,14 @@ def choose_learning_rates(
 
 
 def rate_cells(
-    profile: Profile, place: Place, rate: float, prompts: Sequence[str], hash: str, trained_with: str
+    profile: Profile, place: Place, rate: float, hash: str, trained_with: str
 ) -> list[EvaluationCell]:
-    """One learning rate on the validation pictures of a place's set (of each of "a+b"), under every prompt."""
+    """One learning rate on the validation pictures of a place's set (of each of "a+b"), by prompt trained with."""
     dataset, method, options = place
     training = training_cell(profile, method, dataset, 0, rate, hash, prompt=trained_with, **dict(options))
     variant = "".join(f", {name} {value}" for name, value in options)
     shared = {"split": "val", "tables": (f"learning_rates:{rate:g}{variant}",)}
+    prompts = trained_with.split(",")
     return [training.evaluation(one, prompt=prompt, **shared) for one in dataset.split("+") for prompt in prompts]
 
 
@@ -311,7 +313,7 @@ class Plan:
         self.options = options
         arms = [*((method, {}) for method in methods), *variants]
         places = [place_of(dataset, method, options | changes) for dataset in datasets for method, changes in arms]
-        self.rates = choose_learning_rates(profile, places, self.prompts, self.hash, trained_with)
+        self.rates = choose_learning_rates(profile, places, self.hash, trained_with)
 
     def training(self, method: str, dataset: str, seed: int, images: int = 0, **changes: object) -> TrainingCell:
         """`method` trained on `dataset`; `changes` are options of the method or its training, or the `prompt`."""
