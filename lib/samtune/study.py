@@ -231,9 +231,7 @@ def choose_learning_rates(
     return chosen
 
 
-def rate_cells(
-    profile: Profile, place: Place, rate: float, hash: str, trained_with: str
-) -> list[EvaluationCell]:
+def rate_cells(profile: Profile, place: Place, rate: float, hash: str, trained_with: str) -> list[EvaluationCell]:
     """One learning rate on the validation pictures of a place's set (of each of "a+b"), by prompt trained with."""
     dataset, method, options = place
     training = training_cell(profile, method, dataset, 0, rate, hash, prompt=trained_with, **dict(options))
