@@ -195,6 +195,13 @@ def test_without_a_number_of_images_training_takes_the_papers_epochs(profile: Pr
     assert training_cell(paper, "lora", DATA, 0, 1e-3, "", 1).images == profile.batch_size
 
 
+def test_a_profile_that_accumulates_batches_trains_so(profile: Profile) -> None:
+    plain = training_cell(profile, "lora", DATA, 0, 1e-3, "")
+    halved = profile.model_copy(update={"batch_size": 1, "accumulate": 2})
+    changed = dict(training_cell(halved, "lora", DATA, 0, 1e-3, "").hyper)
+    assert changed == dict(plain.hyper) | {"batch_size": 1, "accumulate": 2}
+
+
 def test_grid_of_one_rate_is_not_run(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing_to_run(*arguments: object) -> list:
         raise AssertionError("run")

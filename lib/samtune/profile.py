@@ -64,9 +64,9 @@ class Profile(_Strict):
     hub name of the latent diffusion pipeline, `controlnet` of its mask ControlNet; `precision` "auto", "fp32", "bf16";
     `device` "auto", "cpu", "cuda" or "mps"; `preprocess` "stretch" or "pad"; `seeds` of main tables and named controls,
     `ablation_seeds` of the other ablations; `images` that every training cell sees (null: the paper's own schedule),
-    `plateau_images` of the one cell a method that runs to its plateau (null: none); `learning_rates` the grid in which
-    all methods look for the best on validation (empty: each method's own rate); `datasets` by notebook; `notebooks` in
-    the order in which they are run.
+    `plateau_images` of the one cell a method that runs to its plateau (null: none); `batch_size` in training, of which
+    `accumulate` make a step; `learning_rates` the grid in which all methods look for the best on validation (empty:
+    each method's own rate); `datasets` by notebook; `notebooks` in the order in which they are run.
     """
 
     name: str
@@ -83,6 +83,7 @@ class Profile(_Strict):
     images: Count | None
     plateau_images: Count | None
     batch_size: Count
+    accumulate: Count = 1
     learning_rates: tuple[float, ...]
     evaluation: Evaluation
     pretraining: Pretraining

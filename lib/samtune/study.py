@@ -260,6 +260,7 @@ def training_cell(
     if method in CHOSEN_HERE:
         parameters = inspect.signature(METHODS[method]).parameters.values()
         hyper = {one.name: one.default for one in parameters if one.default not in (one.empty, None)} | hyper
+    accumulated = {"accumulate": profile.accumulate} if profile.accumulate > 1 else {}
     return TrainingCell(
         method,
         tuple(dataset.split("+")),
@@ -269,7 +270,7 @@ def training_cell(
         profile.preprocess,
         prompt,
         "union",
-        {"learning_rate": rate, "batch_size": profile.batch_size} | hyper,
+        {"learning_rate": rate, "batch_size": profile.batch_size} | accumulated | hyper,
         "" if without_sam else hash,
     )
 
