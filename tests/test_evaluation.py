@@ -19,6 +19,7 @@ from samtune.evaluation import (
     model_prompts,
     predict_classical,
     predict_everything,
+    predict_truth,
     predict_with,
 )
 from samtune.methods import build_method
@@ -345,6 +346,23 @@ def test_mask_prompt_of_a_very_long_picture() -> None:
         predict_with(build_method("zero_shot", small_sam()), config), ListedSamples([long]), config, progress=False
     )
     assert len(rows) == 1
+
+
+@pytest.mark.parametrize("mode", ["pad", "stretch"])
+def test_truth_at_mask_size_keeps_what_the_grid_holds(mode: str) -> None:
+    """Squares of four pixels on a grid of a quarter stay whole; lines of a pixel come back four wide, or not at all."""
+    config = replace(CONFIG, preprocess=mode, mask_size=16, metrics=("iou", "mae"))
+    masks = np.zeros((3, 64, 64), bool)
+    masks[0, 16:48, 8:24] = True
+    masks[1, 32] = True
+    masks[2, 32:35, :32] = True
+    samples = [Sample(f"{i}", "listed", "test", np.zeros((64, 64, 3), np.uint8), masks[i][None]) for i in range(3)]
+    rows, _ = evaluate(predict_truth(config), ListedSamples(samples), config, progress=False)
+    assert set(rows["output"]) == {"at_mask_size"}
+    whole, line, thick = rows["iou"]
+    assert whole > 0.97 and line == 0  # covered by a quarter: below a half
+    assert 0.5 < thick < 0.9
+    assert rows["mae"][0] < 0.05  # as sure of its pixels as a mask is
 
 
 def test_ellipse_and_grabcut_are_measured_like_a_network() -> None:

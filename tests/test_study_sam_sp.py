@@ -37,7 +37,8 @@ def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
         (method, "none", "final") for method in ("zero_shot", "decoder_tuning", "lora_samed", "unet", "sam_sp")
     }
     expected = unprompted | {("sam_sp", "none", f"pass{number}") for number in (0, 1)}
-    assert rows == expected | {("zero_shot", prompt, "final") for prompt in ("box", "point1")}
+    expected |= {("zero_shot", prompt, "final") for prompt in ("box", "point1")}
+    assert rows == expected | {("truth", "none", "at_mask_size")}
     by_method = {record.method: record for record in records if "" in record.variants("sam_sp_main")}
     assert by_method["unet"].backbone == "none" and by_method["sam_sp"].backbone == "nano"
     assert by_method["sam_sp"].extras["counts"]["first predictions"] == 2

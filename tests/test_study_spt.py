@@ -24,7 +24,7 @@ def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
     both = {("spt", variant, output) for variant in ("", "untrained", "two decoders, end to end")
             for output in ("draft", "final")}  # fmt: skip
     plain = {(method, "", "final") for method in ("zero_shot", "decoder_tuning", "lora")}
-    assert rows == both | plain | {("lora", rank, "final")}
+    assert rows == both | plain | {("lora", rank, "final"), ("truth", "", "at_mask_size")}
     verdicts = build_claims(records, "smoke", "nano").set_index("id")["verdict"]
     assert all(verdicts[claim] == "inconclusive" for claim in ("S1a", "S1b", "S4")) and verdicts["S3a"] == "not run"
 
@@ -58,9 +58,9 @@ def test_controls_differ_from_spt_as_they_say(profile: Profile, asked: list[Eval
 def test_other_backbones_come_last_without_controls(profile: Profile, asked: list[EvaluationCell]) -> None:
     run_main(profile.model_copy(update={"other_backbones": ("other",)}), [DATA], [0])
     first = next(place for place, cell in enumerate(asked) if cell.backbone == "other")
-    assert {cell.backbone for cell in asked[:first]} == {"nano"}
-    assert {cell.backbone for cell in asked[first:]} == {"other"}
-    assert [cell.tables for cell in asked[first:]] == [("spt_main",)] * 4
+    assert {cell.backbone for cell in asked[: first - 1]} == {"none", "nano"}
+    assert [cell.backbone for cell in asked[first - 1 :]] == ["none", *["other"] * 4]
+    assert [cell.tables for cell in asked[first - 1 :]] == [("spt_main",)] * 5
 
 
 def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(

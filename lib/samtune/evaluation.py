@@ -34,6 +34,7 @@ class EvaluationConfig:
     "best_of_3" (an upper bound, never part of a method comparison). `box_noise`: how far box_jitter goes.
     `everything`: so many clicks a side on a grid instead of a prompt, see `predict_everything` (0: no). `per_object`:
     with target "union", a prompt for each object (each connected part of a lone one), whose masks are united.
+    `mask_size`: side of SAM's masks, for `predict_truth`.
     """
 
     split: str = "test"
@@ -49,6 +50,7 @@ class EvaluationConfig:
     box_noise: float = 0.1
     everything: int = 0
     per_object: bool = False
+    mask_size: int = 0
     device: str = "cpu"
     precision: str = "fp32"
 
@@ -243,6 +245,23 @@ def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
             logits = torch.from_numpy(np.stack(masks))[None].float() * 2 - 1
             logits = logits.expand(len(own), -1, -1, -1)
             answers.append({"final": logits[:, :1], "best_by_truth": logits})
+        return answers
+
+    return predict
+
+
+def predict_truth(config: EvaluationConfig) -> Predict:
+    """The truth itself, on the grid on which SAM draws masks: what a perfect fit to the training masks would score.
+
+    Output "at_mask_size": a yardstick for objects that are about as thin as a pixel of that grid.
+    """
+    preprocess = Preprocess(config.mask_size, config.preprocess)
+
+    def predict(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
+        answers = []
+        for sample in samples:
+            share = preprocess.masks(target_masks(sample, config.target), config.mask_size)
+            answers.append({"at_mask_size": preprocess.logits(20 * (share - 0.5), sample.image.shape[:2])})
         return answers
 
     return predict

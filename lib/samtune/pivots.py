@@ -14,7 +14,7 @@ from samtune.paths import asset
 from samtune.tables import METHOD_ORDER, METRIC_ORDER, NO_BACKBONE, PROMPT_ORDER, TABLES
 
 NOT_RUN, NOT_AVAILABLE, MEAN = "not run", "not available", "mean of sets"
-UPPER_BOUNDS = {"best_of_3", "best_by_truth"}  # outputs that the truth has picked: never set in bold
+UPPER_BOUNDS = {"best_of_3", "best_by_truth", "at_mask_size"}  # outputs that know the truth: never set in bold
 LOWER_IS_BETTER = {"hd95_transunet", "hd95_strict", "mae", "false_alarm_area"}
 METRIC_LABELS = {
     "iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice", "box_iou": "box IoU",

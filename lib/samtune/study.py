@@ -1,4 +1,4 @@
-"""What running a cell means, and which cells the notebooks ask for."""
+"""What running a cell means, and the plan that a study makes its cells by: one learning rate a method and data set."""
 
 import inspect
 import json
@@ -17,7 +17,14 @@ from samtune.cells import Cell, EvaluationCell, TrainingCell, cell_from_json
 from samtune.data.registry import describe, open_dataset
 from samtune.embeddings import EmbeddingCache
 from samtune.errors import unknown
-from samtune.evaluation import EvaluationConfig, evaluate, predict_classical, predict_everything, predict_with
+from samtune.evaluation import (
+    EvaluationConfig,
+    evaluate,
+    predict_classical,
+    predict_everything,
+    predict_truth,
+    predict_with,
+)
 from samtune.experiment import Execute, Result, checkpoint_folder, run_cell, run_cells
 from samtune.false_alarms import false_alarms
 from samtune.methods import METHODS, Method, build_method
@@ -33,6 +40,7 @@ from samtune.training import TrainingConfig, default_device, train
 
 TUNED = "trainable.safetensors"
 CLASSICAL = ("ellipse", "grabcut")
+TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method
 WITHOUT_SAM = (*CLASSICAL, "unet")
 CHOSEN_HERE = ("spt", "sam_sp")
 BOX_AND_POINTS = ",".join(Method.prompts)
@@ -92,7 +100,7 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
         nothing = {"defect_free": True} if cell.target == NOTHING else {}
         dataset = open_dataset(cell.dataset, **nothing)
         options = {name: value for name, value in cell.options if name in EVALUATION_OPTIONS}
-        method = None if cell.method in CLASSICAL else cell_method(cell, folder)
+        method = None if cell.method in (*CLASSICAL, TRUTH) else cell_method(cell, folder)
         measured = profile.evaluation
         by_domain = {"medical": measured.medical_metrics, "camouflage": measured.camouflage_metrics}
         metrics = measured.metrics + by_domain.get(describe(cell.dataset).domain, ())
@@ -104,7 +112,9 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
         if cell.training is not None and place not in known:
             known.clear()
             known[place] = {}
-        if method is None:
+        if cell.method == TRUTH:
+            predict = predict_truth(config)
+        elif method is None:
             predict = predict_classical(cell.method)
         elif config.everything:
             predict = predict_everything(method, config)
@@ -307,9 +317,10 @@ class Plan:
         variants: Sequence[tuple[str, Mapping[str, object]]] = (),
         **options: object,
     ) -> None:
-        self.profile, self.hash, self.trained_with = profile, backbone_hash(profile.backbone), trained_with
+        sam = load_sam(profile.backbone)
+        self.profile, self.hash, self.mask_size = profile, weights_hash(sam), sam.mask_size
+        self.trained_with, self.options = trained_with, options
         self.prompts = tuple(prompts) or profile.evaluation.prompts
-        self.options = options
         arms = [*((method, {}) for method in methods), *variants]
         places = [place_of(dataset, method, options | changes) for dataset in datasets for method, changes in arms]
         self.rates = choose_learning_rates(profile, places, self.hash, trained_with)
@@ -332,52 +343,15 @@ class Plan:
         cells = (zero_shot_cell(self.profile, dataset, seed, self.hash, prompt=p, **shared) for p in self.prompts)
         return list(cells)
 
+    def truth(self, dataset: str, seed: int, *tables: str) -> list[EvaluationCell]:
+        """The same for the truth itself, drawn as finely as the backbone draws masks (`predict_truth`)."""
+        shared = {"max_images": self.profile.evaluation.max_images, "tables": tables, "seed": seed}
+        shared |= {"preprocess": self.profile.preprocess, "options": {"mask_size": self.mask_size}}
+        return [EvaluationCell(TRUTH, NO_BACKBONE, dataset, prompt=prompt, **shared) for prompt in self.prompts]
+
     def run(self, cells: Sequence[EvaluationCell]) -> list[Record]:
         """Their records; what has none is run."""
         return run_cells(cells, self.profile.name, executor(self.profile))
-
-
-def run_baselines(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
-    """Table `baselines`: zero_shot, decoder_tuning and lora on the test part of every set, every prompt and seed.
-
-    Trained on boxes and ten clicks in turn, so that one model answers both; a variant of lora is trained on boxes
-    alone, at lora's rate, and measured with boxes.
-    """
-    tuned = ("decoder_tuning", "lora")
-    plan = Plan(profile, datasets, tuned)
-    cells: list[EvaluationCell] = []
-    for dataset in datasets:
-        for seed in seeds:
-            cells += plan.zero_shot(dataset, seed, "baselines")
-            for method in tuned:
-                cells += plan.measured(plan.training(method, dataset, seed), dataset, "baselines")
-            boxes = plan.training("lora", dataset, seed, prompt="box")
-            shared = {"max_images": profile.evaluation.max_images, "tables": (f"baselines:{ON_BOXES}",)}
-            cells.append(boxes.evaluation(dataset, prompt="box", **shared))
-    return plan.run(cells)
-
-
-def run_nano_sam(profile: Profile, datasets: Sequence[str]) -> list[Record]:
-    """Table `nano_sam`: the nano SAM against an ellipse and GrabCut in the same boxes, objects of at least 16 pixels.
-
-    With a single click, in the object's centre (the protocol of SAM's authors) or anywhere in it, the best of three
-    masks by the truth is reported too (output "best_of_3"): an upper bound.
-    """
-    hash = backbone_hash("nano")
-    cells = []
-    for dataset in datasets:
-        shared = {
-            "dataset": dataset, "target": "instances", "preprocess": "pad", "tables": ("nano_sam",),
-            "max_images": profile.evaluation.max_images,
-        }  # fmt: skip
-        cells.append(EvaluationCell("zero_shot", "nano", weights_hash=hash, options={"min_side": 16}, **shared))
-        for prompt in ("point_centre", "point1"):
-            options = {"min_side": 16, "multimask": True}
-            cells.append(
-                EvaluationCell("zero_shot", "nano", weights_hash=hash, prompt=prompt, options=options, **shared)
-            )
-        cells += [EvaluationCell(name, "none", options={"min_side": 16}, **shared) for name in CLASSICAL]
-    return run_cells(cells, profile.name, executor(profile))
 
 
 def mean_iou(record: Record, output: str = "final") -> float:

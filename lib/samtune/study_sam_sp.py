@@ -67,6 +67,7 @@ def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) ->
     shared = {"max_images": profile.evaluation.max_images}
     cells: list[EvaluationCell] = []
     for dataset in datasets:
+        cells += plan.truth(dataset, seeds[0], MAIN)
         for seed in seeds:
             for prompt in ("none", "box", "point1"):
                 zero_shot = zero_shot_cell(profile, dataset, seed, plan.hash, prompt=prompt, tables=(MAIN,), **shared)

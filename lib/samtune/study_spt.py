@@ -70,6 +70,7 @@ def run_main(
     plan = Plan(profile, datasets, TUNED)
     cells: list[EvaluationCell] = []
     for dataset in datasets:
+        cells += plan.truth(dataset, seeds[0], MAIN)
         for seed in seeds:
             cells += plan.zero_shot(dataset, seed, MAIN)
             for method in TUNED:

@@ -37,7 +37,7 @@ COLUMNS = [
 ]  # fmt: skip
 NUMBERS = ["mean", "std", "low", "high"]
 METHOD_ORDER = [
-    "ellipse", "grabcut", "zero_shot", "decoder_tuning", "lora", "lora_samed", "unet", "clean_tuning",
+    "truth", "ellipse", "grabcut", "zero_shot", "decoder_tuning", "lora", "lora_samed", "unet", "clean_tuning",
     "classical_augmentation", "generated", "pgd", "dat", "spt", "sam_sp", "asam",
 ]  # fmt: skip
 METRIC_ORDER = [
@@ -45,7 +45,7 @@ METRIC_ORDER = [
     "e_measure_mean", "e_measure_adaptive", "weighted_f", "mae", "psnr", "ssim",
 ]  # fmt: skip
 PROMPT_ORDER = ["box", "box_jitter", "point_centre", "point1", "point5", "point10", "mask", "none"]
-NO_BACKBONE = "none"  # of methods without one: ellipse, grabcut, unet
+NO_BACKBONE = "none"  # of what has none: truth, ellipse, grabcut, unet
 DESCRIPTIVE = ("image", "group", "object", "object_class", "area", "box_w", "box_h", "output")  # the rest are metrics
 _ROW = ["method", "dataset", "prompt", "variant", "backbone", "train_dataset", "split"]
 
