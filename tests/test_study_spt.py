@@ -74,9 +74,8 @@ def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
         variants.setdefault(variant, set()).add((cell.method, cell.training and cell.training.key(), cell.options))
     changed = {variant for group in study_spt.GROUPS.values() for variant in group} | set(study_spt.PARTS)
     changed -= {study_spt.WHOLE}
-    rest = {study_spt.WHOLE, "neither", "SDT + VRA", "points", "transfer", "plateau"} | {
-        f"box noise {n}%" for n in (0, 10, 20, 30, 40)
-    }
+    rest = {study_spt.WHOLE, "neither", "SDT + VRA", "points", study_spt.WITH_MASK, "transfer", "plateau"}
+    rest |= {f"box noise {n}%" for n in (0, 10, 20, 30, 40)}
     assert set(variants) == changed | rest
     plan = Plan(profile, [DATA], ("lora", "spt"))
     default = plan.training("spt", DATA, 0).key()
@@ -84,11 +83,8 @@ def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
         assert default not in {key for method, key, _ in variants[variant] if method == "spt"}, variant
     trained = {key for variant in changed | {"plateau"} for method, key, _ in variants[variant] if method == "spt"}
     assert len(trained) == len(changed) + 1 + 3 * len(study_spt.PARTS)  # a training each; parts on two sets and seeds
-    assert ("spt", default, ()) in variants[study_spt.WHOLE] & variants["SDT + VRA"] and (
-        "spt",
-        default,
-        (),
-    ) in variants["box noise 0%"]
+    for variant in (study_spt.WHOLE, "SDT + VRA", "box noise 0%", study_spt.WITH_MASK):
+        assert ("spt", default, ()) in variants[variant], variant
     transfer = [cell for cell in asked if cell.tables[0].endswith(":transfer") and cell.training]
     assert all(cell.dataset not in cell.training.train_datasets for cell in transfer) and len(transfer) == 2 * 2 * 2
     assert {cell.training.prompt for cell in asked if cell.tables[0].endswith("trained on boxes")} == {"box"}
@@ -106,4 +102,4 @@ def test_groups_can_be_asked_for_alone(profile: Profile, asked: list[EvaluationC
 def test_robustness_keeps_a_methods_cells_together(profile: Profile) -> None:
     methods = [cell.method for cell in robustness_cells(Plan(profile, [DATA], ("lora", "spt")), DATA, 0)]
     changes = sum(one != other for one, other in zip(methods, methods[1:], strict=False))
-    assert changes == 2 and len(methods) == 3 * 10
+    assert changes == 2 and len(methods) == 3 * 11

@@ -181,6 +181,9 @@ def test_pivot_marks_the_best_and_gives_the_mean_of_sets(tmp_path):
     assert f"| mean of sets | lora | **{mean:.3f}** |" in text
     page = table_page("baselines", table, load_paper_numbers())
     assert "backbone nano" in page.lower() and "3 seeds" in page and "paper" not in page.lower()
+    iou = table[table["metric"] == "iou"]
+    assert pivot("baselines", iou).best and not pivot("baselines", iou.assign(metric="box_area")).best
+    assert not pivot("baselines", iou.assign(output="at_mask_size")).best  # made from the truth
 
 
 def test_methods_without_a_backbone_need_no_column_for_it(tmp_path):

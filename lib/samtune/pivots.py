@@ -15,6 +15,7 @@ from samtune.tables import METHOD_ORDER, METRIC_ORDER, NO_BACKBONE, PROMPT_ORDER
 
 NOT_RUN, NOT_AVAILABLE, MEAN = "not run", "not available", "mean of sets"
 UPPER_BOUNDS = {"best_of_3", "best_by_truth", "at_mask_size"}  # outputs that know the truth: never set in bold
+NEITHER_IS_BETTER = {"box_area"}  # the prompt's, not the method's
 LOWER_IS_BETTER = {"hd95_transunet", "hd95_strict", "mae", "false_alarm_area"}
 METRIC_LABELS = {
     "iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice", "box_iou": "box IoU",
@@ -124,7 +125,8 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
                 continue
             row = ours.get((*key, *measure))
             rows[number].append(_number(row, measure[1]) if row else NOT_RUN)
-            if row and measure[1] in METRIC_LABELS and row["output"] not in UPPER_BOUNDS:
+            compared = measure[1] in METRIC_LABELS.keys() - NEITHER_IS_BETTER
+            if row and compared and row["output"] not in UPPER_BOUNDS:
                 values.setdefault((key[: 1 + len(split_by)], place), []).append((row["mean"], number))
     best = set()
     for (_, place), found in values.items():

@@ -46,6 +46,7 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
 EVALUATED = ("robustness", "transfer", "plateau")  # groups that are more than an option of SPT
 POINTS = (1, 2, 5, 20)  # beside the 10 of the main table
 BOX_NOISE = (0.1, 0.2, 0.3, 0.4)  # of a side
+WITH_MASK = "a noised true mask as well"
 
 
 def group_names() -> list[str]:
@@ -165,7 +166,10 @@ def run_ablations(
 
 
 def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
-    """Fewer and more points than the ten in training, and boxes that miss: the same models, no new training."""
+    """The same models under other prompts: fewer and more points than in training, boxes that miss, a mask as well.
+
+    The mask tells whether the decoders follow one: then it is the draft that holds the refined mask back.
+    """
     cells = []
     options = [{"prompt": f"point{count}", "tables": (f"{ABLATION}:points",)} for count in (*POINTS, 10)]
     options += [
@@ -173,6 +177,7 @@ def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell
         for noise in BOX_NOISE
     ]
     options.append({"prompt": "box", "tables": (f"{ABLATION}:box noise 0%",)})
+    options.append({"prompt": "box+mask", "tables": (f"{ABLATION}:{WITH_MASK}",)})
     for option in options:
         shared = {"max_images": plan.profile.evaluation.max_images} | option
         cells.append(zero_shot_cell(plan.profile, dataset, seed, plan.hash, **shared))
