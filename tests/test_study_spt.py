@@ -69,14 +69,21 @@ def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
     profile = profile.model_copy(update={"plateau_images": 50})
     run_ablations(profile, [DATA, "magnetic-tile"], [0, 1], transfer=[DATA, "magnetic-tile"])
     variants: dict[str, set] = {}
+    chosen_from: dict[str, set] = {}
     for cell in asked:
-        variant = cell.tables[0].partition(":")[2]
+        table, _, variant = cell.tables[0].partition(":")
+        if table == "spt_choices":
+            chosen_from.setdefault(variant, set()).add((cell.method, cell.split))
+            continue
+        assert cell.split == "test"
         variants.setdefault(variant, set()).add((cell.method, cell.training and cell.training.key(), cell.options))
     changed = {variant for group in study_spt.GROUPS.values() for variant in group} | set(study_spt.PARTS)
     changed -= {study_spt.WHOLE}
     rest = {study_spt.WHOLE, "neither", "SDT + VRA", "points", study_spt.WITH_MASK, "transfer", "plateau"}
     rest |= {f"box noise {n}%" for n in (0, 10, 20, 30, 40)}
     assert set(variants) == changed | rest
+    options = {variant for group in ("draft", "relation", "lora") for variant in study_spt.GROUPS[group]}
+    assert chosen_from == {variant: {("spt", "val")} for variant in options} | {"": {("lora", "val"), ("spt", "val")}}
     plan = Plan(profile, [DATA], ("lora", "spt"))
     default = plan.training("spt", DATA, 0).key()
     for variant in changed:

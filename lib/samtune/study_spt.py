@@ -11,7 +11,7 @@ from samtune.records import Record
 from samtune.sam.checkpoints import load_sam
 from samtune.study import NOTHING, ON_BOXES, Plan, zero_shot_cell
 
-MAIN, ABLATION = "spt_main", "spt_ablation"
+MAIN, ABLATION, CHOICES = "spt_main", "spt_ablation", "spt_choices"
 TUNED = ("decoder_tuning", "lora", "spt")
 UNIFORM = 1e9  # a temperature at which every token counts the same
 WITH_DEFECT_FREE = ("magnetic-tile",)  # sets whose loader also gives pictures without a defect
@@ -43,6 +43,7 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "prompts": {ON_BOXES: {"prompt": "box"}, "trained on points": {"prompt": "point10"}},
     "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}},
 }
+CHOSEN_FROM = ("draft", "relation", "lora")  # options inside the method: also on validation, to choose by
 EVALUATED = ("robustness", "transfer", "plateau")  # groups that are more than an option of SPT
 POINTS = (1, 2, 5, 20)  # beside the 10 of the main table
 BOX_NOISE = (0.1, 0.2, 0.3, 0.4)  # of a side
@@ -135,7 +136,8 @@ def run_ablations(
 
     "parts" (SDT x VRA, each with a learning rate of its own) on every set and seed; "transfer" between all sets of
     `transfer` (none: of `datasets`); the others on the first set with the profile's `ablation_seeds`, at SPT's own rate
-    (or LoRA's). What the main table has trained already is only measured.
+    (or LoRA's). What the main table has trained already is only measured. Options of SPT are measured on validation
+    pictures too, in `spt_choices`: whoever picks one of them picks it there.
     """
     groups = list(groups) or group_names()
     parts = [("spt", changes) for changes in PARTS.values()] if "parts" in groups else ()
@@ -155,6 +157,11 @@ def run_ablations(
                 for method in ("lora", "spt") if group in ("prompts", "size") else ("spt",):
                     training = plan.training(method, first, seed, **changes)
                     cells += plan.measured(training, first, f"{ABLATION}:{variant}")
+                    if group in CHOSEN_FROM:
+                        cells += plan.measured(training, first, f"{CHOICES}:{variant}", split="val")
+        if set(groups) & set(CHOSEN_FROM):
+            for method in ("lora", "spt"):
+                cells += plan.measured(plan.training(method, first, seed), first, CHOICES, split="val")
         if "robustness" in groups:
             cells += robustness_cells(plan, first, seed)
         if "plateau" in groups and profile.plateau_images:
