@@ -82,8 +82,11 @@ def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
     rest = {study_spt.WHOLE, "neither", "SDT + VRA", "points", study_spt.WITH_MASK, "transfer", "plateau"}
     rest |= {f"box noise {n}%" for n in (0, 10, 20, 30, 40)}
     assert set(variants) == changed | rest
+    both = {("lora", "val"), ("spt", "val")}
     options = {variant for group in ("draft", "relation", "lora") for variant in study_spt.GROUPS[group]}
-    assert chosen_from == {variant: {("spt", "val")} for variant in options} | {"": {("lora", "val"), ("spt", "val")}}
+    assert chosen_from == {variant: {("spt", "val")} for variant in options} | {
+        variant: both for variant in ("", *study_spt.GROUPS["prompts"])
+    }
     plan = Plan(profile, [DATA], ("lora", "spt"))
     default = plan.training("spt", DATA, 0).key()
     for variant in changed:

@@ -40,10 +40,14 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
         "rank 16": {"rank": 16},
         "alpha = rank": {"alpha": 8.0},
     },
-    "prompts": {ON_BOXES: {"prompt": "box"}, "trained on points": {"prompt": "point10"}},
+    "prompts": {
+        ON_BOXES: {"prompt": "box"},
+        "trained on points": {"prompt": "point10"},
+        "trained on masks as well": {"prompt": "box,point10,mask"},  # as HQ-SAM's script
+    },
     "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}},
 }
-CHOSEN_FROM = ("draft", "relation", "lora")  # options inside the method: also on validation, to choose by
+CHOSEN_FROM = ("draft", "relation", "lora", "prompts")  # options inside the method: also on validation, to choose by
 EVALUATED = ("robustness", "transfer", "plateau")  # groups that are more than an option of SPT
 POINTS = (1, 2, 5, 20)  # beside the 10 of the main table
 BOX_NOISE = (0.1, 0.2, 0.3, 0.4)  # of a side
@@ -175,7 +179,7 @@ def run_ablations(
 def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
     """The same models under other prompts: fewer and more points than in training, boxes that miss, a mask as well.
 
-    The mask tells whether the decoders follow one: then it is the draft that holds the refined mask back.
+    The mask tells how far a decoder follows one, and what the second decoder makes of a better draft.
     """
     cells = []
     options = [{"prompt": f"point{count}", "tables": (f"{ABLATION}:points",)} for count in (*POINTS, 10)]
