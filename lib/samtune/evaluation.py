@@ -253,7 +253,8 @@ def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
 def predict_truth(config: EvaluationConfig) -> Predict:
     """The truth itself, on the grid on which SAM draws masks: what a perfect fit to the training masks would score.
 
-    Output "at_mask_size": a yardstick for objects that are about as thin as a pixel of that grid.
+    Output "at_mask_size", logits `(N, 1, H, W)`: a yardstick (not a strict bound) for objects that are about as thin as
+    a pixel of that grid. Ours, no paper's.
     """
     preprocess = Preprocess(config.mask_size, config.preprocess)
 
