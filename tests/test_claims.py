@@ -116,11 +116,15 @@ def test_zero_shot_needs_one_seed_and_partial_runs_compare_common_seeds(tmp_path
     assert claims_of(tmp_path / "apart", apart).set_index("id").loc["S1a", "verdict"] == "not run"
 
 
-def test_few_images_say_nothing(tmp_path):
+@pytest.mark.parametrize("few", ["images", "groups"])
+def test_few_images_or_groups_say_nothing(tmp_path, few):
     def execute(cell, folder):
         result = fake_execute(cell, folder)
-        objects = result.objects
-        return result if objects is None else Result(objects=objects[objects["image"] < "004"])
+        if result.objects is None:
+            return result
+        if few == "images":
+            return Result(objects=result.objects[result.objects["image"] < "004"])
+        return Result(objects=result.objects.assign(group="tile " + result.objects["image"].str[:2]))
 
     table = claims_of(tmp_path, fake_cells(("spt_main",), ("neu-seg",), ("lora", "spt")), execute).set_index("id")
     assert table.loc["S1a", "verdict"] == "inconclusive" and table.loc["S1a", "low"] > 0

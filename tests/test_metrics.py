@@ -278,6 +278,30 @@ def test_bootstrap_equals_plain_resampling_of_both() -> None:
     assert ours.high - ours.low > 2 * (cells.high - cells.low)  # what treating cells as independent would claim
 
 
+def test_bootstrap_draws_groups_whole() -> None:
+    random = np.random.default_rng(2)
+    sizes = [6, 6, 6, 3, 3, 1, 1, 1, 1]
+    groups = [name for number, size in enumerate(sizes[:5]) for name in [f"tile {number}"] * size] + [""] * 4
+    table = np.repeat(random.normal(0, 1, (1, len(sizes))), sizes, axis=1) + random.normal(0, 0.3, (3, sum(sizes)))
+    columns = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
+    plain = []
+    for _ in range(8000):
+        drawn = np.concatenate([columns[unit] for unit in random.integers(len(sizes), size=len(sizes))])
+        plain.append(table[random.integers(3, size=3)][:, drawn].mean())
+    ours = metrics.paired_bootstrap(table, groups, n=8000)
+    assert ours.mean == pytest.approx(table.mean())
+    assert (ours.low, ours.high) == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.05)
+    single = metrics.paired_bootstrap(table)
+    assert ours.high - ours.low > 1.5 * (single.high - single.low)  # what taking the exposures as independent claims
+    assert metrics.paired_bootstrap(table, [str(number) for number in range(28)]) == single  # groups of one
+    assert metrics.paired_bootstrap([table, table], [groups, [""] * 28]).mean == pytest.approx(table.mean())
+
+
+def test_independent_units() -> None:
+    assert metrics.independent_units(["a", "", "b", "a", ""]).tolist() == [0, 1, 2, 0, 3]
+    assert metrics.independent_units(["block"] * 3).tolist() == [0, 1, 2]  # one group: nothing to draw from
+
+
 def test_bootstrap_of_several_sets_weighs_sets_equally() -> None:
     random = np.random.default_rng(3)
     small, large = random.normal(1, 0.1, (3, 10)), random.normal(0, 0.1, (3, 1000))

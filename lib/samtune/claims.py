@@ -1,8 +1,9 @@
 """Claims: what each paper says, as data, and what our records say of it.
 
 A claim is a contrast of measurements, written so that the claim holds when the effect is above 0. The effect is taken
-image by image and seed by seed; its interval is the 95% paired bootstrap over images and seeds. Verdict: the interval
-above 0: reproduced; below 0: not reproduced; else inconclusive; no record: not run.
+image by image and seed by seed; its interval is the 95% paired bootstrap over images and seeds, images of one group
+(tile, patient, slide) together. Verdict: the interval above 0: reproduced; below 0: not reproduced; else inconclusive;
+no record: not run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from samtune.metrics import paired_bootstrap
+from samtune.metrics import independent_units, paired_bootstrap
 from samtune.paths import results_root
 from samtune.pivots import MEAN, PaperNumbers
 from samtune.records import Record, read_records
@@ -23,7 +24,7 @@ REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN, NO_REFERENCE = (
     "reproduced", "not reproduced", "inconclusive", "not run", "no reference",
 )  # fmt: skip
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN, NO_REFERENCE)
-FEWEST_IMAGES = 10  # below, a bootstrap interval means little: the verdict is "inconclusive"
+FEWEST_UNITS = 10  # with fewer independent images or groups an interval means little: "inconclusive"
 NOTEBOOKS = {
     "baselines": "00_start_here", "spt_main": "10_spt", "spt_ablation": "11_spt_ablations", "sam_sp_main": "20_sam_sp",
     "sam_sp_ablation": "21_sam_sp_ablations",
@@ -239,22 +240,22 @@ def check_claims(results: str | Path, profile: str, backbone: str) -> list[str]:
 def _claim_rows(claim: Claim, records: Sequence[Record], profile: str, backbone: str) -> list[dict]:
     sides = [_measurements(side, records, claim.metric, claim.backbone or backbone) for _, side in claim.terms]
     places = _places(claim, sides)
-    arrays = {place: _contrast(claim, [_at(side, place) for side in sides]) for place in places}
-    arrays = {place: array + claim.margin for place, array in arrays.items() if array is not None}
-    used = {table for side in sides for _, table in side.values()} if arrays else set()
+    contrasts = {place: _contrast(claim, [_at(side, place) for side in sides]) for place in places}
+    contrasts = {place: contrast for place, contrast in contrasts.items() if contrast is not None}
+    used = {table for side in sides for _, table in side.values()} if contrasts else set()
     shared = {
         "id": claim.id,
         "command": _command(claim, used, profile if claim.backbone in ("", backbone) else "paper"),
     }
-    if not arrays:
+    if not contrasts:
         return [shared | {"dataset": "", "effect": np.nan, "low": np.nan, "high": np.nan, "verdict": NOT_RUN}]
-    several = len({trained_on for trained_on, _ in arrays}) > 1 and claim.transfer
+    several = len({trained_on for trained_on, _ in contrasts}) > 1 and claim.transfer
     rows = []
-    for (trained_on, dataset), array in arrays.items():
+    for (trained_on, dataset), contrast in contrasts.items():
         label = f"{'+'.join(trained_on)} > {dataset}" if several else dataset
-        rows.append(shared | {"dataset": label} | _judged(claim, [array]))
-    if len(arrays) > 1:
-        rows.append(shared | {"dataset": MEAN} | _judged(claim, list(arrays.values())))
+        rows.append(shared | {"dataset": label} | _judged(claim, [contrast]))
+    if len(contrasts) > 1:
+        rows.append(shared | {"dataset": MEAN} | _judged(claim, list(contrasts.values())))
     return rows
 
 
@@ -269,11 +270,12 @@ def _command(claim: Claim, used: set[str], profile: str) -> str:
     return " && ".join(f"papermill notebooks/{one}.ipynb out.ipynb -p profile {profile}" for one in notebooks)
 
 
-def _judged(claim: Claim, arrays: list[np.ndarray]) -> dict:
-    """Effect, interval and verdict of `(seeds, images)` effects of one set, or of several by their unweighted mean."""
-    effect, low, high = paired_bootstrap(arrays)
+def _judged(claim: Claim, contrasts: list[tuple[np.ndarray, list[str]]]) -> dict:
+    """Effect, interval and verdict of one set's `_contrast`, or of several sets' by their unweighted mean."""
+    effects, groups = zip(*contrasts, strict=True)
+    effect, low, high = paired_bootstrap(effects, groups)
     verdict = REPRODUCED if low > 0 else NOT_REPRODUCED if high < 0 else INCONCLUSIVE
-    if min(array.shape[1] for array in arrays) < FEWEST_IMAGES:
+    if min(independent_units(one).max() + 1 for one in groups) < FEWEST_UNITS:
         verdict = INCONCLUSIVE
     return {"effect": effect, "low": low, "high": high, "verdict": verdict if claim.reference else NO_REFERENCE}
 
@@ -323,8 +325,10 @@ def _at(side: Found, place: Place) -> tuple[dict[int, pd.Series], bool] | None:
     return (side[key][0], key != untrained) if key in side else None
 
 
-def _contrast(claim: Claim, sides: Sequence[tuple[dict[int, pd.Series], bool] | None]) -> np.ndarray | None:
-    """Effects `(seeds, images)`, over the seeds and images that all sides have; None where there are none.
+def _contrast(
+    claim: Claim, sides: Sequence[tuple[dict[int, pd.Series], bool] | None]
+) -> tuple[np.ndarray, list[str]] | None:
+    """Effects `(seeds, images)` over the seeds and images that all sides have, and the images' groups; None: no such.
 
     An untrained side with a single seed (which draws prompts only) stands beside every seed of the others.
     """
@@ -338,5 +342,7 @@ def _contrast(claim: Claim, sides: Sequence[tuple[dict[int, pd.Series], bool] | 
         rows += [weight * (next(iter(values.values())) if free else values[seed]) for seed in seeds]
     if not rows:
         return None
-    effects, images = seeds_by_images(rows)
-    return effects.reshape(len(sides), len(seeds), len(images)).sum(axis=0) if images else None
+    effects, groups = seeds_by_images(rows)
+    if not groups:
+        return None
+    return effects.reshape(len(sides), len(seeds), len(groups)).sum(axis=0) + claim.margin, groups

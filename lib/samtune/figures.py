@@ -131,7 +131,8 @@ def image_scatter(a: pd.Series, b: pd.Series, names: tuple[str, str], title: str
 
     `a`, `b`: `tables.image_values`, or several seeds' mean of them; images that one of them lacks are left out.
     """
-    both = pd.concat([a, b], axis=1, join="inner").dropna().to_numpy()
+    frame = pd.concat([a, b], axis=1, join="inner").dropna()
+    both, groups = frame.to_numpy(), list(frame.index.get_level_values("group"))
     figure, (axis,) = panels(title, 1, width=4.4, height=4.3)
     low, high = (both.min(), both.max()) if both.max(initial=0) > 1.001 else (0, 1)
     margin = 0.03 * (high - low)
@@ -143,7 +144,7 @@ def image_scatter(a: pd.Series, b: pd.Series, names: tuple[str, str], title: str
     axis.set_xlabel(f"{measure}, {label(names[0])}")
     axis.set_ylabel(f"{measure}, {label(names[1])}")
     if len(both):
-        mean, bottom, top = paired_bootstrap((both[:, 1] - both[:, 0])[None])
+        mean, bottom, top = paired_bootstrap((both[:, 1] - both[:, 0])[None], groups)
         share = np.mean(both[:, 1] > both[:, 0])
         text = f"{label(names[1])} higher on {share:.0%} of {len(both)} images\n"
         text += f"mean difference {mean:+.3f} [{bottom:+.3f}, {top:+.3f}]"

@@ -298,7 +298,8 @@ def _readme(context: dict[str, Any]) -> str:
 def _claims_markdown(context: dict[str, Any]) -> str:
     lines = [f"# Claims, profile `{context['profile'].name}`", ""]
     rule = "A claim holds when its effect is above 0: *reproduced* where the 95% paired bootstrap interval over images "
-    lines += [rule + "and seeds lies above 0, *not reproduced* where it lies below, else *inconclusive*.", ""]
+    rule += "and seeds lies above 0, *not reproduced* where it lies below, else *inconclusive*. Images of one tile, "
+    lines += [rule + "patient or slide are drawn together.", ""]
     for name, short in context["papers"].items():
         lines += [f"## {short}", "", context["paper_titles"].get(name, ""), ""]
         lines += [

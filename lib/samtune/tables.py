@@ -2,7 +2,7 @@
 
 Every number goes objects -> image -> set -> seeds: an image's value is the mean over its objects, a seed's the mean
 over images, the table's the mean over seeds. `std` is over seeds (n - 1). `low`, `high` is the 95% bootstrap interval
-over images and seeds together (`metrics.paired_bootstrap`).
+over images and seeds together, images of one group (tile, patient, slide) together (`metrics.paired_bootstrap`).
 """
 
 import re
@@ -75,21 +75,21 @@ def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
 
 
 def image_values(record: Record, metric: str, output: str) -> pd.Series:
-    """One value an image (the mean over its objects) of an evaluation record, named by the image's id and sorted."""
+    """One value an image (the mean over its objects) of an evaluation record, named by group and image and sorted."""
     objects = record.objects
     if metric not in objects:
         return pd.Series(dtype=float)
-    chosen = objects[objects["output"] == output]
-    return chosen.groupby("image")[metric].mean().dropna().sort_index()
+    chosen = _grouped(objects[objects["output"] == output])
+    return chosen.groupby(["group", "image"])[metric].mean().dropna()
 
 
 def seeds_by_images(series: Sequence[pd.Series]) -> tuple[np.ndarray, list[str]]:
-    """One `(seeds, images)` array of several seeds' `image_values`, over the images that all have, and their ids."""
+    """One `(seeds, images)` array of several seeds' `image_values`, over the images that all have, and their groups."""
     first = series[0].index
     if all(first.equals(other.index) for other in series[1:]):  # the rule; aligning takes much longer
-        return np.stack([one.to_numpy() for one in series]), list(first)
+        return np.stack([one.to_numpy() for one in series]), list(first.get_level_values("group"))
     frame = pd.concat(series, axis=1, join="inner").sort_index()
-    return frame.to_numpy().T, list(frame.index)
+    return frame.to_numpy().T, list(frame.index.get_level_values("group"))
 
 
 def paired_differences(
@@ -113,10 +113,10 @@ def paired_differences(
             pairs = [series[seed] for series in (ours, theirs) for seed in seeds]
             if not seeds:
                 continue
-            values, images = seeds_by_images(pairs)
-            if images:
-                difference, low, high = paired_bootstrap(values[: len(seeds)] - values[len(seeds) :])
-                rows.append((dataset, prompt, method, other, difference, low, high, len(images)))
+            values, groups = seeds_by_images(pairs)
+            if groups:
+                difference, low, high = paired_bootstrap(values[: len(seeds)] - values[len(seeds) :], groups)
+                rows.append((dataset, prompt, method, other, difference, low, high, len(groups)))
     columns = ["dataset", "prompt", "method", "against", "difference", "low", "high", "images"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -204,22 +204,27 @@ def _rows(groups: dict[tuple, list[Record]], column: str = "") -> list[dict[str,
     Broken down, an image counts where it has such an object, and there are no intervals.
     """
     rows = []
-    by = [column, "output", "image"] if column else ["output", "image"]
+    by = [column, "output", "group", "image"] if column else ["output", "group", "image"]
     for row, records in groups.items():
         metrics = _measured(records[0].objects)
-        frames = [_sized(record.objects) if column == "size" else record.objects for record in records]
+        frames = [_grouped(record.objects) for record in records]
+        frames = [_sized(frame) for frame in frames] if column == "size" else frames
         if any(name not in frame for frame in frames for name in [*by, *metrics]):
             continue
         means = [frame.groupby(by)[metrics].mean() for frame in frames]
-        kinds = list(dict.fromkeys(kind for mean in means for kind in mean.index.droplevel("image")))
+        kinds = list(dict.fromkeys(kind for mean in means for kind in mean.index.droplevel(["group", "image"])))
         for kind in kinds:
-            parts = [mean.loc[kind] for mean in means if kind in mean.index.droplevel("image")]
+            parts = [mean.loc[kind] for mean in means if kind in mean.index.droplevel(["group", "image"])]
             described = dict(zip(_ROW, row, strict=True)) | dict(zip(by, kind if column else [kind], strict=False))
             for metric in metrics:
-                values, images = seeds_by_images([part[metric].dropna() for part in parts])
-                if images:
-                    rows.append(described | {"metric": metric} | _summary(values, interval=not column))
+                values, groups = seeds_by_images([part[metric].dropna() for part in parts])
+                if groups:
+                    rows.append(described | {"metric": metric} | _summary(values, None if column else groups))
     return rows
+
+
+def _grouped(objects: pd.DataFrame) -> pd.DataFrame:
+    return objects.assign(group=objects["group"].fillna("") if "group" in objects else "")
 
 
 def _sized(objects: pd.DataFrame) -> pd.DataFrame:
@@ -253,10 +258,10 @@ def _speed_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     return rows
 
 
-def _summary(values: np.ndarray, interval: bool = False) -> dict[str, Any]:
-    """Mean, spread over seeds, interval if asked for, and counts of `(seeds, images)` values."""
+def _summary(values: np.ndarray, groups: Sequence[str] | None = None) -> dict[str, Any]:
+    """Mean, spread over seeds and counts of `(seeds, images)` values; with the images' groups also the interval."""
     seeds = values.mean(axis=1)
-    _, low, high = paired_bootstrap(values) if interval else (None, np.nan, np.nan)
+    _, low, high = paired_bootstrap(values, groups) if groups else (None, np.nan, np.nan)
     std = seeds.std(ddof=1) if len(seeds) > 1 else np.nan
     return {"mean": seeds.mean(), "std": std, "low": low, "high": high, "seeds": len(seeds), "images": values.shape[1]}
 
