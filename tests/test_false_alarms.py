@@ -17,7 +17,7 @@ CONFIG = EvaluationConfig(batch_size=2)
 
 def empty_sample(number: int) -> Sample:
     sample = disc_sample(number)
-    return replace(sample, id=f"empty{number}", masks=sample.masks[:0], object_class=())
+    return replace(sample, id=f"empty{number}", masks=sample.masks[:0], object_class=(), group="tile 7")
 
 
 def left_half(samples, prompts):
@@ -38,6 +38,7 @@ def test_area_is_a_share_of_the_picture_and_objects_are_left_out() -> None:
     assert dropped == {"images with an object": 1} and len(rows) == 2 * 3
     area = rows.groupby("output")["false_alarm_area"].agg(["min", "max"])
     assert (area.loc["final"] == 0.5).all() and (area.loc["draft"] == 0).all()
+    assert set(rows["group"]) == {"tile 7"}
     assert np.allclose(rows["box_area"], rows["box_w"] * rows["box_h"] / (48 * 64))
 
 

@@ -31,7 +31,8 @@ def false_alarms(
         for sample, prompt, outputs in zip(samples, prompts, predict(samples, prompts), strict=True):
             x0, y0, x1, y1 = prompt.boxes[0].tolist()
             width, height = int(x1 - x0 + 1), int(y1 - y0 + 1)
-            shared = {"image": sample.id, "object": 0, "object_class": "", "area": 0, "box_w": width, "box_h": height}
+            shared = {"image": sample.id, "group": sample.group, "object": 0, "object_class": "", "area": 0}
+            shared |= {"box_w": width, "box_h": height}
             for output, logits in outputs.items():
                 marked = float((logits[0, 0] > 0).float().mean())
                 share = width * height / logits[0, 0].numel()
