@@ -265,6 +265,9 @@ def test_cvc_clinicdb_reads_minisblack_colour_and_splits_between_sequences(tmp_p
     assert [dataset.ids(split) for split in ("train", "val", "test")] == [["1", "363"], ["364", "478"], ["479", "612"]]
     assert dataset.dropped == {"image without mask": 1}
     sample = dataset.load("364")
+    assert [dataset.load(id).group for id in ("1", "363", "364", "478", "479", "612")] == [
+        f"sequence {number}" for number in (1, 17, 18, 23, 24, 29)
+    ]
     assert np.array_equal(sample.image, noise(24, 32, 364)) and np.array_equal(sample.masks[0], square(24, 32))
 
 

@@ -275,7 +275,7 @@ def _judged(claim: Claim, contrasts: list[tuple[np.ndarray, list[str]]]) -> dict
     effects, groups = zip(*contrasts, strict=True)
     effect, low, high = paired_bootstrap(effects, groups)
     verdict = REPRODUCED if low > 0 else NOT_REPRODUCED if high < 0 else INCONCLUSIVE
-    if min(independent_units(one).max() + 1 for one in groups) < FEWEST_UNITS:
+    if sum(independent_units(one).max() + 1 for one in groups) < FEWEST_UNITS:
         verdict = INCONCLUSIVE
     return {"effect": effect, "low": low, "high": high, "verdict": verdict if claim.reference else NO_REFERENCE}
 

@@ -1,6 +1,7 @@
 """Medical images: BBBC038 nuclei, DRIVE retinal vessels, CVC-ClinicDB polyps, in the layout of their downloads."""
 
 import json
+from bisect import bisect_left
 from pathlib import Path
 
 import numpy as np
@@ -112,11 +113,16 @@ class DRIVE(ListedDataset):
 class ClinicDB(ListedDataset):
     """One mask per frame: all polyps in it. Split by contiguous blocks of the frame number, never at random.
 
-    The 612 frames are 29 sequences in order, and frames of one sequence are near-duplicates. The blocks are fifths
-    (three, one, one), moved to the nearest end of a sequence: plain fifths would cut two of them (364 to 383 and 479
-    to 503, as the pictures themselves show) and put the same polyp on both sides.
+    The 612 frames are 29 sequences in order, and frames of one sequence are near-duplicates: a sample's group. The
+    blocks are fifths (three, one, one), moved to the nearest end of a sequence: plain fifths would cut two of them
+    (364 to 383 and 479 to 503) and put the same polyp on both sides.
     """
 
+    # Last frame of each sequence; in the pictures one scene ends at each of them and another begins.
+    SEQUENCE_ENDS = (
+        25, 50, 67, 78, 103, 126, 151, 177, 199, 205, 227, 252, 277, 297, 317, 342, 363, 383, 408, 428, 447, 466, 478,
+        503, 528, 546, 571, 591, 612,
+    )  # fmt: skip
     LAST_TRAIN, LAST_VAL = 363, 478
 
     def __init__(self, folder: Path):
@@ -136,7 +142,8 @@ class ClinicDB(ListedDataset):
         image, mask = read_image(path), read_mask(mask_path)
         check_same_size(image, mask, path, mask_path)
         masks = mask[None] if mask.any() else np.zeros((0, *mask.shape), dtype=bool)
-        return Sample(id, self.name, split, image, masks, None, ("polyp",) * len(masks), f"{split} block")
+        sequence = f"sequence {1 + bisect_left(self.SEQUENCE_ENDS, int(id))}"
+        return Sample(id, self.name, split, image, masks, None, ("polyp",) * len(masks), sequence)
 
 
 DATASETS: dict[str, Description] = {
