@@ -299,7 +299,6 @@ def test_bootstrap_draws_groups_whole() -> None:
 
 def test_independent_units() -> None:
     assert metrics.independent_units(["a", "", "b", "a", ""]).tolist() == [0, 1, 2, 0, 3]
-    assert metrics.independent_units(["block"] * 3).tolist() == [0, 1, 2]  # one group: nothing to draw from
 
 
 def test_bootstrap_of_several_sets_weighs_sets_equally() -> None:

@@ -92,6 +92,7 @@ def test_paired_differences_take_the_same_images_and_seeds(tmp_path):
     # images are hard alike for both methods: the paired interval is far narrower than their spread
     assert first["low"] < first["difference"] < first["high"] < first["low"] + 0.02
     assert paired_differences([], "baselines", "spt", ["lora"]).empty
+    assert paired_differences(records_of(tmp_path, cells), "baselines", "spt", ["lora"], "ssim").empty  # not measured
 
 
 def test_nothing_is_invented_where_nothing_was_run(tmp_path):

@@ -211,13 +211,10 @@ def paired_bootstrap(
 
 
 def independent_units(groups: Sequence[str]) -> np.ndarray:
-    """Number, from 0, of the unit that each image belongs to: those of one group share it; "" is a unit of its own.
-
-    Where all images are of ONE group it says nothing of what belongs together: then each is a unit of its own.
-    """
+    """Unit of each image, int from 0, `(images,)`: images of one group share theirs, an image of group "" has its own."""
     names = [group or (position,) for position, group in enumerate(groups)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.arange(len(names)) if len(numbers) == 1 else np.array([numbers[name] for name in names])
+    return np.array([numbers[name] for name in names])
 
 
 def _is_table(differences: np.ndarray | Sequence[np.ndarray]) -> bool:

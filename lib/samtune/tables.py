@@ -78,7 +78,7 @@ def image_values(record: Record, metric: str, output: str) -> pd.Series:
     """One value an image (the mean over its objects) of an evaluation record, named by group and image and sorted."""
     objects = record.objects
     if metric not in objects:
-        return pd.Series(dtype=float)
+        objects = objects.assign(**{metric: np.nan})  # no image has a value: empty, its index named all the same
     chosen = _grouped(objects[objects["output"] == output])
     return chosen.groupby(["group", "image"])[metric].mean().dropna()
 

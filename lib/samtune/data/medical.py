@@ -118,7 +118,8 @@ class ClinicDB(ListedDataset):
     (364 to 383 and 479 to 503) and put the same polyp on both sides.
     """
 
-    # Last frame of each sequence; in the pictures one scene ends at each of them and another begins.
+    # Last frame of each sequence. Every third frame was looked at: at each of these the scene changes, to within those
+    # three frames.
     SEQUENCE_ENDS = (
         25, 50, 67, 78, 103, 126, 151, 177, 199, 205, 227, 252, 277, 297, 317, 342, 363, 383, 408, 428, 447, 466, 478,
         503, 528, 546, 571, 591, 612,
