@@ -211,7 +211,7 @@ def paired_bootstrap(
 
 
 def independent_units(groups: Sequence[str]) -> np.ndarray:
-    """Unit of each image, int from 0, `(images,)`: images of one group share theirs, an image of group "" has its own."""
+    """Unit of each image, int from 0 `(images,)`: images of one group share theirs, one of group "" has its own."""
     names = [group or (position,) for position, group in enumerate(groups)]
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return np.array([numbers[name] for name in names])
