@@ -11,7 +11,16 @@ from samtune.cells import EvaluationCell, TrainingCell
 from samtune.errors import InputError
 from samtune.experiment import Result, run_cells
 from samtune.paths import repository_root
-from samtune.pivots import load_paper_numbers, markdown, paper_of, pivot, reported_elsewhere, table_page, write_pages
+from samtune.pivots import (
+    load_paper_numbers,
+    markdown,
+    paper_of,
+    pivot,
+    pivots,
+    reported_elsewhere,
+    table_page,
+    write_pages,
+)
 from samtune.records import read_records
 from samtune.tables import (
     COLUMNS,
@@ -185,6 +194,18 @@ def test_pivot_marks_the_best_and_gives_the_mean_of_sets(tmp_path):
     iou = table[table["metric"] == "iou"]
     assert pivot("baselines", iou).best and not pivot("baselines", iou.assign(metric="box_area")).best
     assert not pivot("baselines", iou.assign(output="at_mask_size")).best  # made from the truth
+
+
+def test_variants_that_were_measured_alike_share_a_pivot(tmp_path):
+    cells = [
+        EvaluationCell("zero_shot", "nano", "drive", prompt=prompt, tables=(f"spt_ablation:{variant}",))
+        for prompt, variant in (("point2", "points"), ("point20", "points"), ("box", "rank 2"), ("box", "rank 4"))
+    ]
+    boxes, points = pivots("spt_ablation", build_tables(records_of(tmp_path, cells))["spt_ablation"])
+    assert {line[boxes.header.index("variant")] for line in boxes.rows} == {"rank 2", "rank 4"}
+    assert points.caption.startswith("Variant points, backbone nano")
+    assert [label for label in points.header if label.startswith("IoU")] == ["IoU · point2", "IoU · point20"]
+    assert "not run" not in {cell for part in (boxes, points) for line in part.rows for cell in line}
 
 
 def test_methods_without_a_backbone_need_no_column_for_it(tmp_path):

@@ -138,6 +138,22 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
     return Pivot(header, rows, best, len(labels), _caption(table, labels))
 
 
+def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> list[Pivot]:
+    """`table` as a pivot for each lot of variants that were measured alike: first the methods as they are, or most.
+
+    In one pivot, where boxes, clicks and areas were each measured on a few variants, most cells would say "not run".
+    What the paper reports stands in the first.
+    """
+    lots: dict[frozenset, list[str]] = {}
+    for variant, rows in table.groupby("variant"):
+        lots.setdefault(frozenset(zip(rows["prompt"], rows["metric"], strict=True)), []).append(variant)
+    ordered = sorted(lots.values(), key=lambda lot: ("" not in lot, -len(lot)))
+    return [
+        pivot(name, table[table["variant"].isin(lot)], paper if place == 0 else None)
+        for place, lot in enumerate(ordered)
+    ]
+
+
 def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | None) -> Pivot | None:
     """What the paper reports on sets that `table` has not: a row a set, a column a method; None: nothing."""
     reported = _reported(name, paper)
@@ -172,13 +188,14 @@ def markdown(shown: Pivot) -> str:
 def table_page(name: str, table: pd.DataFrame, papers: Mapping[str, PaperNumbers]) -> str:
     """The readable page of one table: title, what its numbers are, the pivot, the paper's source."""
     paper = paper_of(name, papers)
-    shown = pivot(name, table, paper)
+    shown = pivots(name, table, paper)
     lines = [f"# {title(name)}", ""]
-    if shown is None:
-        lines += ["**Not run** in this profile: there is no record for this table.", ""]
+    if shown:
+        lines += [f"Mean ± standard deviation over seeds; 95% intervals are in [{name}.csv]({name}.csv).", ""]
     else:
-        note = f"Mean ± standard deviation over seeds; 95% intervals are in [{name}.csv]({name}.csv)."
-        lines += [f"{shown.caption} {note}", "", markdown(shown), ""]
+        lines += ["**Not run** in this profile: there is no record for this table.", ""]
+    for part in shown:
+        lines += [part.caption, "", markdown(part), ""]
     elsewhere = reported_elsewhere(name, table, paper)
     if elsewhere is not None:
         lines += [elsewhere.caption, "", markdown(elsewhere), ""]
@@ -279,7 +296,9 @@ def _measure_rank(measure: tuple[str, str]) -> tuple:
 
 def _caption(table: pd.DataFrame, labels: list[str]) -> str:
     """What all rows share, in one sentence."""
-    shared = {column: table[column].unique() for column in ("backbone", "split", "output") if column not in labels}
+    shared = {
+        column: table[column].unique() for column in ("variant", "backbone", "split", "output") if column not in labels
+    }
     parts = [f"{column} {values[0]}" for column, values in shared.items() if len(values) == 1 and values[0]]
     if len(table):
         seeds = sorted(set(table["seeds"].astype(int)))

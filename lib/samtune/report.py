@@ -26,7 +26,7 @@ from samtune.pivots import (
     load_paper_numbers,
     markdown,
     paper_of,
-    pivot,
+    pivots,
     reported_elsewhere,
     title,
     write_pages,
@@ -40,12 +40,12 @@ PAPERS = {"spt": "SPT", "sam_sp": "SAM-SP", "asam": "ASAM"}
 
 @dataclass(frozen=True)
 class TableView:
-    """One table on the page: `shown` None where nothing was run; `elsewhere` what the paper reports on sets that were
+    """One table on the page: `shown` empty where nothing was run; `elsewhere` what the paper reports on sets that were
     not run; `paper` which that is; `parts` break-downs by object size and class."""
 
     name: str
     title: str
-    shown: Pivot | None
+    shown: list[Pivot]
     elsewhere: Pivot | None
     paper: str
     parts: tuple["TableView", ...] = ()
@@ -212,7 +212,7 @@ def _table_views(tables: dict[str, pd.DataFrame]) -> list[TableView]:
     def view(name: str, parts: tuple[TableView, ...] = ()) -> TableView:
         # Papers report whole sets only.
         paper = None if name.endswith(("_by_size", "_by_class")) else paper_of(name, papers)
-        shown, elsewhere = pivot(name, tables[name], paper), reported_elsewhere(name, tables[name], paper)
+        shown, elsewhere = pivots(name, tables[name], paper), reported_elsewhere(name, tables[name], paper)
         return TableView(name, title(name), shown, elsewhere, paper.describe() if paper else "", parts)
 
     mains = [name for name in tables if not name.endswith(("_by_size", "_by_class"))]
@@ -282,8 +282,9 @@ def _readme(context: dict[str, Any]) -> str:
     for view in context["tables"]:
         more = "".join(f", [{part.name}](tables/{part.name}.md)" for part in view.parts)
         links = f"[csv](tables/{view.name}.csv), [page](tables/{view.name}.md){more}"
-        caption = f"{view.shown.caption} Mean ± standard deviation over seeds. {links}"
-        lines += [f"### {view.title}", "", caption, "", markdown(view.shown), ""]
+        lines += [f"### {view.title}", "", f"Mean ± standard deviation over seeds. {links}", ""]
+        for part in view.shown:
+            lines += [part.caption, "", markdown(part), ""]
     lines += ["## Figures", "", *(f"![{one.title}]({one.path})\n" for one in context["figures"])]
     lines += ["## Executed notebooks", ""]
     lines += [f"- {one.title}: [notebook]({one.other or one.path}), [page]({one.path})" for one in context["notebooks"]]

@@ -44,7 +44,8 @@ METRIC_ORDER = [
     "iou", "boundary_iou", "dice", "box_iou", "hd95_transunet", "hd95_strict", "s_measure", "e_measure_max",
     "e_measure_mean", "e_measure_adaptive", "weighted_f", "mae", "psnr", "ssim",
 ]  # fmt: skip
-PROMPT_ORDER = ["box", "box_jitter", "point_centre", "point1", "point5", "point10", "mask", "none"]
+PROMPT_ORDER = ["box", "box_jitter", "box+mask", "point_centre", "point1", "point2", "point5", "point10", "point20",
+                "mask", "none"]  # fmt: skip
 NO_BACKBONE = "none"  # of what has none: truth, ellipse, grabcut, unet
 DESCRIPTIVE = ("image", "group", "object", "object_class", "area", "box_w", "box_h", "output")  # the rest are metrics
 _ROW = ["method", "dataset", "prompt", "variant", "backbone", "train_dataset", "split"]
