@@ -112,7 +112,7 @@ def metric_bars(table: pd.DataFrame, title: str, metric: str = "iou", by: str = 
         reach = np.abs(np.stack([chosen["mean"] - chosen["low"], chosen["high"] - chosen["mean"]]))
         axis.errorbar(places[known], chosen["mean"][known], reach[:, known], fmt="none", ecolor=INK, elinewidth=1)
         tops = chosen[["mean", "high"]].max(axis=1)
-        digits = 1 if rows["mean"].max() > 2 else 2
+        digits = 1 if rows["mean"].max() > 2 else 3
         for place, top, value in zip(places, tops, chosen["mean"], strict=True):
             if np.isfinite(value) and len(sets) * len(names) <= 30:
                 style = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": SOFT}

@@ -107,7 +107,8 @@ def relation_grid(examples: Sequence[RelationExample], title: str) -> Figure:
         for axis, name in zip(row[1:], columns, strict=True):
             weights = example.maps[name] * example.maps[name].size
             axis.imshow(weights, cmap="viridis", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
-            axis.set_xlabel(f"{weights[weights > 0].min():.2g} to {weights.max():.2g} times uniform", fontsize=7.5)
+            least, most = weights[weights > 0].min(), weights.max()
+            axis.set_xlabel(f"{least:.2g} to {most:.{0 if most >= 10 else 1}f} times uniform", fontsize=7.5)
         for axis in row:
             axis.scatter(*example.place, s=40, marker="x", color=RED, linewidth=1.6, zorder=3)
     for axis, name in zip(axes[0], ["token on the defect", *columns], strict=True):
