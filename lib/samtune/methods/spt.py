@@ -33,9 +33,9 @@ def relation_matrix(embedding: Tensor, threshold: float = 0.0, temperature: floa
     """
     tokens = embedding.flatten(2).transpose(1, 2)
     tokens = tokens / (tokens.norm(dim=-1, keepdim=True) + 1e-16)
-    similarity = tokens @ tokens.transpose(1, 2) / temperature
+    similarity = (tokens / temperature) @ tokens.transpose(1, 2)
     itself = torch.eye(similarity.shape[-1], dtype=torch.bool, device=similarity.device)
-    relation = similarity.masked_fill(itself, -1e16).softmax(dim=-1)
+    relation = similarity.masked_fill_(itself, -1e16).softmax(dim=-1)
     if threshold:
         relation = relation * (relation > threshold / relation.shape[-1])
         total = relation.sum(dim=-1, keepdim=True)
@@ -134,7 +134,8 @@ class SPT(Method):
         relation = None
         if self.relation:
             relation = relation_matrix(embedding, self.threshold, self.temperature)
-            if len(relation) > 1:
+            one_each = torch.arange(len(relation), device=relation.device)
+            if len(relation) > 1 and not torch.equal(prompts.image_index, one_each):  # else a copy of much for nothing
                 relation = relation[prompts.image_index]
         sparse, dense = encode_prompts(self.sam, prompts)
         *draft_decoder, refine_decoder = self.decoders()
