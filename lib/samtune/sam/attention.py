@@ -46,18 +46,17 @@ class SplitAttention(nn.Module):
         self.form = "auto"
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens `(B, L, C)` -> q, k, v, each `(B * heads, L, C / heads)`."""
-        batch, length, _ = x.shape
+        """Tokens `(B, L, C)` -> q, k, v, each `(B, heads, L, C / heads)`."""
         projections = [getattr(self, part) for part in PARTS]
         if all(type(projection) is nn.Linear for projection in projections):
             # One product over the joined matrix: segment_anything's own arithmetic, and faster than three.
             weight = torch.cat([projection.weight for projection in projections])
             bias = None if projections[0].bias is None else torch.cat([projection.bias for projection in projections])
-            qkv = F.linear(x, weight, bias)
+            parts = F.linear(x, weight, bias).chunk(3, dim=-1)
         else:
-            qkv = torch.cat([projection(x) for projection in projections], dim=-1)
-        qkv = qkv.reshape(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        return qkv.reshape(3, batch * self.num_heads, length, -1).unbind(0)
+            parts = tuple(projection(x) for projection in projections)
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        return q, k, v
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens on a grid or window `(B, H, W, C)` -> the same shape."""
@@ -68,6 +67,7 @@ class SplitAttention(nn.Module):
             is_large = height * width > 1024
             form = "folded" if is_large and torch.is_grad_enabled() and self.use_rel_pos else "bias"
         if form == "explicit":
+            q, k, v = (part.flatten(0, 1) for part in (q, k, v))
             attention = (q * self.scale) @ k.transpose(-2, -1)
             if self.use_rel_pos:
                 size = (height, width)
@@ -76,13 +76,12 @@ class SplitAttention(nn.Module):
         elif form == "bias" or not self.use_rel_pos:
             bias = None
             if self.use_rel_pos:
-                rows, columns = self.position_terms(q, height, width)
+                rows, columns = self.position_terms(q.flatten(0, 1), height, width)
                 bias = (rows.unsqueeze(-1) + columns.unsqueeze(-2)).flatten(-2)
                 bias = bias.view(batch, self.num_heads, height * width, height * width)
-            q, k, v = (t.view(batch, self.num_heads, height * width, -1) for t in (q, k, v))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         elif form == "folded":
-            out = self.folded(q, k, v, height, width)
+            out = self.folded(*(part.flatten(0, 1) for part in (q, k, v)), height, width)
         else:
             raise ValueError(f"attention form {form!r}; known: auto, explicit, bias, folded")
         out = out.reshape(batch, self.num_heads, height, width, -1).permute(0, 2, 3, 1, 4)
