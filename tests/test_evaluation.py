@@ -17,6 +17,7 @@ from samtune.evaluation import (
     EvaluationConfig,
     evaluate,
     model_prompts,
+    objects_of,
     predict_classical,
     predict_everything,
     predict_truth,
@@ -68,6 +69,15 @@ def test_a_prompt_an_object_against_the_union() -> None:
         together, _ = evaluate(boxes_filled, data, config, progress=False)
         apart, _ = evaluate(boxes_filled, data, replace(config, per_object=True), progress=False)
         assert together["iou"].tolist() == pytest.approx([12 / 18]) and apart["iou"].tolist() == [1.0]
+
+
+def test_objects_are_the_parts_of_a_class_or_the_instances_themselves() -> None:
+    left, right, below = rectangle(2, 2, 10, 8), rectangle(2, 14, 10, 20), rectangle(14, 2, 20, 20)
+    classes = sample_of("a", left | right, below, classes=("dent", "stain"))
+    assert np.array_equal(objects_of(classes), [left, right, below])
+    for names in (("cell", "cell"), ()):
+        instances = sample_of("b", left | right, below, classes=names)
+        assert np.array_equal(objects_of(instances), [left | right, below])
 
 
 def test_rows_are_exact_for_a_hand_made_prediction() -> None:
@@ -258,7 +268,7 @@ def test_cached_embeddings_give_the_same_up_to_half_precision(tmp_path: Path) ->
 
 def test_everything_mode_takes_segment_anythings_masks_by_predicted_iou_and_by_the_truth() -> None:
     method = build_method("zero_shot", small_sam())
-    config = replace(CONFIG, prompt="none", metrics=("iou",), everything=3)
+    config = replace(CONFIG, prompt="none", metrics=("iou",), everything=3, preprocess="pad")
     rows, _ = evaluate(predict_everything(method, config), ListedSamples(DISCS), config, progress=False)
     generator = SamAutomaticMaskGenerator(
         official_twin(small_sam()), 3, pred_iou_thresh=0.0, stability_score_thresh=0.0
@@ -273,6 +283,20 @@ def test_everything_mode_takes_segment_anythings_masks_by_predicted_iou_and_by_t
         scores = rows[rows["image"] == sample.id].set_index("output")["iou"]
         assert scores["best_by_truth"] == pytest.approx(max(overlaps), abs=1e-3)
         assert scores["final"] == pytest.approx(surest, abs=1e-3)
+
+
+def test_everything_mode_sees_the_picture_as_the_cell_says() -> None:
+    """Stretched to the square and back: a picture of twice the width has the square's masks, twice as wide."""
+    method = build_method("zero_shot", small_sam())
+    config = replace(CONFIG, prompt="none", everything=2, preprocess="stretch")
+    wide = replace(DISCS[0], image=DISCS[0].image.repeat(2, axis=1), masks=DISCS[0].masks.repeat(2, axis=2))
+    nothing = [Prompts(torch.zeros(1, dtype=torch.int64))]
+    with torch.no_grad():
+        square, stretched = (predict_everything(method, config)([one], nothing)[0] for one in (DISCS[0], wide))
+    for output in ("final", "best_by_truth"):
+        same = (stretched[output] > 0) == (square[output] > 0).repeat_interleave(2, dim=-1)
+        assert same.float().mean() > 0.96
+    assert stretched["final"].abs().max() == 20
 
 
 def test_one_kind_of_prompt_after_another_encodes_a_picture_once(monkeypatch: pytest.MonkeyPatch) -> None:

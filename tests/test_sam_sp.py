@@ -96,6 +96,13 @@ def test_small_parts_do_not_move_the_box() -> None:
         assert self_prompts(logits_of(mask), "box", 64, share)[0].boxes.tolist() == [box]
 
 
+def test_only_small_parts_are_kept() -> None:
+    mask = np.zeros((33, 33), bool)
+    mask[1::3, 1::3] = True  # 121 dots of less than a hundredth each
+    prompts, empty = self_prompts(logits_of(mask), "box", 66, 0.01)
+    assert prompts.boxes.tolist() == [[2, 2, 63, 63]] and not empty.any()
+
+
 def test_points_are_the_surest_ones_and_the_mask_carries_no_gradient() -> None:
     logits = logits_of(np.pad(np.ones((4, 4), bool), 6)).requires_grad_()
     with torch.no_grad():
@@ -139,13 +146,11 @@ def test_controls_put_any_box_or_the_callers_prompt_into_the_second_pass() -> No
         expected = decode_masks(given.sam, given.encode(images()), prompts)[0]
         assert torch.equal(found["pass1"], expected) and not torch.equal(found["pass0"], expected)
         method = trained(self_prompt="random_box")
-        logits = method(images(), NOTHING)["pass0"]
-        boxes, _ = method.next_prompts(logits, NOTHING)
-        alone, _ = method.next_prompts(logits[2:], NOTHING[2:])
-    assert torch.equal(boxes.boxes[2:], alone.boxes)  # whatever else is in the batch
-    assert (
-        (boxes.boxes >= 0).all() and (boxes.boxes < 64).all() and len(boxes.boxes.unique(dim=0)) == 2
-    )  # a picture each
+        boxes = method.next_prompts(method(images(), NOTHING)["pass0"], NOTHING)[0].boxes
+        one = NOTHING[:1].at_image(0)
+        alone = method.next_prompts(method(images()[1:], one)["pass0"] * (1 + 1e-6), one)[0].boxes
+    assert torch.equal(boxes[2:], alone)  # whatever else is in the batch, and however it is rounded
+    assert (boxes >= 0).all() and (boxes < 64).all() and len(boxes.unique(dim=0)) == 2  # a picture each
 
 
 # ---------------------------------------------------------------- passes

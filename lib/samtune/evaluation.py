@@ -9,6 +9,7 @@ import torch
 from scipy import ndimage
 from segment_anything import SamAutomaticMaskGenerator
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from samtune.data.sample import Dataset, Sample, target_masks
@@ -17,7 +18,7 @@ from samtune.errors import InputError, is_out_of_memory
 from samtune.methods import Method
 from samtune.methods.classical import ellipse, grabcut
 from samtune.metrics import MAP_METRICS, METRICS
-from samtune.prompts import Prompts, make_prompts, tight_boxes
+from samtune.prompts import MASK_VALUES, Prompts, make_prompts, tight_boxes
 from samtune.sam.decode import decode_masks
 from samtune.sam.preprocess import Preprocess
 
@@ -33,8 +34,8 @@ class EvaluationConfig:
     16). `multimask`: also decode the three masks for ambiguous prompts and report the best by the truth, as output
     "best_of_3" (an upper bound, never part of a method comparison). `box_noise`: how far box_jitter goes.
     `everything`: so many clicks a side on a grid instead of a prompt, see `predict_everything` (0: no). `per_object`:
-    with target "union", a prompt for each object (each connected part of a lone one), whose masks are united.
-    `mask_size`: side of SAM's masks, for `predict_truth`.
+    with target "union", a prompt for each object, see `objects_of`, whose masks are united. `mask_size`: side of
+    the model's low-resolution masks, at which mask prompts are made, and the truth of `predict_truth`.
     """
 
     split: str = "test"
@@ -50,7 +51,7 @@ class EvaluationConfig:
     box_noise: float = 0.1
     everything: int = 0
     per_object: bool = False
-    mask_size: int = 0
+    mask_size: int = 256
     device: str = "cpu"
     precision: str = "fp32"
 
@@ -108,8 +109,8 @@ def _batches(
             masks = masks[kept]
             sample = replace(sample, masks=masks, object_class=classes)
         if len(masks):
-            # A mask prompt shows the picture's part of SAM's 256 x 256.
-            low = Preprocess(256, config.preprocess).inner_size(*sample.image.shape[:2])
+            # A mask prompt shows the picture's part of the square.
+            low = Preprocess(config.mask_size, config.preprocess).inner_size(*sample.image.shape[:2])
             samples.append(sample)
             truths.append(masks)
             key = f"{dataset.name}/{id}"
@@ -123,12 +124,16 @@ def _batches(
 
 
 def objects_of(sample: Sample) -> np.ndarray:
-    """The objects of a sample `(N, H, W)`, without empty ones; of a lone mask its connected parts (8 neighbours)."""
+    """The objects of a sample `(N, H, W)`, without empty ones: its masks; or, where it has one mask a class, or one in
+    all, their connected parts (8 neighbours)."""
     masks = sample.masks[sample.masks.any((1, 2))]
-    if len(masks) > 1:
+    if len(masks) > 1 and len(set(sample.object_class)) < len(sample.masks):
         return masks
-    parts, count = ndimage.label(masks[0], np.ones((3, 3)))
-    return parts == np.arange(1, count + 1)[:, None, None]
+    objects = []
+    for mask in masks:
+        parts, count = ndimage.label(mask, np.ones((3, 3)))
+        objects.append(parts == np.arange(1, count + 1)[:, None, None])
+    return np.concatenate(objects)
 
 
 def _rows(sample: Sample, truth: np.ndarray, outputs: Outputs, metrics: Sequence[str]) -> list[dict]:
@@ -221,8 +226,8 @@ def model_prompts(prompts: Prompts, preprocess: Preprocess, size: tuple[int, int
     moved = preprocess.prompts(prompts, size)
     if moved.masks is not None:
         height, width = (side * mask_size // preprocess.size for side in preprocess.inner_size(*size))
-        masks = torch.nn.functional.interpolate(moved.masks, (height, width), mode="nearest")
-        moved = moved.with_masks(masks).with_padded_masks(mask_size, mask_size, float(prompts.masks.min()))
+        masks = F.interpolate(moved.masks, (height, width), mode="nearest")
+        moved = moved.with_masks(masks).with_padded_masks(mask_size, mask_size, MASK_VALUES[0])
     return moved
 
 
@@ -231,8 +236,9 @@ def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
 
     Outputs: "final" the mask of the highest predicted IoU; "best_by_truth" the best by the truth, an upper bound. The
     generator's thresholds of predicted IoU and stability are set to 0: a small SAM hardly passes them. A picture
-    without any mask gets an empty one.
+    without any mask gets an empty one. The generator runs in fp32.
     """
+    preprocess = Preprocess(method.sam.image_size, config.preprocess)
     generator = SamAutomaticMaskGenerator(
         method.sam.to(config.device).eval(), config.everything, pred_iou_thresh=0.0, stability_score_thresh=0.0
     )
@@ -240,9 +246,12 @@ def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
     def predict(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
         answers = []
         for sample, own in zip(samples, prompts, strict=True):
-            found = sorted(generator.generate(sample.image), key=lambda mask: -mask["predicted_iou"])
-            masks = [mask["segmentation"] for mask in found] or [np.zeros(sample.image.shape[:2], bool)]
-            logits = torch.from_numpy(np.stack(masks))[None].float() * 2 - 1
+            # The generator itself pads.
+            picture = sample.image if config.preprocess == "pad" else preprocess.resized(sample.image)
+            found = sorted(generator.generate(picture), key=lambda mask: -mask["predicted_iou"])
+            masks = [mask["segmentation"] for mask in found] or [np.zeros(picture.shape[:2], bool)]
+            size = sample.image.shape[:2]
+            logits = F.interpolate(_certain(np.stack(masks))[None], size, mode="bilinear", align_corners=False)
             logits = logits.expand(len(own), -1, -1, -1)
             answers.append({"final": logits[:, :1], "best_by_truth": logits})
         return answers
@@ -281,7 +290,12 @@ def predict_classical(name: str) -> Predict:
                 masks = [ellipse(box, *sample.image.shape[:2]) for box in boxes]
             else:
                 masks = [grabcut(sample.image, box) for box in boxes]
-            answers.append({"final": torch.from_numpy(np.stack(masks))[:, None].float() * 2 - 1})
+            answers.append({"final": _certain(np.stack(masks))[:, None]})
         return answers
 
     return predict
+
+
+def _certain(masks: np.ndarray) -> Tensor:
+    """Masks, bool, as logits that leave no doubt: 0 and 1 to metrics of probabilities too."""
+    return torch.from_numpy(masks).float() * 40 - 20

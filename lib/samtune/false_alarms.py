@@ -58,11 +58,10 @@ def _batches(dataset: Dataset, ids: list[str], size: int, dropped: dict[str, int
 
 
 def _random_box(sample: Sample, key: str, seed: int) -> Prompts:
-    """A box of random sides (log-uniform in `SIDES` of the picture's) and place, whole pixels."""
+    """A box of random sides (log-uniform in `SIDES` of the picture's, rounded) and place, the maximum inclusive."""
     height, width = sample.image.shape[:2]
     generator = object_generator(seed, key, "box", 0)
-    sides = np.exp(generator.uniform(*np.log(SIDES), 2)) * (width, height)
-    first = np.floor(generator.uniform(0, 1, 2) * ((width, height) - sides))
-    last = np.minimum(np.ceil(first + sides), (width - 1, height - 1))
-    boxes = torch.from_numpy(np.concatenate([first, last])[None]).float()
+    sides = np.maximum(1, np.round(np.exp(generator.uniform(*np.log(SIDES), 2)) * (width, height)))
+    first = np.floor(generator.uniform(0, 1, 2) * ((width, height) - sides + 1))
+    boxes = torch.from_numpy(np.concatenate([first, first + sides - 1])[None]).float()
     return Prompts(torch.zeros(1, dtype=torch.int64), boxes=boxes)

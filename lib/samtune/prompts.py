@@ -21,6 +21,7 @@ from samtune.errors import InputError, unknown
 
 KINDS = ("box", "box_jitter", "point1", "point5", "point10", "point_centre", "mask", "none")
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1  # labels of points, as SAM's prompt encoder reads them
+MASK_VALUES = (-8.0, 8.0)  # of a mask prompt's background and foreground: they look like confident logits
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def make_prompts(
     low_resolution: tuple[int, int] | None = None,
     *,
     box_noise: float = 0.1,
-    mask_values: tuple[float, float] = (-8.0, 8.0),
+    mask_values: tuple[float, float] = MASK_VALUES,
 ) -> Prompts:
     """One prompt of `kind` for each of `masks`, bool `(N, H, W)`; every `image_index` is 0.
 

@@ -101,6 +101,8 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
         dataset = open_dataset(cell.dataset, **nothing)
         options = {name: value for name, value in cell.options if name in EVALUATION_OPTIONS}
         method = None if cell.method in (*CLASSICAL, TRUTH) else cell_method(cell, folder)
+        if method is not None:
+            options["mask_size"] = method.sam.mask_size
         measured = profile.evaluation
         by_domain = {"medical": measured.medical_metrics, "camouflage": measured.camouflage_metrics}
         metrics = measured.metrics + by_domain.get(describe(cell.dataset).domain, ())

@@ -74,6 +74,9 @@ class TuneSettings:
         """Raise `InputError` for whatever can be told wrong before a file is opened."""
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
+        if self.method not in _tunable():
+            reason = "nothing to tune" if self.method == "zero_shot" else "no SAM in it: a yardstick for tables alone"
+            raise InputError(f"{self.method} has {reason}; methods to tune with: {', '.join(_tunable())}")
         known = [name for name in inspect.signature(METHODS[self.method]).parameters if name != "sam"]
         for name in self.options:
             if name not in known:
@@ -172,8 +175,6 @@ def tune(
     before = measure(build_method("zero_shot", sam), "zero_shot")
     torch.manual_seed(settings.seed)  # a method's new weights (LoRA's A) must not depend on what ran before
     method = build_method(settings.method, sam, **settings.options).to(device)
-    if not method.count_trainable():
-        raise InputError(f"{settings.method} has nothing to tune; methods that have: {', '.join(_tunable())}")
     checkpoint = out / TUNED
     if checkpoint.is_file():
         say(f"already tuned, only measured again: {checkpoint}")
@@ -381,4 +382,4 @@ def _digest(state: Mapping[str, Tensor]) -> str:
 
 
 def _tunable() -> list[str]:
-    return sorted(name for name, kind in METHODS.items() if kind is not METHODS["zero_shot"])
+    return sorted(METHODS.keys() - {"zero_shot", "unet"})

@@ -23,8 +23,9 @@ class Sample:
     """One image with its objects.
 
     `image` uint8 `(H, W, 3)` RGB; `masks` bool `(N, H, W)`, N >= 0; `ignore` bool `(H, W)`, true where nothing is
-    scored (void, outside the field of view), or None; `object_class` one name per mask, or empty; `group` the
-    patient or sequence that must not be torn apart by a split; `caption` a sentence, or "".
+    scored (void, outside the field of view; background to the losses in training), or None; `object_class` one name
+    per mask, or empty; `group` the patient or sequence that must not be torn apart by a split; `caption` a sentence,
+    or "".
     """
 
     id: str

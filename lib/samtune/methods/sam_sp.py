@@ -5,6 +5,8 @@ ours is an option here, named in `SamSP`'s docstring. In the paper's order: low-
 self-distillation.
 """
 
+import zlib
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,14 +32,15 @@ def self_prompts(logits: Tensor, kind: str, image_size: int, smallest_part: floa
 
     `kind`, joined by "+": "box" around all foreground (first and last row and column: no gradient passes), "mask" the
     detached logits, "points" the surest foreground pixel and the surest background pixel inside the box. Connected
-    parts below `smallest_part` of the foreground are left out. An empty prediction gets the whole picture's box; what
-    is made of it must not be used.
+    parts below `smallest_part` of the foreground are left out, unless all of them are. An empty prediction gets the
+    whole picture's box; what is made of it must not be used.
     """
     logits = logits.detach().float()
     foreground = logits[:, 0] > 0
     if smallest_part:
         kept = [large_parts(mask, smallest_part) for mask in foreground.cpu().numpy()]
-        foreground = torch.from_numpy(np.stack(kept)).to(logits.device)
+        large = torch.from_numpy(np.stack(kept)).to(logits.device)
+        foreground = torch.where(large.flatten(1).any(1)[:, None, None], large, foreground)
     empty = ~foreground.flatten(1).any(1)
     inside = foreground | empty[:, None, None]
     columns, rows = inside.any(1).int(), inside.any(2).int()
@@ -70,11 +73,11 @@ def self_prompts(logits: Tensor, kind: str, image_size: int, smallest_part: floa
 def random_boxes(logits: Tensor, image_size: int) -> Tensor:
     """A box anywhere, sides from a tenth of the picture's to all of it, for each of `(P, 1, h, w)`: `(P, 4)`.
 
-    Drawn from the prediction itself, so that it depends on neither order nor batch.
+    Seeded by the predicted mask: another picture has another box, and neither order nor batch changes it.
     """
     boxes = []
-    for one in logits.detach().double().cpu():
-        generator = torch.Generator().manual_seed(int(1000 * one.abs().sum()) % 2**31)
+    for one in (logits > 0).cpu():
+        generator = torch.Generator().manual_seed(zlib.crc32(one.numpy().tobytes()))
         sides = (0.1 + 0.9 * torch.rand(2, generator=generator)) * image_size
         first = torch.rand(2, generator=generator) * (image_size - sides)
         boxes.append(torch.cat([first, first + sides - 1]))
@@ -151,8 +154,9 @@ class SamSP(LoraSamed):
         own, empty = self_prompts(logits, kind, self.sam.image_size, self.smallest_part)
         if self.self_prompt == "given":
             return given, torch.zeros_like(empty)
-        boxes = random_boxes(logits, self.sam.image_size) if self.self_prompt == "random_box" else own.boxes
-        return Prompts(given.image_index, boxes, own.points, own.labels, own.masks), empty
+        if self.self_prompt == "random_box":
+            return Prompts(given.image_index, random_boxes(logits, self.sam.image_size)), torch.zeros_like(empty)
+        return Prompts(given.image_index, own.boxes, own.points, own.labels, own.masks), empty
 
     def decode(self, embedding: Tensor, prompts: Prompts) -> dict[str, Tensor]:
         """{"logits": the last pass, "pass0", "pass1" ...: every pass}, each `(P, 1, 4h, 4w)`."""

@@ -33,18 +33,29 @@ class Preprocess:
         scale = self.size / max(height, width)
         return int(height * scale + 0.5), int(width * scale + 0.5)
 
-    def image(self, image: np.ndarray) -> Tensor:
-        """uint8 `(H, W, 3)` RGB -> normalised float32 `(3, S, S)`; padding is zero after normalising, as SAM's."""
+    def resized(self, image: np.ndarray) -> np.ndarray:
+        """uint8 `(H, W, 3)` -> the same at `inner_size`, by area where it shrinks.
+
+        Where one side shrinks and the other grows, OpenCV's area averaging falls back to bilinear on both.
+        """
         height, width = self.inner_size(*image.shape[:2])
         shrinks = height * width < image.shape[0] * image.shape[1]
         interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        resized = cv2.resize(image, (width, height), interpolation=interpolation)
+        return cv2.resize(image, (width, height), interpolation=interpolation)
+
+    def image(self, image: np.ndarray) -> Tensor:
+        """uint8 `(H, W, 3)` RGB -> normalised float32 `(3, S, S)`; padding is zero after normalising, as SAM's."""
+        resized = self.resized(image)
+        height, width = resized.shape[:2]
         mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
         pixels = (torch.from_numpy(resized).permute(2, 0, 1).float() - mean) / std
         return F.pad(pixels, (0, self.size - width, 0, self.size - height))
 
     def masks(self, masks: np.ndarray, mask_size: int) -> Tensor:
-        """bool `(N, H, W)` -> float32 `(N, 1, mask_size, mask_size)`: the covered share of each pixel."""
+        """bool `(N, H, W)` -> float32 `(N, 1, mask_size, mask_size)`: the covered share of each pixel.
+
+        Nearly the share, where one side shrinks and the other grows: see `resized`.
+        """
         height, width = self.inner_size(*masks.shape[1:])
         canvas = np.zeros((len(masks), self.size, self.size), np.float32)
         for index, mask in enumerate(masks):
@@ -54,7 +65,11 @@ class Preprocess:
         return F.adaptive_avg_pool2d(torch.from_numpy(canvas)[:, None], mask_size)
 
     def prompts(self, prompts: Prompts, original_size: tuple[int, int]) -> Prompts:
-        """Boxes and points from pixels of a picture of `original_size` (H, W) to model pixels."""
+        """Boxes and points from pixels of a picture of `original_size` (H, W) to model pixels.
+
+        As SamPredictor moves them: coordinates times the scale. SPT's code draws them on the resized mask instead,
+        where a box's inclusive maximum lies up to an original pixel further out.
+        """
         height, width = self.inner_size(*original_size)
         return prompts.scaled(width / original_size[1], height / original_size[0])
 
