@@ -43,6 +43,7 @@ def test_all_that_ship_are_valid_and_as_designed():
         ({"seeds": [0.5]}, r"seeds.0 is 0.5: "),
         ({"images": "3000"}, r"images.* is '3000': input should be a valid integer"),
         ({"precision": "fp16"}, "precision is 'fp16': input should be 'auto', 'fp32' or 'bf16'"),
+        ({"evaluation": {"metrics": ["dice"]}}, "iou must be among them: learning rates are chosen by it"),
         ({"backbone": None}, "backbone is None: input should be a valid string"),
     ],
 )

@@ -138,6 +138,8 @@ def test_without_a_number_of_images_training_takes_the_papers_epochs(profile: Pr
     paper = profile.model_copy(update={"images": None})
     epoch = len(study.open_dataset(DATA).ids("train"))
     assert training_cell(paper, "lora", DATA, 0, 1e-3, "").images == 16 * epoch
+    for method in ("decoder_tuning", "unet", "sam_sp"):  # of one table: SAM-SP's, without prompts
+        assert training_cell(paper, method, DATA, 0, 1e-3, "", prompt="none").images == 160 * epoch
     assert training_cell(profile, "lora", DATA, 0, 1e-3, "").images == profile.images
     assert training_cell(paper, "lora", DATA, 0, 1e-3, "", 1).images == profile.batch_size
 

@@ -1,5 +1,7 @@
 """SAM-SP's study: a smoke profile end to end on the small SAM, and which cells are asked for."""
 
+import inspect
+
 import pytest
 
 from samtune.cells import EvaluationCell
@@ -10,6 +12,7 @@ from samtune.study import cell_method
 from samtune.study_sam_sp import (
     CONTROLS,
     GROUPS,
+    SAMED,
     SIZES,
     START,
     TUNED,
@@ -40,6 +43,7 @@ def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
     expected |= {("zero_shot", prompt, "final") for prompt in ("box", "point1")}
     assert rows == expected | {("truth", "none", "at_mask_size")}
     by_method = {record.method: record for record in records if "" in record.variants("sam_sp_main")}
+    assert by_method["unet"].cell["training"]["hyper"]["image_size"] == 64  # the backbone's
     assert by_method["unet"].backbone == "none" and by_method["sam_sp"].backbone == "nano"
     assert by_method["sam_sp"].extras["counts"]["first predictions"] == 2
     assert "box_iou" in by_method["sam_sp"].objects and "box_iou" not in by_method["lora_samed"].objects
@@ -88,6 +92,7 @@ def test_choices_change_one_option_and_do_not_depend_on_defaults(profile: Profil
     assert trained["val"] == trained["test"]
     start = trained["val"].pop("starting point")
     assert len(trained["val"]) == sum(map(len, GROUPS.values()))
+    assert START.keys() == inspect.signature(SamSP).parameters.keys() - {"sam", "alpha"} | SAMED.keys()
     for options in trained["val"].values():
         assert set(START) <= set(options)  # in full: a new default of SamSP leaves the record what it is
         assert 1 <= len(set(options.items()) - set(start.items())) <= 3

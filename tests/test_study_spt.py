@@ -58,9 +58,9 @@ def test_controls_differ_from_spt_as_they_say(profile: Profile, asked: list[Eval
 def test_other_backbones_come_last_without_controls(profile: Profile, asked: list[EvaluationCell]) -> None:
     run_main(profile.model_copy(update={"other_backbones": ("other",)}), [DATA], [0])
     first = next(place for place, cell in enumerate(asked) if cell.backbone == "other")
-    assert {cell.backbone for cell in asked[: first - 1]} == {"none", "nano"}
-    assert [cell.backbone for cell in asked[first - 1 :]] == ["none", *["other"] * 4]
-    assert [cell.tables for cell in asked[first - 1 :]] == [("spt_main",)] * 5
+    assert {cell.backbone for cell in asked[:first]} == {"none", "nano"}
+    assert [cell.backbone for cell in asked[first:]] == ["other"] * 4  # the truth's row stands there once
+    assert [cell.tables for cell in asked[first:]] == [("spt_main",)] * 4
 
 
 def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(

@@ -208,6 +208,18 @@ def test_variants_that_were_measured_alike_share_a_pivot(tmp_path):
     assert "not run" not in {cell for part in (boxes, points) for line in part.rows for cell in line}
 
 
+def test_a_metric_that_some_seeds_lack_is_shown_of_the_others(tmp_path):
+    cells = [EvaluationCell("zero_shot", "nano", "drive", seed=seed, tables=("baselines",)) for seed in (0, 1)]
+    first, second = records_of(tmp_path, cells)
+    for lacking in ([first, without(second)], [without(first), second]):
+        table = build_tables(lacking)["baselines"].set_index("metric")["seeds"]
+        assert table["iou"] == 2 and table["hd95_strict"] == 1
+
+
+def without(record, metric="hd95_strict"):
+    return dataclasses.replace(record, objects=record.objects.drop(columns=metric))
+
+
 def test_methods_without_a_backbone_need_no_column_for_it(tmp_path):
     cells = [EvaluationCell("ellipse", "none", "drive", tables=("nano_sam",))]
     cells.append(EvaluationCell("zero_shot", "nano", "drive", tables=("nano_sam",)))

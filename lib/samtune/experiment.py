@@ -108,7 +108,7 @@ def run_cells(
         first = next(iter(errors.values()))
         first.add_note(f"{len(errors)} of {total} cells were not run for errors; the others are recorded")
         raise first
-    return [_shown_in(_read(cell, folder), cell.tables, folder) for cell in cells]
+    return [_shown_in(cell, folder) for cell in cells]
 
 
 def run_cell(cell: Cell, folder: Path, execute: Execute) -> None:
@@ -257,12 +257,15 @@ def _read(cell: Cell, folder: Path) -> Record | None:
     return read_record(folder / "records" / f"{cell.key()}{SUFFIX}")
 
 
-def _shown_in(record: Record, tables: tuple[str, ...], folder: Path) -> Record:
-    """`record`, also shown in `tables`: the same cell may serve a main table and an ablation."""
-    if set(tables) <= set(record.tables):
+def _shown_in(cell: Cell, folder: Path) -> Record:
+    """The cell's record, shown in the cell's tables too: the same cell may serve a main table and an ablation."""
+    record = _read(cell, folder)
+    if set(cell.tables) <= set(record.tables):
         return record
-    record = replace(record, tables=_union(record.tables, tables))
-    write_record(folder / "records", record)
+    with locked(_lock(cell, folder)):  # another process may add tables of its own
+        record = _read(cell, folder)
+        record = replace(record, tables=_union(record.tables, cell.tables))
+        write_record(folder / "records", record)
     return record
 
 

@@ -4,7 +4,7 @@ import json
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from samtune.errors import InputError, unknown
 from samtune.paths import asset, resolve
@@ -34,6 +34,13 @@ class Evaluation(_Strict):
     metrics: Names
     medical_metrics: Names
     camouflage_metrics: Names
+
+    @field_validator("metrics")
+    @classmethod
+    def _with_iou(cls, metrics: Names) -> Names:
+        if "iou" not in metrics:
+            raise ValueError("iou must be among them: learning rates are chosen by it")
+        return metrics
 
 
 class Stage(_Strict):

@@ -195,11 +195,15 @@ def _machines(records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _sets(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Data sets measured: part, images, and what was dropped, by reason."""
+    """Data sets measured: part (pictures without an object and large objects alone apart), images, and what was
+    dropped, by reason."""
     sets: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
         if record.kind == "evaluation":
-            row = sets.setdefault((record.dataset, record.cell["split"]), {"images": 0, "dropped": {}})
+            part, least = record.cell["split"], dict(record.cell["options"]).get("min_side")
+            part += ", without an object" if record.cell["target"] == "nothing" else ""
+            part += f", objects of {least} px at least" if least else ""
+            row = sets.setdefault((record.dataset, part), {"images": 0, "dropped": {}})
             row["images"] = max(row["images"], record.images)
             for reason, count in record.extras.get("dropped", {}).items():
                 row["dropped"][reason] = max(row["dropped"].get(reason, 0), count)

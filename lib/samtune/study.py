@@ -44,6 +44,7 @@ TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method
 WITHOUT_SAM = (*CLASSICAL, "unet")
 CHOSEN_HERE = ("spt", "sam_sp")
 BOX_AND_POINTS = ",".join(Method.prompts)
+EPOCHS, UNPROMPTED_EPOCHS = 16, 160  # SPT's; and for SAM-SP, of SAMed's 200, where its schedule is stopped
 SCORE_TIE = 0.005  # of mean IoU on validation
 ON_BOXES = "trained on boxes"
 NOTHING = "nothing"  # the target of a cell that counts false alarms on pictures without an object
@@ -278,7 +279,7 @@ def training_cell(
         tuple(dataset.split("+")),
         NO_BACKBONE if without_sam else profile.backbone,
         seed,
-        max(images or images_seen(profile, method, dataset), profile.batch_size),
+        max(images or images_seen(profile, prompt, dataset), profile.batch_size),
         profile.preprocess,
         prompt,
         "union",
@@ -294,11 +295,12 @@ def zero_shot_cell(profile: Profile, dataset: str, seed: int, hash: str, **optio
     )
 
 
-def images_seen(profile: Profile, method: str, dataset: str) -> int:
-    """Images that a training sees: the profile's number, or, where that is null, the epochs of the method's paper."""
+def images_seen(profile: Profile, prompts: str, dataset: str) -> int:
+    """Images that a training with `prompts` sees: the profile's number, or, where that is null, the paper's epochs."""
     if profile.images is not None:
         return profile.images
-    return METHODS[method].epochs * sum(len(open_dataset(name).ids("train")) for name in dataset.split("+"))
+    epochs = UNPROMPTED_EPOCHS if prompts == "none" else EPOCHS
+    return epochs * sum(len(open_dataset(name).ids("train")) for name in dataset.split("+"))
 
 
 class Plan:
@@ -320,18 +322,26 @@ class Plan:
         **options: object,
     ) -> None:
         sam = load_sam(profile.backbone)
-        self.profile, self.hash, self.mask_size = profile, weights_hash(sam), sam.mask_size
+        self.profile, self.hash = profile, weights_hash(sam)
+        self.image_size, self.mask_size = sam.image_size, sam.mask_size
         self.trained_with, self.options = trained_with, options
         self.prompts = tuple(prompts) or profile.evaluation.prompts
         arms = [*((method, {}) for method in methods), *variants]
-        places = [place_of(dataset, method, options | changes) for dataset in datasets for method, changes in arms]
+        places = [
+            place_of(name, method, self.all_options(method, changes)) for name in datasets for method, changes in arms
+        ]
         self.rates = choose_learning_rates(profile, places, self.hash, trained_with)
+
+    def all_options(self, method: str, changes: Mapping[str, object]) -> dict[str, object]:
+        """What holds for every cell, and `changes`; a U-Net's pictures are as large as the backbone's."""
+        return self.options | ({"image_size": self.image_size} if method == "unet" else {}) | changes
 
     def training(self, method: str, dataset: str, seed: int, images: int = 0, **changes: object) -> TrainingCell:
         """`method` trained on `dataset`; `changes` are options of the method or its training, or the `prompt`."""
-        usual = place_of(dataset, method, self.options)
-        rate = self.rates.get(place_of(dataset, method, self.options | changes)) or self.rates[usual]
-        options = {"prompt": self.trained_with} | self.options | changes
+        options = self.all_options(method, changes)
+        usual = place_of(dataset, method, self.all_options(method, {}))
+        rate = self.rates.get(place_of(dataset, method, options)) or self.rates[usual]
+        options = {"prompt": self.trained_with} | options
         return training_cell(self.profile, method, dataset, seed, rate, self.hash, images, **options)
 
     def measured(self, training: TrainingCell, dataset: str, *tables: str, **options: object) -> list[EvaluationCell]:

@@ -17,8 +17,13 @@ WHOLE = "100% of the pictures"  # the main table's model again: the end of the c
 SAMED = {"optimiser": "adamw", "weight_decay": 0.1, "schedule": "polynomial"}
 
 # What is OURS, decided on validation pictures: one change at a time from `START`, by group and variant. The best of a
-# group becomes the default of `SamSP`, except that distillation stays on.
-START = {"rank": 4, "self_prompt": "box", "distillation": "kl", "distillation_weight": 0.1, "temperature": 2.0}
+# group becomes the default of `SamSP` (or `SAMED`), except that distillation stays on and the rank `lora_samed`'s.
+# `START` names every option, so that it stays the same training when a default changes.
+START = {
+    "rank": 4, "iterations": 1, "self_prompt": "box", "smallest_part": 0.0, "distillation": "kl",
+    "distillation_weight": 0.1, "temperature": 2.0, "reverse": False, "first_weight": 1.0,
+    "optimiser": "adamw", "weight_decay": 0.1, "schedule": "polynomial",
+}  # fmt: skip
 GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "distillation": {
         "distillation weight 0": {"distillation_weight": 0.0},
@@ -109,7 +114,7 @@ def run_ablations(
                     cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
             if "prompt quality" in groups:
                 for share in (0.1, 0.25, 0.5, 1.0):
-                    images = round(share * images_seen(profile, "sam_sp", dataset))
+                    images = round(share * images_seen(profile, plan.trained_with, dataset))
                     training = plan.training("sam_sp", dataset, seed, images)
                     cells += plan.measured(training, dataset, f"{ABLATION}:after {share:.0%} of the training")
     for seed in few if "plateau" in groups and profile.plateau_images else ():

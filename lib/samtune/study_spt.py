@@ -74,9 +74,21 @@ def run_main(
     `union`: also one model for all sets together. Last come the profile's other backbones, with neither.
     """
     plan = Plan(profile, datasets, TUNED)
+    records = plan.run([cell for dataset in datasets for cell in plan.truth(dataset, seeds[0], MAIN)])
+    records += plan.run(main_cells(plan, datasets, seeds))
+    records += run_controls(profile, [name for name in datasets if name in controls], seeds)
+    if union and len(datasets) > 1:
+        records += run_union(profile, datasets, seeds)
+    for backbone in profile.other_backbones:
+        plan = Plan(profile.model_copy(update={"backbone": backbone}), datasets, TUNED)
+        records += plan.run(main_cells(plan, datasets, seeds))
+    return records
+
+
+def main_cells(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[EvaluationCell]:
+    """The main table of one backbone."""
     cells: list[EvaluationCell] = []
     for dataset in datasets:
-        cells += plan.truth(dataset, seeds[0], MAIN)
         for seed in seeds:
             cells += plan.zero_shot(dataset, seed, MAIN)
             for method in TUNED:
@@ -85,16 +97,9 @@ def run_main(
                 if dataset in WITH_DEFECT_FREE:
                     cells.append(training.evaluation(dataset, target=NOTHING, tables=(f"{MAIN}:defect-free",)))
             if dataset in WITH_DEFECT_FREE:
-                cell = zero_shot_cell(profile, dataset, seed, plan.hash, target=NOTHING)
+                cell = zero_shot_cell(plan.profile, dataset, seed, plan.hash, target=NOTHING)
                 cells.append(replace(cell, tables=(f"{MAIN}:defect-free",)))
-    records = plan.run(cells)
-    records += run_controls(profile, [name for name in datasets if name in controls], seeds)
-    if union and len(datasets) > 1:
-        records += run_union(profile, datasets, seeds)
-    for backbone in profile.other_backbones:
-        alone = profile.model_copy(update={"backbone": backbone, "other_backbones": ()})
-        records += run_main(alone, datasets, seeds)
-    return records
+    return cells
 
 
 def run_controls(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:

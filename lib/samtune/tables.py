@@ -207,18 +207,18 @@ def _rows(groups: dict[tuple, list[Record]], column: str = "") -> list[dict[str,
     rows = []
     by = [column, "output", "group", "image"] if column else ["output", "group", "image"]
     for row, records in groups.items():
-        metrics = _measured(records[0].objects)
+        metrics = list(dict.fromkeys(name for record in records for name in _measured(record.objects)))
         frames = [_grouped(record.objects) for record in records]
         frames = [_sized(frame) for frame in frames] if column == "size" else frames
-        if any(name not in frame for frame in frames for name in [*by, *metrics]):
+        if any(name not in frame for frame in frames for name in by):
             continue
-        means = [frame.groupby(by)[metrics].mean() for frame in frames]
+        means = [frame.groupby(by)[[name for name in metrics if name in frame]].mean() for frame in frames]
         kinds = list(dict.fromkeys(kind for mean in means for kind in mean.index.droplevel(["group", "image"])))
         for kind in kinds:
             parts = [mean.loc[kind] for mean in means if kind in mean.index.droplevel(["group", "image"])]
             described = dict(zip(_ROW, row, strict=True)) | dict(zip(by, kind if column else [kind], strict=False))
             for metric in metrics:
-                values, groups = seeds_by_images([part[metric].dropna() for part in parts])
+                values, groups = seeds_by_images([part[metric].dropna() for part in parts if metric in part])
                 if groups:
                     rows.append(described | {"metric": metric} | _summary(values, None if column else groups))
     return rows

@@ -65,7 +65,6 @@ class LoraSamed(Method):
     name = "lora_samed"
     frozen_encoder = False
     learning_rate = 1e-3
-    epochs = 160  # of SAMed's 200, where its schedule is stopped
     prompts = ("none",)
 
     def __init__(self, sam: Sam, rank: int = 4, alpha: float | None = None) -> None:

@@ -21,7 +21,6 @@ class Method(nn.Module):
     name = "zero_shot"
     frozen_encoder = True
     learning_rate = 1e-4  # where the search in a grid begins, or without a grid
-    epochs = 16  # of the paper's own schedule: SPT's, which its baselines share
     prompts: tuple[str, ...] = ("box", "point10")  # drawn in training, evenly: SPT's
     metrics: tuple[str, ...] = ()  # beyond the profile's: what else of its outputs is worth a number
 

@@ -33,7 +33,6 @@ class UNet(Method):
     name = "unet"
     frozen_encoder = False
     learning_rate = 1e-3
-    epochs = 160
     prompts = ("none",)
 
     def __init__(
