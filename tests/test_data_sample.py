@@ -107,6 +107,12 @@ def test_twelve_bit_data_is_scaled_by_its_range_and_says_so(tmp_path):
     assert image[..., 0].tolist() == [[0, 255], [128, 51]]
 
 
+def test_eight_bit_data_in_a_sixteen_bit_file_is_not_darkened(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.array([[0, 255], [7, 100]], np.uint16), photometric="minisblack")
+    with pytest.warns(UserWarning, match="8-bit"):
+        assert read_image(tmp_path / "a.tif")[..., 0].tolist() == [[0, 255], [7, 100]]
+
+
 def test_three_samples_tagged_minisblack_are_colour(tmp_path, picture):
     tifffile.imwrite(tmp_path / "a.tif", picture, photometric="minisblack", planarconfig="contig", metadata=None)
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
@@ -135,7 +141,7 @@ def test_bad_files_are_named_with_the_reason(tmp_path):
 
 
 def mask_file(folder, values, name="m.png"):
-    Image.fromarray(np.asarray(values, dtype=np.uint8)).save(folder / name)
+    Image.fromarray(np.asarray(values, dtype=np.uint8 if np.max(values) < 256 else np.uint16)).save(folder / name)
     return folder / name
 
 
@@ -171,10 +177,20 @@ def test_masks_coded_zero_one_are_refused_with_the_option(tmp_path, values):
         read_mask(mask_file(tmp_path, values))
 
 
-@pytest.mark.parametrize("values", [[[0, 1, 2, 3]], [[0, 7, 7]], [[0, 15, 2, 255]], [[100, 0, 0]]])
+@pytest.mark.parametrize("values", [
+    [[0, 1, 2, 3]], [[0, 7, 7]], [[0, 15, 2, 255]], [[100, 0, 0]], [[0] + [3, 150] * 20], [[*range(201)]],
+    [[0, 300]], [[*range(301)]], [[0] + [26001, 33002] * 20],
+])  # fmt: skip
 def test_index_maps_are_refused_as_masks_with_the_option(tmp_path, values):
     with pytest.raises(InputError, match=r"m.png looks like an index map.*values.*mask_coding='index'"):
         read_mask(mask_file(tmp_path, values))
+
+
+def test_sixteen_bit_masks_are_scaled(tmp_path):
+    Image.fromarray(np.array([[0, 65535, 20000, 65535]], np.uint16)).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png").tolist() == [[False, True, False, True]]
+    Image.fromarray(np.array([[0, 255]], np.uint16)).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png").tolist() == [[False, True]]
 
 
 def test_colour_masks_are_refused(tmp_path):

@@ -17,7 +17,8 @@ from samtune.data.sample import IMAGE_SUFFIXES, read_image
 from samtune.errors import InputError, counted, is_out_of_memory
 from samtune.prompts import Prompts
 from samtune.provenance import choose_precision
-from samtune.tuning import load_tuned, usable_device
+from samtune.training import usable_device
+from samtune.tuning import load_tuned
 
 # Okabe and Ito's colours, RGB: told apart by colour-blind readers too.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))

@@ -21,7 +21,7 @@ from samtune.provenance import choose_precision
 from samtune.records import Record
 from samtune.sam.build import new_sam
 from samtune.sam.preprocess import Preprocess
-from samtune.training import default_device
+from samtune.training import usable_device
 
 DATASET = "synthetic-medical"  # its first picture, again and again
 VARIANT = "random weights"
@@ -47,7 +47,7 @@ def run_speed(
         cells.append(
             EvaluationCell(method, dataset=DATASET, options={"weights": "random"}, max_images=images, **shared)
         )
-    device = default_device(device)
+    device = usable_device(device)
     precision = choose_precision(precision, device)
     return run_cells(cells, results, lambda cell, _: _time(cell, device, precision))
 

@@ -36,7 +36,7 @@ from samtune.provenance import choose_precision
 from samtune.records import Record, read_records
 from samtune.sam.checkpoints import load_sam, save_safetensors, weights_hash
 from samtune.tables import NO_BACKBONE
-from samtune.training import TrainingConfig, default_device, train
+from samtune.training import TrainingConfig, train, usable_device
 
 TUNED = "trainable.safetensors"
 CLASSICAL = ("ellipse", "grabcut")
@@ -63,7 +63,7 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
     for metric in (*asked.metrics, *asked.medical_metrics, *asked.camouflage_metrics):
         if metric not in METRICS:
             raise unknown("metric", metric, METRICS)
-    device = default_device(profile.device)
+    device = usable_device(profile.device)
     precision = choose_precision(profile.precision, device)
     cache = EmbeddingCache((results or results_root(profile.name)) / "cache")
     # Of the trained method that was measured last, so that one kind of prompt after another finds its embeddings.

@@ -229,7 +229,7 @@ def train(
     A run that is killed and resumed ends with the same weights as one that is not (on a CPU, same machine). Raises
     `FloatingPointError` with the samples' ids at a loss that is no number, `InputError` when memory runs out.
     """
-    precision = choose_precision(config.precision, "cpu" if config.device == "cpu" else default_device(config.device))
+    precision = choose_precision(config.precision, usable_device(config.device))
     AcceleratorState._reset_state(True)
     accelerator = Accelerator(
         cpu=config.device == "cpu",
@@ -337,13 +337,14 @@ def _step(
     return {name: round(float(value), 6) for name, value in row.items()}
 
 
-def default_device(setting: str = "auto") -> str:
-    """ "cuda", "mps" or "cpu" for "auto"; any other setting as it is."""
-    if setting != "auto":
-        return setting
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def usable_device(setting: str = "auto") -> str:
+    """ "cuda", "mps" or "cpu" for "auto", any other setting as it is. `InputError` when this machine lacks it."""
+    here = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    if setting == "auto":
+        return here[0]
+    if setting.partition(":")[0] not in here:
+        raise InputError(f"device {setting!r} is not available here; there is: auto, {', '.join(here)}")
+    return setting
 
 
 def _save(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResult, step: int, folder: Path) -> None:

@@ -31,7 +31,7 @@ from samtune.prompts import parse_kind
 from samtune.provenance import choose_precision
 from samtune.sam.checkpoints import load_sam, read_state, save_official, save_safetensors, sha256, weights_hash
 from samtune.sam.preprocess import MODES
-from samtune.training import TrainingConfig, default_device, train
+from samtune.training import TrainingConfig, train, usable_device
 
 TUNED, SETTINGS, METRICS_FILE = "tuned.safetensors", "settings.json", "metrics.csv"
 METRICS = ("iou", "boundary_iou", "dice")
@@ -286,14 +286,6 @@ def export(checkpoint: Path, out: Path, backbone: str | None = None, say: Callab
     if tuned.preprocess == "stretch":
         say("note: it was tuned on stretched pictures; SamPredictor pads, which is the same for square ones only")
     return out
-
-
-def usable_device(setting: str) -> str:
-    """ "cpu", "cuda" or "mps" for `setting` ("auto" chooses). Raises `InputError` when this machine lacks it."""
-    here = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-    if setting not in ("auto", *here):
-        raise InputError(f"device {setting!r} is not available here; there is: auto, {', '.join(here)}")
-    return default_device(setting)
 
 
 def _training_config(

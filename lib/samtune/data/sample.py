@@ -88,8 +88,8 @@ def read_image(path: str | Path) -> np.ndarray:
     """A picture file as uint8 `(H, W, 3)` RGB.
 
     Turned upright as its EXIF tag says; alpha is dropped (not blended); grey is repeated three times; 16-bit values
-    are divided by 257, or, where none exceeds 4095, taken as 12-bit data and divided by 4095 (with a warning that
-    says so). Raises `InputError` with path and reason when the file is missing, truncated or no such picture.
+    are divided by 257, or, where none exceeds 4095 (255), taken as 12-bit (8-bit) data, with a warning that says so.
+    Raises `InputError` with path and reason when the file is missing, truncated or no such picture.
     """
     path = Path(path)
     pixels = _to_eight_bits(_read_pixels(path), path)
@@ -108,28 +108,32 @@ def read_mask(path: str | Path) -> np.ndarray:
     """A binary mask file as bool `(H, W)`: true where the value exceeds 127 (of 255; 16-bit masks are scaled).
 
     Raises `InputError` with the values found and the option to use when the file is coded 0/1 or looks like an
-    index map (small values only, or small values beside a void of 255), and when it cannot be read.
+    index map (numbers far from white, or without a gap, or small ones beside a void of 255), and when it cannot be
+    read.
     """
     path = Path(path)
     grey = _single_channel(_read_pixels(path), path)
     if grey.dtype == bool:
         return grey
-    if grey.dtype == np.uint16 and grey.max() > 255:
-        grey = (grey / 257).round().astype(np.uint8)
     values = np.unique(grey) if grey.dtype != np.uint8 else np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
     found = ", ".join(str(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")
-    if set(values.tolist()) == {0, 1} or set(values.tolist()) == {1}:
+    if values.tolist() in ([0, 1], [1]):
         raise InputError(f"mask {path} is coded 0/1, not 0/255 (values {found}); say so: mask_coding='binary1'")
-    low, high = values[(values > 0) & (values <= 127)], values[values > 127]
+    white = 255 if values[-1] <= 255 else 65535
+    # White is hardly dimmed by palettes and JPEG; numbers end anywhere, or leave none out.
+    # (Stray pixels are neither: magnetic-tile has a mask of 25 of them, none above 176.)
+    is_dark = 0 < values[-1] < 0.5 * white
+    is_dark |= 2 < len(values) < (grey > 0).sum() / 8 and values[-1] < 0.75 * white
+    is_counted = 2 < len(values) <= white and np.array_equal(values, np.arange(values[0], values[0] + len(values)))
     # Grey rims (JPEG, smoothing) are thin; classes beside a void of 255 cover more than the void does.
-    low_pixels = int(((grey > 0) & (grey <= 127)).sum())
-    void_beside_classes = len(low) > 0 and high.tolist() == [255] and low_pixels > int((grey == 255).sum())
-    if len(low) and (len(high) == 0 or void_beside_classes):
+    high, low = values[values > 0.5 * white], (grey > 0) & (grey < 0.5 * white)
+    void_beside_classes = high.tolist() == [white] and low.sum() > (grey == white).sum()
+    if is_dark or is_counted or void_beside_classes:
         raise InputError(
             f"mask {path} looks like an index map, where a 0/255 mask is due (values {found}); "
             "if each number is an object or class, say so: mask_coding='index'"
         )
-    return grey > 127
+    return grey > 0.5 * white
 
 
 def read_index_map(path: str | Path) -> np.ndarray:
@@ -237,10 +241,10 @@ def _to_eight_bits(pixels: np.ndarray, path: Path) -> np.ndarray:
     if pixels.dtype == bool:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype == np.uint16:
-        full = 65535
-        if 255 < pixels.max() <= 4095:
-            full = 4095
-            warnings.warn(f"{path}: 16-bit file without a value above 4095, read as 12-bit", stacklevel=3)
+        full = next(limit for limit in (255, 4095, 65535) if pixels.max() <= limit)
+        if full < 65535:
+            bits = full.bit_length()
+            warnings.warn(f"{path}: 16-bit file without a value above {full}, read as {bits}-bit", stacklevel=3)
         return (pixels * (255.0 / full)).round().astype(np.uint8)
     return pixels
 
