@@ -9,7 +9,17 @@ import pytest
 
 from fake_records import LEVELS, fake_cells, fake_execute, fake_objects
 from samtune.cells import EvaluationCell, TrainingCell
-from samtune.claims import CLAIMS, COLUMNS, VERDICTS, Claim, Side, build_claims, check_claims, paper_effect
+from samtune.claims import (
+    CLAIMS,
+    COLUMNS,
+    VERDICTS,
+    Claim,
+    Side,
+    build_claims,
+    check_claims,
+    claims_markdown,
+    paper_effect,
+)
 from samtune.experiment import Result, run_cells
 from samtune.paths import repository_root
 from samtune.pivots import load_paper_numbers
@@ -178,3 +188,14 @@ def test_committed_claims_equal_a_rebuild(profile, backbone):
     folder = repository_root() / "results" / profile
     records = list((folder / "records").glob("*.json.gz"))
     assert not records or check_claims(folder, profile, backbone) == []
+
+
+def test_claims_to_read_say_what_they_claim():
+    rows = [("S1a", "drive", 0.125, -0.01, 0.26, "inconclusive", "x"), ("S3a", "", *[np.nan] * 3, "not run", "x")]
+    text = claims_markdown(pd.DataFrame(rows, columns=COLUMNS), ["S1", "S3"])
+    first, second = text.splitlines()[2:]
+    assert first == (
+        "| S1a | SPT above LoRA alone, box prompts, IoU | drive | +0.125 [-0.010, +0.260] | **inconclusive** |"
+    )
+    assert second == "| S3a | Self-draft tuning helps alone |  |  | **not run** |"
+    assert len(claims_markdown(pd.DataFrame(rows, columns=COLUMNS), ["S3"]).splitlines()) == 3

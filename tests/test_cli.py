@@ -150,9 +150,16 @@ def test_a_method_without_prompts_is_tuned_and_used_without_any(tmp_path: Path) 
     found, _ = evaluate(predict_with(method, config), data, config, progress=False)
     final = found[found["output"] == "final"]["iou"].item()
     assert table[table["stage"] == "tuned"]["iou"].item() == pytest.approx(final, abs=1e-5)
-    status, _, error = run("predict", "--checkpoint", tmp_path / "out", "--images", tmp_path / "images", "--out",
-                           tmp_path, "--device", "cpu")  # fmt: skip
+    common = ("--checkpoint", tmp_path / "out", "--out", tmp_path)
+    predict = ("predict", *common, "--images", tmp_path / "images", "--device", "cpu")
+    status, _, error = run(*predict)
     assert status == 0 and len(list((tmp_path / "predicted_masks").glob("*.png"))) == 5, error
+    status, _, error = run(*predict, "--box", "5,5,40,30")
+    assert status == 2 and error.startswith("samtune: sam_sp takes no prompt: leave --boxes")
+    status, _, error = run("export", *common[:2], "--out", tmp_path / "sam.safetensors")
+    assert status == 2 and "sam.safetensors: SAM's own format is a .pth file" in error
+    status, text, error = run("export", *common[:2], "--out", tmp_path / "sam.pth")
+    assert status == 0 and "note: it gives the first, unprompted pass" in text, error
 
 
 def test_another_run_in_the_same_folder_is_refused(tuned: Path) -> None:
@@ -219,6 +226,7 @@ def test_predict_by_points_and_by_a_box_with_clicks(tuned: Path, tmp_path: Path)
         (("--box", "30,5,10,20"), "is not x0,y0,x1,y1 with x0 <= x1"),
         (("--box", "100,5,120,20"), "lies outside .*0.png, 56x40 pixels"),
         (("--point", "20,nan"), "lies outside"),
+        (("--point", "20,20,2"), r"label is 2, expected 1 \(the object\) or 0"),
         (("--point", "60,20"), "point 60,20 lies outside .*0.png, 56x40 pixels"),
         (("--box", "1,1,5,5", "--boxes", "TABLE"), "not several of them"),
         (("--boxes", "TABLE"), "line 2: picture '11.png' is not in .*; nearest: 1.png"),

@@ -87,7 +87,8 @@ def test_saved_twice_the_files_are_the_same_and_carry_their_title(tmp_path):
         assert (tmp_path / "a" / f"curve{suffix}").read_bytes() == (tmp_path / "b" / f"curve{suffix}").read_bytes()
     with Image.open(path) as image:
         assert image.info["Title"] == "Look at this"
-    assert figure._repr_png_().startswith(b"\x89PNG")
+    picture, about = figure._repr_png_()
+    assert picture.startswith(b"\x89PNG") and about == {"private": False}
 
 
 def test_pictures_are_committed_only_where_their_licence_allows(tmp_path, monkeypatch):

@@ -12,12 +12,20 @@ from typing import Literal
 import nbformat
 import psutil
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from samtune import notebooks
 from samtune.errors import InputError
 from samtune.notebook_page import mathml, write_page
-from samtune.notebook_parameters import NotebookParameters, ProfileName, Spt, SptAblations
+from samtune.notebook_parameters import (
+    NotebookParameters,
+    ProfileName,
+    Spt,
+    SptAblations,
+    StartHere,
+    TrainNanoModels,
+)
 from samtune.notebooks import NotebookError, find_notebook, run_notebook, run_profile
 from samtune.paths import repository_root
 from samtune.profile import Notebook, Profile, load_profile, profile_names
@@ -72,6 +80,22 @@ def test_run_passes_parameters_streams_output_and_writes_a_page(tmp_path: Path, 
     assert str(repository_root()) not in output.read_text()  # paths of this machine do not stay in results
     page = output.with_suffix(".html").read_text()
     assert "parameters of this run" in page and "7 [" in page
+
+
+def test_pictures_that_may_not_be_passed_on_are_left_out(tmp_path: Path) -> None:
+    draw = """\
+from pathlib import Path
+from samtune.figures import figure_folder, panels, save
+figure, _ = panels("a set of {0}", 1, 2, 2)
+save(figure, figure_folder(Path({1!r}), ["{0}"]), "figure")
+figure"""
+    names = ("cvc-clinicdb", "bbbc038")
+    source = write_notebook(tmp_path, *(draw.format(name, str(tmp_path / "results")) for name in names))
+    output = run_notebook(source, output=tmp_path / "out.ipynb")
+    closed, free = nbformat.read(output, as_version=4).cells[-2:]
+    assert [one.output_type for one in closed.outputs] == ["stream"] and "figures/private" in closed.outputs[0].text
+    assert "image/png" in free.outputs[-1].data
+    assert (tmp_path / "results" / "figures" / "private" / "figure.png").is_file()
 
 
 def test_plain_papermill_with_an_unknown_name_fails_at_the_validating_cell(tmp_path: Path) -> None:
@@ -245,6 +269,25 @@ def test_unknown_groups_and_data_sets_are_told_at_once(change: dict, message: st
         SptAblations.from_notebook(
             {"profile": "smoke", "datasets": [], "seeds": [], "groups": [], "transfer": []} | change
         )
+
+
+def test_what_a_profile_or_a_run_cannot_give_is_told_at_once(tmp_path: Path) -> None:
+    asked = {"profile": "smoke", "datasets": [], "seeds": []}
+    with pytest.raises(InputError, match=re.escape("parameter 'profile' = 3 (int): expected str")):
+        StartHere.from_notebook(asked | {"profile": 3})
+    with pytest.raises(InputError, match=re.escape("parameter 'seeds'[0] = -1 (int): input should be greater")):
+        StartHere.from_notebook(asked | {"seeds": [-1]})
+    mine = load_profile("smoke").model_dump(mode="json")
+    del mine["datasets"]["00_start_here"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
+    with pytest.raises(InputError, match="profile smoke has no datasets for 00_start_here: name some"):
+        StartHere.from_notebook(asked | {"profile": str(tmp_path / "mine.yaml")})
+    assert StartHere.from_notebook(asked | {"profile": str(tmp_path / "mine.yaml"), "datasets": ["drive"]}).datasets
+    train = {"profile": "cpu", "datasets": [], "train": True, "ship": True}
+    assert TrainNanoModels.from_notebook(train).ship
+    for change in ({"train": None}, {"profile": "quick"}):
+        with pytest.raises(InputError, match="^ship replaces the kit's weights: it wants profile cpu and train True"):
+            TrainNanoModels.from_notebook(train | change)
 
 
 def test_missing_and_several_bad_parameters_are_all_named() -> None:

@@ -212,6 +212,22 @@ def build_claims(
     return table.astype({"effect": float, "low": float, "high": float})
 
 
+def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
+    """The rows of the claims table whose id begins with one of `ids`, with their statements, as a markdown table."""
+    statements = {claim.id: claim.statement for claim in CLAIMS}
+    lines = ["| claim | | data | effect [95% interval] | verdict |", "|---|---|---|---:|---|"]
+    for row in table.to_dict("records"):
+        if row["id"].startswith(tuple(ids)):
+            shown = (row["id"], statements[row["id"]], row["dataset"], effect_text(row), f"**{row['verdict']}**")
+            lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def effect_text(row: Mapping) -> str:
+    """Effect and interval of a row of the claims table; "" where it was not run."""
+    return "" if pd.isna(row["effect"]) else f"{row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
 def paper_effect(claim: Claim, papers: Mapping[str, PaperNumbers]) -> float | None:
     """The same contrast of the paper's own numbers, averaged over the sets that all terms have; None: not at hand."""
     values = papers[claim.paper].values if claim.paper in papers else pd.DataFrame()

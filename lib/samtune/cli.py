@@ -1,11 +1,7 @@
 """The command line: `samtune --help`. What needs torch is imported inside the commands, so that help comes at once."""
 
-import json
-import re
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +10,15 @@ from typer.core import TyperGroup
 
 from samtune import __version__
 from samtune.atomic import disk_full, is_disk_full
+from samtune.cli_text import (
+    backbone_file,
+    coordinates,
+    duration_text,
+    method_options,
+    names_as_flags,
+    profile_file,
+    scores_text,
+)
 from samtune.errors import InputError, counted
 
 BAD_INPUT, STOPPED = 2, 130
@@ -123,9 +128,13 @@ def tune(
     mask_coding: Annotated[
         str, typer.Option(help="binary255 (object > 127), binary1 (object 1) or index (0 background, others objects).")
     ] = "binary255",
-    void: Annotated[int | None, typer.Option(help="With index: the value of pixels that do not count.")] = None,
+    void: Annotated[
+        int | None, typer.Option(help="With index: the value of pixels that are not scored (background in tuning).")
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad files out; list them at the end.")] = False,
-    seed: Annotated[int, typer.Option(help="Of training and prompts; the held-out fifth is always the same.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of training and prompts; the held-out fifth is always the same.")
+    ] = 0,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -138,17 +147,19 @@ def tune(
 
     prompts = tuple(part.strip() for part in prompt.split(",")) if prompt else ()
     settings = tuning.TuneSettings(
-        method, _backbone(backbone), _pairs(option or []), epochs, train_images, learning_rate, batch_size, accumulate,
+        method, backbone_file(backbone), method_options(option or [], method), epochs, train_images, learning_rate,
+        batch_size, accumulate,
         prompts, target, objects, preprocess, mask_coding, void, seed,
     )  # fmt: skip
-    with _names_as_flags():
+    with names_as_flags():
         result = tuning.tune(images, masks, out, settings, skip_bad, device, precision, typer.echo)
-    typer.echo(f"\n{_scores(result.scores)}\n")
+    typer.echo(f"\n{scores_text(result.scores)}\n")
     typer.echo(f"{counted(result.pictures, 'held-out picture')}, one by one: {result.metrics}")
     if result.pictures < tuning.FEW:
         typer.echo(f"(with fewer than {tuning.FEW} pictures, take these means as a hint)")
     typer.echo(f"tuned model: {result.checkpoint}")
-    prompted = "" if settings.prompts == ("none",) else " --boxes FILE.csv"
+    prompted = " --points FILE.csv" if all("point" in one for one in settings.prompts) else " --boxes FILE.csv"
+    prompted = "" if settings.prompts == ("none",) else prompted
     typer.echo(f"next: samtune predict --checkpoint {result.checkpoint} --images DIR{prompted} --out DIR")
     if result.skipped:
         typer.echo(f"\nleft out, {counted(len(result.skipped), 'bad file')}:", err=True)
@@ -183,12 +194,12 @@ def predict(
     """
     from samtune import prediction
 
-    with _names_as_flags():
+    with names_as_flags():
         prediction.predict(
             checkpoint, images, out, boxes, points,
-            [_coordinates("--box", one, (4,)) for one in box or []],
-            [_coordinates("--point", one, (2, 3)) for one in point or []],
-            backbone and _backbone(backbone), device, precision, typer.echo,
+            [coordinates("--box", one, (4,)) for one in box or []],
+            [coordinates("--point", one, (2, 3)) for one in point or []],
+            backbone and backbone_file(backbone), device, precision, typer.echo,
         )  # fmt: skip
 
 
@@ -204,7 +215,7 @@ def export(
     """
     from samtune import tuning
 
-    tuning.export(checkpoint, out, backbone and _backbone(backbone), typer.echo)
+    tuning.export(checkpoint, out, backbone and backbone_file(backbone), typer.echo)
 
 
 # ---------------------------------------------------------------- data sets
@@ -266,7 +277,9 @@ def data_check(name: str) -> None:
 
 # ---------------------------------------------------------------- the study
 
-ProfileOption = Annotated[str, typer.Option(help="See samtune profiles; or a yaml file of your own.")]
+ProfileOption = Annotated[
+    str, typer.Option(callback=profile_file, help="See samtune profiles; or a yaml file of your own.")
+]
 
 
 @app.command()
@@ -279,7 +292,7 @@ def profiles() -> None:
     for one in sorted(known, key=lambda one: minutes[one.name]):
         typer.echo(f"{one.name:6}  {one.description}")
         seeds = counted(len(one.seeds), "seed")
-        typer.echo(f"        backbone {one.backbone}, {seeds}, about {_duration(minutes[one.name])}")
+        typer.echo(f"        backbone {one.backbone}, {seeds}, about {duration_text(minutes[one.name])}")
 
 
 @app.command()
@@ -334,65 +347,6 @@ def cell(
         run_cell(cell_from_json(text), results, executor(load_profile(results.resolve().name), results))
     except InputError as error:  # its caller reads the last line
         raise InputError(" ".join(str(error).split())) from error
-
-
-# ---------------------------------------------------------------- reading options
-
-
-def _backbone(name: str) -> str:
-    """A file is meant from the working directory, as everything on a command line."""
-    return str(Path(name).expanduser().resolve()) if Path(name).suffix in (".pth", ".safetensors") else name
-
-
-def _pairs(options: list[str]) -> dict[str, Any]:
-    """ "name=value" as a dictionary; numbers, true and false as such."""
-    pairs = {}
-    for one in options:
-        name, equals, value = one.partition("=")
-        if not equals:
-            raise InputError(f"--option {one}: expected name=value")
-        try:
-            pairs[name.strip()] = json.loads(value)
-        except ValueError:
-            pairs[name.strip()] = value
-    return pairs
-
-
-def _coordinates(flag: str, text: str, counts: tuple[int, ...]) -> tuple[float, ...]:
-    """Numbers between commas."""
-    form = {4: "x0,y0,x1,y1", 2: "x,y", 3: "x,y,label"}[counts[0]]
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) not in counts:
-        raise InputError(f"{flag} {text}: expected {form} in pixels")
-    return values
-
-
-@contextmanager
-def _names_as_flags() -> Iterator[None]:
-    """Messages name parameters; on the command line these are flags."""
-    try:
-        yield
-    except InputError as error:
-        words = re.sub(r"\bmask_coding(?:=| )'(\w+)'", r"--mask-coding \1", str(error))
-        words = re.sub(r"\b(batch_size|accumulate) (?=\d)", lambda found: f"--{found[1].replace('_', '-')} ", words)
-        raise InputError(words) from error
-
-
-def _scores(scores: Any) -> str:
-    """IoU by prompt, zero-shot beside tuned."""
-    width = max(len("mean IoU"), *(len(name) for name in scores.index))
-    lines = [f"{'mean IoU':{width}}  zero-shot   tuned   change"]
-    for prompt, row in scores.iterrows():
-        change = row["tuned"] - row["zero_shot"]
-        lines.append(f"{prompt:{width}}  {row['zero_shot']:9.3f}  {row['tuned']:6.3f}  {change:+7.3f}")
-    return "\n".join(lines)
-
-
-def _duration(minutes: float) -> str:
-    return counted(round(minutes) or 1, "minute") if minutes < 90 else counted(round(minutes / 60), "hour")
 
 
 def main() -> None:

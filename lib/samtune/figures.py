@@ -46,6 +46,7 @@ STYLE = {
     "svg.hashsalt": "samtune",
 }  # fmt: skip
 DPI = 144
+PRIVATE = "private"  # the folder of figures that show pictures which may not be passed on
 
 
 def label(method: str) -> str:
@@ -187,12 +188,13 @@ def figure_folder(results: Path, datasets: Iterable[str] = ()) -> Path:
     folder = results / "figures"
     if all(map(may_be_committed, datasets)):
         return folder
-    write_atomically(folder / "private" / ".gitignore", b"*\n")
-    return folder / "private"
+    write_atomically(folder / PRIVATE / ".gitignore", b"*\n")
+    return folder / PRIVATE
 
 
 def save(figure: Figure, folder: Path, name: str, dpi: int = DPI) -> Path:
     """Write `<folder>/<name>.png` and `.svg`; the path of the first. The same figure gives the same files."""
+    figure.private = folder.name == PRIVATE
     title = figure.get_suptitle().replace("\n", " ") or name
     with matplotlib.rc_context(STYLE):
         metadata = {".png": {"Software": None, "Title": title}, ".svg": {"Date": None, "Creator": None, "Title": title}}
@@ -204,13 +206,18 @@ def save(figure: Figure, folder: Path, name: str, dpi: int = DPI) -> Path:
 
 
 class Picture(Figure):
-    """A figure that shows itself at the end of a notebook's cell, without pyplot's global state."""
+    """A figure that shows itself at the end of a notebook's cell, without pyplot's global state.
 
-    def _repr_png_(self) -> bytes:
+    `private`, once saved in such a folder: `run_notebook` leaves it out of the executed notebook.
+    """
+
+    private = False
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, bool]]:
         buffer = io.BytesIO()
         with matplotlib.rc_context(STYLE):
             self.savefig(buffer, format="png", dpi=DPI)
-        return buffer.getvalue()
+        return buffer.getvalue(), {PRIVATE: self.private}
 
 
 def panels(title: str, count: int, width: float, height: float) -> tuple[Picture, list[Axes]]:

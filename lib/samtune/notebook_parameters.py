@@ -9,7 +9,16 @@ from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from samtune.data.registry import describe
 from samtune.errors import InputError, unknown
@@ -35,6 +44,7 @@ def _known_group(study: str, name: str) -> str:
 
 ProfileName = Annotated[str, AfterValidator(_known_profile)]
 DatasetName = Annotated[str, AfterValidator(_known_dataset)]
+Seed = Annotated[int, Field(ge=0)]
 
 
 class NotebookParameters(BaseModel):
@@ -74,8 +84,11 @@ class NotebookParameters(BaseModel):
         """
         declared = set(namespace.get("__annotations__", {})) | _injected_names(namespace)
         values = {name: namespace[name] for name in declared | set(cls.model_fields) if name in namespace}
-        if cls.notebook:
-            given = load_profile(values["profile"]).notebooks.get(cls.notebook)
+        if cls.notebook and isinstance(values.get("profile"), str):
+            profile = load_profile(values["profile"])
+            if not values.get("datasets") and cls.notebook not in profile.datasets:
+                raise InputError(f"profile {profile.name} has no datasets for {cls.notebook}: name some")
+            given = profile.notebooks.get(cls.notebook)
             values |= {k: v for k, v in (given.parameters if given else {}).items() if values.get(k) in (None, [])}
         try:
             return cls(**values)
@@ -90,6 +103,8 @@ class NotebookParameters(BaseModel):
             return str(unknown("parameter", name, cls.model_fields))
         if error["type"] == "missing":
             return f"parameter {name!r} is missing from the parameters cell"
+        if error["type"] == "value_error" and not error["loc"]:
+            return str(error["ctx"]["error"])
         if error["type"] == "value_error":
             return f"parameter {name!r}: {error['ctx']['error']}"
         place = f"parameter {name!r}" + "".join(f"[{index}]" for index in inside)
@@ -106,7 +121,7 @@ class StartHere(NotebookParameters):
     notebook: ClassVar[str] = "00_start_here"
     profile: ProfileName
     datasets: list[DatasetName]
-    seeds: list[int]
+    seeds: list[Seed]
 
 
 class Spt(NotebookParameters):
@@ -115,7 +130,7 @@ class Spt(NotebookParameters):
     notebook: ClassVar[str] = "10_spt"
     profile: ProfileName
     datasets: list[DatasetName]
-    seeds: list[int]
+    seeds: list[Seed]
     controls: list[DatasetName]
     union: bool | None
 
@@ -126,7 +141,7 @@ class SptAblations(NotebookParameters):
     notebook: ClassVar[str] = "11_spt_ablations"
     profile: ProfileName
     datasets: list[DatasetName]
-    seeds: list[int]
+    seeds: list[Seed]
     groups: list[Annotated[str, AfterValidator(partial(_known_group, "study_spt"))]]
     transfer: list[DatasetName]
 
@@ -137,7 +152,7 @@ class SamSp(NotebookParameters):
     notebook: ClassVar[str] = "20_sam_sp"
     profile: ProfileName
     datasets: list[DatasetName]
-    seeds: list[int]
+    seeds: list[Seed]
     speed: list[str]
 
 
@@ -147,7 +162,7 @@ class SamSpAblations(NotebookParameters):
     notebook: ClassVar[str] = "21_sam_sp_ablations"
     profile: ProfileName
     datasets: list[DatasetName]
-    seeds: list[int]
+    seeds: list[Seed]
     groups: list[Annotated[str, AfterValidator(partial(_known_group, "study_sam_sp"))]]
 
 
@@ -159,6 +174,12 @@ class TrainNanoModels(NotebookParameters):
     datasets: list[DatasetName]
     train: bool | None
     ship: bool
+
+    @model_validator(mode="after")
+    def _ships_what_it_trained(self) -> Self:
+        if self.ship and not (self.train and self.profile == "cpu"):
+            raise ValueError("ship replaces the kit's weights: it wants profile cpu and train True, a run of hours")
+        return self
 
 
 def _injected_names(namespace: dict[str, Any]) -> set[str]:

@@ -16,11 +16,15 @@ import papermill
 import yaml
 
 from samtune.errors import InputError, unknown
+from samtune.figures import PRIVATE
 from samtune.notebook_page import write_page
 from samtune.paths import repository_root, resolve, results_root
 from samtune.profile import load_profile
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+LEFT_OUT = nbformat.v4.new_output(
+    "stream", text=f"Pictures of this set may not be passed on: the figure lies in figures/{PRIVATE}.\n"
+)
 
 # Loaded before any fork: only the bare call is left for the child to make.
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -158,12 +162,17 @@ def _failure(source: Path, output: Path, code: int, tail: list[str], known: dict
 
 def _tidy(path: Path) -> None:
     """What makes an executed notebook fit to be committed: without its progress bars, which a reader would see at 0%,
-    and without the machine's paths: those under the repository are made relative to it."""
+    without figures of pictures that may not be passed on, and without the machine's paths: those under the repository
+    are made relative to it."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if outputs := cell.get("outputs"):
-            cell.outputs = [one for one in outputs if WIDGET not in one.get("data", {})]
+            cell.outputs = [
+                one if not one.get("metadata", {}).get("image/png", {}).get(PRIVATE) else LEFT_OUT
+                for one in outputs
+                if WIDGET not in one.get("data", {})
+            ]
     text = nbformat.writes(notebook)
     root = repository_root()
     if root != Path(root.anchor):

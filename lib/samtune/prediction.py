@@ -61,6 +61,8 @@ def predict(
     pictures = _pictures(images)
     prompts = _prompts(pictures, images, boxes, points, box, point)
     tuned = load_tuned(checkpoint, backbone)
+    if prompts is not None and not tuned.method.takes_prompts:
+        raise InputError(f"{tuned.method.name} takes no prompt: leave --boxes, --points, --box and --point out")
     if prompts is None:
         if "none" not in tuned.prompts:
             raise InputError("no prompt: give --boxes, --points, --box or --point (see samtune predict --help)")
@@ -171,6 +173,8 @@ def _prompts(
         raise InputError("give --boxes, or --points, or --box and --point: not several of them")
     if boxes is None and points is None:
         clicks = [(*click[:2], click[2] if len(click) > 2 else 1) for click in point]
+        if strange := [label for *_, label in clicks if label not in (0, 1)]:
+            raise InputError(f"--point: label is {strange[0]:g}, expected 1 (the object) or 0 (not the object)")
         if clicks and len(box) > 1:
             raise InputError("--point belongs to the object of --box: give one --box with it, or a csv of boxes")
         objects = [ObjectPrompt(tuple(one), clicks, "--box") for one in box]

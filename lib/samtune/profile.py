@@ -11,6 +11,7 @@ from samtune.paths import asset, resolve
 
 Count = Annotated[int, Field(ge=1)]
 Names = tuple[str, ...]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 
 class _Strict(BaseModel):
@@ -85,8 +86,8 @@ class Profile(_Strict):
     precision: Literal["auto", "fp32", "bf16"]
     device: Literal["auto", "cpu", "cuda", "mps"]
     preprocess: Literal["stretch", "pad"]
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
-    ablation_seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    seeds: Seeds
+    ablation_seeds: Seeds
     images: Count | None
     plateau_images: Count | None
     batch_size: Count

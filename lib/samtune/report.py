@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from samtune.atomic import write_atomically
-from samtune.claims import CLAIMS, NO_REFERENCE, NOT_RUN, VERDICTS, build_claims, paper_effect
+from samtune.claims import CLAIMS, NO_REFERENCE, NOT_RUN, VERDICTS, build_claims, effect_text, paper_effect
 from samtune.paths import asset, results_root
 from samtune.pivots import (
     MEAN,
@@ -171,7 +171,8 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         ("made", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "not recorded"),
         (
             "commit",
-            ", ".join(f"{name} ({count})" if len(commits) > 1 else name for name, count in commits.most_common(4)),
+            ", ".join(f"{name} ({count})" if len(commits) > 1 else name for name, count in commits.most_common(4))
+            + (f" and {len(commits) - 4} more" if len(commits) > 4 else ""),
         ),
     ]
     return facts
@@ -279,7 +280,7 @@ def _readme(context: dict[str, Any]) -> str:
     if tested:
         lines += ["| claim | | effect [95% interval] | paper | verdict |", "|---|---|---:|---:|---|"]
         lines += [
-            f"| {one.id} | {one.statement} | {_effect(one.rows[-1])} | {one.paper} | **{one.verdict}** |"
+            f"| {one.id} | {one.statement} | {effect_text(one.rows[-1])} | {one.paper} | **{one.verdict}** |"
             for one in tested
         ]
     lines += ["", "## Tables", ""]
@@ -314,7 +315,7 @@ def _claims_markdown(context: dict[str, Any]) -> str:
         for claim in (one for one in context["claims"] if context["paper_of_claim"][one.id] == name):
             for row in claim.rows:
                 lines.append(
-                    f"| {claim.id} | {claim.statement} | {row['dataset']} | {_effect(row)} | {claim.paper} | "
+                    f"| {claim.id} | {claim.statement} | {row['dataset']} | {effect_text(row)} | {claim.paper} | "
                     f"**{row['verdict']}** | `{row['command']}` |"
                 )
         lines.append("")
@@ -323,7 +324,3 @@ def _claims_markdown(context: dict[str, Any]) -> str:
 
 def _sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
-
-
-def _effect(row: dict[str, Any]) -> str:
-    return "" if pd.isna(row["effect"]) else f"{row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"

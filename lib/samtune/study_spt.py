@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 
 from samtune.cells import EvaluationCell
+from samtune.data.registry import open_dataset
 from samtune.methods import build_method
 from samtune.profile import Profile
 from samtune.records import Record
@@ -149,6 +150,8 @@ def run_ablations(
     pictures too, in `spt_choices`: whoever picks one of them picks it there.
     """
     groups = list(groups) or group_names()
+    for name in transfer if "transfer" in groups else ():
+        open_dataset(name)  # one that is not here is said now, not after hours
     parts = [("spt", changes) for changes in PARTS.values()] if "parts" in groups else ()
     plan = Plan(profile, datasets, TUNED if "plateau" in groups else ("lora", "spt"), variants=parts)
     first, few = datasets[0], profile.ablation_seeds

@@ -86,6 +86,8 @@ class TuneSettings:
                 raise unknown(kind, name, names)
         for prompt in self.prompts:
             parse_kind(prompt)
+        if not METHODS[self.method].takes_prompts and self.prompts != ("none",):
+            raise InputError(f"{self.method} takes no prompt: it is tuned and used with none, not {self.prompts[0]}")
         if self.epochs is not None and self.train_images is not None:
             raise InputError("epochs and train_images both say how long to tune; give one of them")
 
@@ -276,6 +278,8 @@ def export(checkpoint: Path, out: Path, backbone: str | None = None, say: Callab
             f"{tuned.method.name} has no merged form: it is more than SAM's own weights can hold; "
             "use `samtune predict`, or samtune.tuning.load_tuned in Python"
         )
+    if out.suffix not in (".pth", ".pt"):
+        raise InputError(f"{out}: SAM's own format is a .pth file")
     save_official(merged, out)
     say(f"{out}: {tuned.backbone} tuned by {tuned.method.name}, in SAM's own format")
     if tuned.backbone == "nano":
@@ -283,6 +287,8 @@ def export(checkpoint: Path, out: Path, backbone: str | None = None, say: Callab
         say("the Sam that segment_anything.SamPredictor takes")
     else:
         say(f"load it with segment_anything.sam_model_registry['{tuned.backbone}'](checkpoint='{out}')")
+    if not tuned.method.takes_prompts:
+        say(f"note: it gives the first, unprompted pass; what {tuned.method.name} makes of that is not in SAM's format")
     if tuned.preprocess == "stretch":
         say("note: it was tuned on stretched pictures; SamPredictor pads, which is the same for square ones only")
     return out

@@ -58,6 +58,8 @@ class FolderDataset(ListedDataset):
         self._mask_paths = _by_stem(self._masks, folders=True)
         if self._images.resolve() == self._masks.resolve():
             raise InputError(f"images and masks are the same folder, {self._images}; keep them in two")
+        if not self._image_paths:
+            raise InputError(f"no picture in {self._images} (of the kinds {', '.join(IMAGE_SUFFIXES)})")
         self.skipped: list[str] = []
         good, empty = [], 0
         for id in sorted(self._image_paths | self._mask_paths):

@@ -22,6 +22,7 @@ class Method(nn.Module):
     frozen_encoder = True
     learning_rate = 1e-4  # where the search in a grid begins, or without a grid
     prompts: tuple[str, ...] = ("box", "point10")  # drawn in training, evenly: SPT's
+    takes_prompts = True  # False: whatever prompt a caller gives is ignored
     metrics: tuple[str, ...] = ()  # beyond the profile's: what else of its outputs is worth a number
 
     def __init__(self, sam: Sam) -> None:

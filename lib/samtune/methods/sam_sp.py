@@ -99,6 +99,7 @@ class SamSP(LoraSamed):
     """
 
     name = "sam_sp"
+    takes_prompts = False
     metrics = ("box_iou",)  # how good the boxes are that it prompts itself with: pass 0's
 
     def __init__(
