@@ -49,7 +49,7 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}},
 }
 CHOSEN_FROM = ("draft", "relation", "lora", "prompts")  # options inside the method: also on validation, to choose by
-EVALUATED = ("robustness", "transfer", "plateau")  # groups that are more than an option of SPT
+EVALUATED = ("boxes", "robustness", "transfer", "plateau")  # groups that are more than an option of SPT
 POINTS = (1, 2, 5, 20)  # beside the 10 of the main table
 BOX_NOISE = (0.1, 0.2, 0.3, 0.4)  # of a side
 WITH_MASK = "a noised true mask as well"
@@ -144,10 +144,11 @@ def run_ablations(
 ) -> list[Record]:
     """Table `spt_ablation`, the `groups` asked for (none: all).
 
-    "parts" (SDT x VRA, each with a learning rate of its own) on every set and seed; "transfer" between all sets of
-    `transfer` (none: of `datasets`); the others on the first set with the profile's `ablation_seeds`, at SPT's own rate
-    (or LoRA's). What the main table has trained already is only measured. Options of SPT are measured on validation
-    pictures too, in `spt_choices`: whoever picks one of them picks it there.
+    "parts" (SDT x VRA, each with a learning rate of its own) and "boxes" (both methods trained on boxes alone, a change
+    that widened the gap on validation) on every set and seed; "transfer" between all sets of `transfer` (none: of
+    `datasets`); the others on the first set with the profile's `ablation_seeds`, at SPT's own rate (or LoRA's). What
+    the main table has trained already is only measured. Options of SPT are measured on validation pictures too, in
+    `spt_choices`: whoever picks one of them picks it there.
     """
     groups = list(groups) or group_names()
     for name in transfer if "transfer" in groups else ():
@@ -163,6 +164,11 @@ def run_ablations(
             cells += plan.measured(plan.training("spt", dataset, seed), dataset, f"{ABLATION}:SDT + VRA")
             for variant, changes in PARTS.items():
                 cells += plan.measured(plan.training("spt", dataset, seed, **changes), dataset, f"{ABLATION}:{variant}")
+    for dataset in datasets if "boxes" in groups else ():
+        for seed in seeds:
+            for method in ("lora", "spt"):
+                training = plan.training(method, dataset, seed, prompt="box")
+                cells += plan.measured(training, dataset, f"{ABLATION}:{ON_BOXES}")
     for seed in few:
         for group in filter(GROUPS.__contains__, groups):
             for variant, changes in GROUPS[group].items():

@@ -94,16 +94,16 @@ def seeds_by_images(series: Sequence[pd.Series]) -> tuple[np.ndarray, list[str]]
 
 
 def paired_differences(
-    records: Iterable[Record], table: str, method: str, against: Sequence[str], metric: str = "iou"
+    records: Iterable[Record], table: str, method: str, against: Sequence[str], metric: str = "iou", variant: str = ""
 ) -> pd.DataFrame:
     """`method` minus each of `against` on the same images, prompts and seeds, with the 95% paired bootstrap interval.
 
     One row a data set, prompt and other method: dataset, prompt, method, against, difference, low, high, images. Of
-    what `table` shows without a variant, output "final"; a pair without common seeds and images has no row.
+    what `table` shows under `variant`, output "final"; a pair without common seeds and images has no row.
     """
     found: dict[tuple[str, str, str], dict[int, pd.Series]] = {}
     for record in records:
-        if record.objects is not None and "" in record.variants(table):
+        if record.objects is not None and variant in record.variants(table):
             place = (record.dataset, record.cell["prompt"], record.method)
             found.setdefault(place, {})[record.seed] = image_values(record, metric, "final")
     rows = []
