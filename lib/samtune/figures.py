@@ -166,6 +166,9 @@ def robustness_curve(
         axis.plot(rows["x"], rows["mean"], color=colour, marker="o", markersize=4, label=label(name))
         if {"low", "high"} <= set(rows) and rows["low"].notna().any():
             axis.fill_between(rows["x"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
+    if frame["x"].nunique() <= 12:  # what was measured, in place of round numbers between
+        axis.set_xticks(sorted(frame["x"].unique()))
+        axis.xaxis.set_major_formatter("{x:g}")
     axis.set_xlabel(x_label)
     axis.set_ylabel(METRIC_LABELS.get(metric, metric))
     if note:
