@@ -148,8 +148,7 @@ def tune(
     prompts = tuple(part.strip() for part in prompt.split(",")) if prompt else ()
     settings = tuning.TuneSettings(
         method, backbone_file(backbone), method_options(option or [], method), epochs, train_images, learning_rate,
-        batch_size, accumulate,
-        prompts, target, objects, preprocess, mask_coding, void, seed,
+        batch_size, accumulate, prompts, target, objects, preprocess, mask_coding, void, seed,
     )  # fmt: skip
     with names_as_flags():
         result = tuning.tune(images, masks, out, settings, skip_bad, device, precision, typer.echo)

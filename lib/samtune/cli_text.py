@@ -18,7 +18,7 @@ def backbone_file(name: str) -> str:
 
 
 def profile_file(name: str) -> str:
-    """A yaml file too."""
+    """So is a profile's yaml file."""
     return str(Path(name).resolve()) if Path(name).suffix in (".yaml", ".yml") else name
 
 
