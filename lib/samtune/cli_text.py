@@ -23,7 +23,10 @@ def profile_file(name: str) -> str:
 
 
 def method_options(options: list[str], method: str) -> dict[str, Any]:
-    """ "name=value" as a dictionary, each value of the type that the method's signature says ("none" is None)."""
+    """ "name=value" as a dictionary, each value of the type that the method's signature says ("none" is None).
+
+    Raises `InputError` on a value of another type, or without "=".
+    """
     from samtune.methods import METHODS
 
     parameters = inspect.signature(METHODS[method]).parameters if method in METHODS else {}
@@ -43,7 +46,7 @@ def method_options(options: list[str], method: str) -> dict[str, Any]:
 
 
 def coordinates(flag: str, text: str, counts: tuple[int, ...]) -> tuple[float, ...]:
-    """Numbers between commas."""
+    """Numbers between commas, as many as one of `counts`. `InputError` names the flag and the form."""
     form = {4: "x0,y0,x1,y1", 2: "x,y", 3: "x,y,label"}[counts[0]]
     try:
         values = tuple(float(part) for part in text.split(","))
@@ -76,4 +79,5 @@ def scores_text(scores: Any) -> str:
 
 
 def duration_text(minutes: float) -> str:
+    """ "5 minutes", from an hour and a half on in hours."""
     return counted(round(minutes) or 1, "minute") if minutes < 90 else counted(round(minutes / 60), "hour")

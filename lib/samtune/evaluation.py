@@ -297,5 +297,5 @@ def predict_classical(name: str) -> Predict:
 
 
 def _certain(masks: np.ndarray) -> Tensor:
-    """Masks, bool, as logits that leave no doubt: 0 and 1 to metrics of probabilities too."""
+    """Masks bool `(M, H, W)` -> float32 logits that leave no doubt: 0 and 1 to metrics of probabilities too."""
     return torch.from_numpy(masks).float() * 40 - 20

@@ -103,10 +103,8 @@ class NotebookParameters(BaseModel):
             return str(unknown("parameter", name, cls.model_fields))
         if error["type"] == "missing":
             return f"parameter {name!r} is missing from the parameters cell"
-        if error["type"] == "value_error" and not error["loc"]:
-            return str(error["ctx"]["error"])
         if error["type"] == "value_error":
-            return f"parameter {name!r}: {error['ctx']['error']}"
+            return f"parameter {name!r}: {error['ctx']['error']}" if error["loc"] else str(error["ctx"]["error"])
         place = f"parameter {name!r}" + "".join(f"[{index}]" for index in inside)
         value = error["input"]
         found = f"{place} = {value!r} ({type(value).__name__})"

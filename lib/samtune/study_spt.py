@@ -75,8 +75,8 @@ def run_main(
     `union`: also one model for all sets together. Last come the profile's other backbones, with neither.
     """
     plan = Plan(profile, datasets, TUNED)
-    records = plan.run([cell for dataset in datasets for cell in plan.truth(dataset, seeds[0], MAIN)])
-    records += plan.run(main_cells(plan, datasets, seeds))
+    truth = [cell for dataset in datasets for cell in plan.truth(dataset, seeds[0], MAIN)]
+    records = plan.run([*truth, *main_cells(plan, datasets, seeds)])
     records += run_controls(profile, [name for name in datasets if name in controls], seeds)
     if union and len(datasets) > 1:
         records += run_union(profile, datasets, seeds)
@@ -87,7 +87,7 @@ def run_main(
 
 
 def main_cells(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[EvaluationCell]:
-    """The main table of one backbone."""
+    """The main table's measurements of one backbone, the plan's."""
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in seeds:
