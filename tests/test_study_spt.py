@@ -67,7 +67,8 @@ def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
     profile: Profile, asked: list[EvaluationCell]
 ) -> None:
     profile = profile.model_copy(update={"plateau_images": 50})
-    run_ablations(profile, [DATA, "magnetic-tile"], [0, 1], transfer=[DATA, "magnetic-tile"])
+    two = [DATA, "synthetic-gpr"]
+    run_ablations(profile, two, [0, 1], transfer=two)
     variants: dict[str, set] = {}
     chosen_from: dict[str, set] = {}
     for cell in asked:
