@@ -1,5 +1,6 @@
 """Speed: a table row a method and quantity, medians of what a step took, no checkpoint asked for."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ def test_speed_table_has_training_and_prediction_of_every_method(
 ) -> None:
     built = []
     monkeypatch.setattr(speed, "new_sam", lambda backbone: built.append(backbone) or small_sam())
-    steps: list[float] = []
-    monkeypatch.setattr(
-        speed, "_median_seconds", lambda step, repetitions, device: steps.append(step()) or 0.5 * len(steps)
-    )
+
+    def seconds(steps: list[Callable[[], object]], rounds: int, device: str) -> list[float]:
+        return [step() or 0.5 * number for number, step in enumerate(steps, 1)]
+
+    monkeypatch.setattr(speed, "_median_seconds", seconds)
     records = run_speed(tmp_path, "vit_b", ("lora_samed", "sam_sp"), images=4)
     assert built == ["vit_b"] * 4 and [record.seconds for record in records] == [2.0, 4.0, 6.0, 8.0]
     table = build_tables(records)["speed"].set_index(["method", "metric"])["mean"]
@@ -29,7 +31,14 @@ def test_speed_table_has_training_and_prediction_of_every_method(
     assert len(built) == 4  # read, not measured again
 
 
-def test_median_leaves_the_first_repetition_and_one_slow_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0, 9, 10, 11, 20, 22, 30, 37])  # 9 to warm up, then 1, 2 and 7
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
-    assert speed._median_seconds(lambda: None, 3, "cpu") == 2
+def test_median_in_turns_leaves_the_first_round_and_one_slow_one_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, called = [0.0], []
+    durations = {"a": iter([9.0, 1.0, 2.0, 7.0]), "b": iter([50.0, 3.0, 30.0, 4.0])}
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+
+    def step(name: str) -> None:
+        called.append(name)
+        now[0] += next(durations[name])
+
+    assert speed._median_seconds([lambda: step("a"), lambda: step("b")], 3, "cpu") == [2, 4]
+    assert called == ["a", "b"] * 4

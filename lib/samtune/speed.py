@@ -32,13 +32,14 @@ def run_speed(
     backbone: str,
     methods: Sequence[str],
     prompt: str = "none",
-    images: int = 3,
+    images: int = 5,
     device: str = "cpu",
     precision: str = "fp32",
 ) -> list[Record]:
     """Table `speed`: each method's training step and prediction, a picture at a time with its masks' prompts.
 
-    The median of `images` repetitions after one that warms up, in seconds an image; what has a record is read.
+    The median of `images` rounds after one that warms up, in seconds an image; in a round each method has its turn, so
+    that a machine that slows down does so for all. What has a record is read; where one is missing, all are timed.
     """
     cells: list[Cell] = []
     for method in methods:
@@ -49,10 +50,29 @@ def run_speed(
         )
     device = usable_device(device)
     precision = choose_precision(precision, device)
-    return run_cells(cells, results, lambda cell, _: _time(cell, device, precision))
+    timed: dict[str, Result] = {}
+
+    def execute(cell: Cell, _: Path | None) -> Result:
+        if not timed:
+            timed.update(_time(cells, images, device, precision))
+        return timed[cell.key()]
+
+    return run_cells(cells, results, execute)
 
 
-def _time(cell: Cell, device: str, precision: str) -> Result:
+def _time(cells: Sequence[Cell], images: int, device: str, precision: str) -> dict[str, Result]:
+    """The result of every cell, by its key."""
+    steps, results = [], {}
+    for cell in cells:
+        step, results[cell.key()] = _prepare(cell, images, device, precision)
+        steps.append(step)
+    for result, seconds in zip(results.values(), _median_seconds(steps, images, device), strict=True):
+        result.seconds = seconds * images
+    return results
+
+
+def _prepare(cell: Cell, images: int, device: str, precision: str) -> tuple[Callable[[], object], Result]:
+    """One training step or prediction, to be called again and again, and its result but for the seconds."""
     torch.manual_seed(0)
     method = build_method(cell.method, new_sam(cell.backbone)).to(device)
     sample = open_dataset(DATASET).load(open_dataset(DATASET).ids("train")[0])
@@ -61,8 +81,18 @@ def _time(cell: Cell, device: str, precision: str) -> Result:
     prompts = preprocess.prompts(make_prompts(cell.prompt, masks, sample.id), sample.image.shape[:2]).to(device)
     image = preprocess.image(sample.image)[None].to(device)
     target = preprocess.masks(masks, preprocess.size).to(device)
-    optimiser = torch.optim.AdamW(method.trainable().values(), lr=1e-4)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+
+    @torch.no_grad()
+    def prediction() -> None:
+        with autocast:
+            method(image, prompts)
+
+    if isinstance(cell, EvaluationCell):
+        method.eval()
+        measured = pd.DataFrame({"image": [f"{sample.id} {n}" for n in range(images)], "output": "final"})
+        return prediction, Result(measured, precision=precision)
+    optimiser = torch.optim.AdamW(method.trainable().values(), lr=1e-4)
 
     def training_step() -> None:
         with autocast:
@@ -71,27 +101,17 @@ def _time(cell: Cell, device: str, precision: str) -> Result:
         optimiser.step()
         optimiser.zero_grad()
 
-    @torch.no_grad()
-    def prediction() -> None:
-        with autocast:
-            method(image, prompts)
-
-    if isinstance(cell, TrainingCell):
-        seconds = _median_seconds(training_step, cell.images, device)
-        extras = {"trainable_parameters": method.count_trainable()}
-        return Result(precision=precision, seconds=seconds * cell.images, extras=extras)
-    method.eval()
-    seconds = _median_seconds(prediction, cell.max_images, device)
-    measured = pd.DataFrame({"image": [f"{sample.id} {n}" for n in range(cell.max_images)], "output": "final"})
-    return Result(measured, precision=precision, seconds=seconds * cell.max_images)
+    return training_step, Result(precision=precision, extras={"trainable_parameters": method.count_trainable()})
 
 
-def _median_seconds(step: Callable[[], None], repetitions: int, device: str) -> float:
-    times = []
-    for _ in range(repetitions + 1):
-        start = time.perf_counter()
-        step()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+def _median_seconds(steps: Sequence[Callable[[], object]], rounds: int, device: str) -> list[float]:
+    """The median duration of each step, in turns, over `rounds` after the first."""
+    times: list[list[float]] = [[] for _ in steps]
+    for _ in range(rounds + 1):
+        for step, taken in zip(steps, times, strict=True):
+            start = time.perf_counter()
+            step()
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken[1:]) for taken in times]
