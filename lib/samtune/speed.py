@@ -62,13 +62,11 @@ def run_speed(
 
 def _time(cells: Sequence[Cell], images: int, device: str, precision: str) -> dict[str, Result]:
     """The result of every cell, by its key."""
-    steps, results = [], {}
-    for cell in cells:
-        step, results[cell.key()] = _prepare(cell, images, device, precision)
-        steps.append(step)
-    for result, seconds in zip(results.values(), _median_seconds(steps, images, device), strict=True):
+    prepared = {cell.key(): _prepare(cell, images, device, precision) for cell in cells}
+    medians = _median_seconds([step for step, _ in prepared.values()], images, device)
+    for (_, result), seconds in zip(prepared.values(), medians, strict=True):
         result.seconds = seconds * images
-    return results
+    return {key: result for key, (_, result) in prepared.items()}
 
 
 def _prepare(cell: Cell, images: int, device: str, precision: str) -> tuple[Callable[[], object], Result]:
