@@ -45,7 +45,7 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "lora": {f"rank {rank}": {"rank": rank} for rank in (2, 8, 16)},
     "recipe": {"Adam in steps": {"optimiser": "adam", "weight_decay": 0.0, "schedule": "step"}},
 }
-# Named controls, each with its own learning rate: two passes untaught, one pass, and a second pass prompted by any box.
+# Named controls, at SAM-SP's learning rate: two passes untaught, one pass, and a second pass prompted by any box.
 CONTROLS = {
     "no distillation": {"distillation_weight": 0.0},
     "one-pass training": {"iterations": 0},
@@ -91,22 +91,21 @@ def run_ablations(
 ) -> list[Record]:
     """Table `sam_sp_ablation`, the `groups` asked for (none: all), every one on every set.
 
-    "iterations" and "strategies" (the named controls) with `seeds`, the others with the profile's `ablation_seeds`;
-    "plateau" on the first set. What the main table has trained already is only measured. Where no group but those of
-    `GROUPS` is asked for, nothing is run that depends on `SamSP`'s defaults.
+    What a claim rests on with `seeds`: passes at test time, distillation off, true box. The others with the profile's
+    `ablation_seeds`; "plateau" on the first set. What the main table has trained already is only measured. Where no
+    group but those of `GROUPS` is asked for, nothing is run that depends on `SamSP`'s defaults.
     """
     groups = list(groups) or group_names()
     few = profile.ablation_seeds
     records = run_choices(profile, datasets, few, [group for group in GROUPS if group in groups])
     if set(groups) <= set(GROUPS):
         return records
-    variants = [("sam_sp", changes) for changes in CONTROLS.values()] if "strategies" in groups else ()
-    plan = sam_sp_plan(profile, datasets, TUNED if "plateau" in groups else TUNED[1:], variants=variants)
+    plan = sam_sp_plan(profile, datasets, TUNED if "plateau" in groups else TUNED[1:])
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in seeds:
-            cells += iteration_cells(plan, dataset, seed) if "iterations" in groups else []
-            cells += strategy_cells(plan, dataset, seed) if "strategies" in groups else []
+            cells += iteration_cells(plan, dataset, seed, trained=seed in few) if "iterations" in groups else []
+            cells += strategy_cells(plan, dataset, seed, all_of_them=seed in few) if "strategies" in groups else []
         for seed in few:
             for variant, changes in SIZES.items() if "size" in groups else ():
                 for method in TUNED[1:]:
@@ -140,28 +139,28 @@ def run_choices(profile: Profile, datasets: Sequence[str], seeds: Sequence[int],
     return plan.run(cells)
 
 
-def iteration_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
-    """Figure 4: more self-prompted passes at test time, and in training."""
+def iteration_cells(plan: Plan, dataset: str, seed: int, trained: bool = True) -> list[EvaluationCell]:
+    """Figure 4: more self-prompted passes at test time, and, where `trained`, in training."""
     more = {"iterations": MOST_ITERATIONS}
     cells = plan.measured(plan.training("sam_sp", dataset, seed), dataset, f"{ABLATION}:iterations", options=more)
-    for count in range(2, MOST_ITERATIONS + 1):
+    for count in range(2, MOST_ITERATIONS + 1) if trained else ():
         training = plan.training("sam_sp", dataset, seed, iterations=count)
         cells += plan.measured(training, dataset, f"{ABLATION}:trained with {count} iterations", options=more)
     return cells
 
 
-def strategy_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
+def strategy_cells(plan: Plan, dataset: str, seed: int, all_of_them: bool = True) -> list[EvaluationCell]:
     """Figure 5 and the sheet's controls: does prompting itself help, or only the second supervised pass?
 
-    "one-pass training" is prompted by itself at test time only; "true box" is an upper bound, the truth's box in the
-    second pass; "random box" puts any box there, in training and test; "no distillation" has the two passes alone. (A
-    second pass with an empty prompt is the first one again: the decoder is the same. Two-pass training with a one-pass
-    test is the output pass0 of the main table.)
+    "no distillation" has the two passes alone (if not `all_of_them`, the one control); "one-pass training" is prompted
+    by itself at test time only; "random box" puts any box into the second pass, in training and test; "true box" is an
+    upper bound, the truth's box in the second pass. (A second pass with an empty prompt is the first one again: the
+    decoder is the same. Two-pass training with a one-pass test is the output pass0 of the main table.)
     """
     cells = []
-    for variant, changes in CONTROLS.items():
-        twice = {"options": {"iterations": 1}} if changes.get("iterations") == 0 else {}
-        training = plan.training("sam_sp", dataset, seed, **changes)
+    for variant in CONTROLS if all_of_them else ("no distillation",):
+        twice = {"options": {"iterations": 1}} if CONTROLS[variant].get("iterations") == 0 else {}
+        training = plan.training("sam_sp", dataset, seed, **CONTROLS[variant])
         cells += plan.measured(training, dataset, f"{ABLATION}:{variant}", **twice)
     usual = plan.training("sam_sp", dataset, seed)
     cells += plan.measured(usual, dataset, f"{ABLATION}:SAM-SP")
