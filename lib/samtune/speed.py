@@ -1,4 +1,4 @@
-"""What a method costs: seconds of a training step and of a prediction, measured one method after another in one run.
+"""What a method costs: seconds of a training step and of a prediction, methods timed in turns in one run.
 
 Random weights cost what trained ones do, so that no checkpoint is needed.
 """
