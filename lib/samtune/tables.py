@@ -29,7 +29,7 @@ TABLES = {
     "asam_main": "ASAM on data that it was not tuned on",
     "asam_ablation": "ASAM: what each part contributes",
     "learning_rates": "Learning rates on validation pictures: the smallest within half a point of the best is taken",
-    "speed": "Time and memory",
+    "speed": "What a training step and a prediction take",
 }
 COLUMNS = [
     "method", "dataset", "prompt", "metric", "mean", "std", "low", "high", "seeds", "images", "variant", "output",
@@ -233,7 +233,10 @@ def _sized(objects: pd.DataFrame) -> pd.DataFrame:
 
 
 def _speed_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Seconds an image, peak memory and trainable parameters, averaged over seeds."""
+    """Seconds an image and trainable parameters, averaged over seeds.
+
+    No memory: all methods that are timed together are in one process.
+    """
     groups: dict[tuple, list[Record]] = {}
     for record in records:
         for variant in record.variants("speed"):
@@ -248,8 +251,6 @@ def _speed_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
         group = sorted(group, key=lambda record: record.seed)
         measured = {
             f"{kind}_seconds_per_image": [record.seconds / max(record.images, 1) for record in group],
-            f"{kind}_peak_memory_mb": [record.peak_memory_mb for record in group],
-            f"{kind}_peak_gpu_memory_mb": [record.peak_gpu_memory_mb for record in group],
             "trainable_parameters": [record.extras.get("trainable_parameters") for record in group],
         }
         for metric, values in measured.items():
