@@ -92,8 +92,8 @@ def run_ablations(
 ) -> list[Record]:
     """Table `sam_sp_ablation`, the `groups` asked for (none: all), every one on every set.
 
-    What a claim rests on with `seeds`: passes at test time, distillation off, true box. The others with the profile's
-    `ablation_seeds`; "plateau" on the first set. What the main table has trained already is only measured. Where no
+    What P2 and P3 rest on, and the true box, with `seeds`; all else with the profile's `ablation_seeds`; "plateau" on
+    the first set. What the main table has trained already is only measured. Where no
     group but those of `GROUPS` is asked for, nothing is run that depends on `SamSP`'s defaults.
     """
     groups = list(groups) or group_names()
@@ -104,9 +104,8 @@ def run_ablations(
     plan = sam_sp_plan(profile, datasets, TUNED if "plateau" in groups else TUNED[1:])
     cells: list[EvaluationCell] = []
     for dataset in datasets:
-        for seed in seeds:
-            cells += iteration_cells(plan, dataset, seed, trained=seed in few) if "iterations" in groups else []
-            cells += strategy_cells(plan, dataset, seed, all_of_them=seed in few) if "strategies" in groups else []
+        cells += iteration_cells(plan, dataset, seeds, few) if "iterations" in groups else []
+        cells += strategy_cells(plan, dataset, seeds, few) if "strategies" in groups else []
         for seed in few:
             for variant, changes in SIZES.items() if "size" in groups else ():
                 for method in TUNED[1:]:
@@ -140,30 +139,36 @@ def run_choices(profile: Profile, datasets: Sequence[str], seeds: Sequence[int],
     return plan.run(cells)
 
 
-def iteration_cells(plan: Plan, dataset: str, seed: int, trained: bool = True) -> list[EvaluationCell]:
-    """Figure 4: more self-prompted passes at test time, and, where `trained`, in training."""
+def iteration_cells(plan: Plan, dataset: str, seeds: Sequence[int], few: Sequence[int]) -> list[EvaluationCell]:
+    """Figure 4: more self-prompted passes at test time, with `seeds`, and in training, with `few` seeds."""
     more = {"iterations": MOST_ITERATIONS}
-    cells = plan.measured(plan.training("sam_sp", dataset, seed), dataset, f"{ABLATION}:iterations", options=more)
-    for count in range(2, MOST_ITERATIONS + 1) if trained else ():
-        training = plan.training("sam_sp", dataset, seed, iterations=count)
-        cells += plan.measured(training, dataset, f"{ABLATION}:trained with {count} iterations", options=more)
+    cells = []
+    for seed in seeds:
+        cells += plan.measured(plan.training("sam_sp", dataset, seed), dataset, f"{ABLATION}:iterations", options=more)
+    for seed in few:
+        for count in range(2, MOST_ITERATIONS + 1):
+            training = plan.training("sam_sp", dataset, seed, iterations=count)
+            cells += plan.measured(training, dataset, f"{ABLATION}:trained with {count} iterations", options=more)
     return cells
 
 
-def strategy_cells(plan: Plan, dataset: str, seed: int, all_of_them: bool = True) -> list[EvaluationCell]:
+def strategy_cells(plan: Plan, dataset: str, seeds: Sequence[int], few: Sequence[int]) -> list[EvaluationCell]:
     """Figure 5 and the sheet's controls: does prompting itself help, or only the second supervised pass?
 
-    "no distillation" has the two passes alone (if not `all_of_them`, the one control); "one-pass training" is prompted
-    by itself at test time only; "random box" puts any box into the second pass, in training and test; "true box" is an
+    "no distillation" has the two passes alone, with `seeds`, as P3 asks; with `few` seeds "one-pass training", prompted
+    by itself at test time only, and "random box", any box in the second pass, in training and test. "true box" is an
     upper bound, the truth's box in the second pass. (A second pass with an empty prompt is the first one again: the
     decoder is the same. Two-pass training with a one-pass test is the output pass0 of the main table.)
     """
     cells = []
-    for variant in CONTROLS if all_of_them else ("no distillation",):
-        twice = {"options": {"iterations": 1}} if CONTROLS[variant].get("iterations") == 0 else {}
-        training = plan.training("sam_sp", dataset, seed, **CONTROLS[variant])
-        cells += plan.measured(training, dataset, f"{ABLATION}:{variant}", **twice)
-    usual = plan.training("sam_sp", dataset, seed)
-    cells += plan.measured(usual, dataset, f"{ABLATION}:SAM-SP")
+    for variant, changes in CONTROLS.items():
+        twice = {"options": {"iterations": 1}} if changes.get("iterations") == 0 else {}
+        for seed in seeds if variant == "no distillation" else few:
+            training = plan.training("sam_sp", dataset, seed, **changes)
+            cells += plan.measured(training, dataset, f"{ABLATION}:{variant}", **twice)
     shown = {"prompt": "box", "options": {"self_prompt": "given"}, "tables": (f"{ABLATION}:true box",)}
-    return [*cells, usual.evaluation(dataset, max_images=plan.profile.evaluation.max_images, **shown)]
+    for seed in seeds:
+        usual = plan.training("sam_sp", dataset, seed)
+        cells += plan.measured(usual, dataset, f"{ABLATION}:SAM-SP")
+        cells.append(usual.evaluation(dataset, max_images=plan.profile.evaluation.max_images, **shown))
+    return cells
