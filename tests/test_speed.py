@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from samtune import speed
+from samtune.pivots import NOT_RUN, pivot
 from samtune.speed import run_speed
 from samtune.tables import build_tables
 from small_sam import small_sam
@@ -23,7 +24,10 @@ def test_speed_table_has_training_and_prediction_of_every_method(
     monkeypatch.setattr(speed, "_median_seconds", seconds)
     records = run_speed(tmp_path, "vit_b", ("lora_samed", "sam_sp"), images=4)
     assert built == ["vit_b"] * 4 and [record.seconds for record in records] == [2.0, 4.0, 6.0, 8.0]
-    table = build_tables(records)["speed"].set_index(["method", "metric"])["mean"]
+    table = build_tables(records)["speed"]
+    rows = pivot("speed", table).rows
+    assert [row[1] for row in rows] == ["lora_samed", "sam_sp"] and not any(NOT_RUN in row for row in rows)
+    table = table.set_index(["method", "metric"])["mean"]
     assert table["lora_samed", "training_seconds_per_image"] == 0.5
     assert table["sam_sp", "evaluation_seconds_per_image"] == 2.0
     assert table["sam_sp", "trainable_parameters"] == table["lora_samed", "trainable_parameters"] > 0

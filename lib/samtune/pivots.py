@@ -99,6 +99,8 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
     table = table.assign(train_dataset=table["train_dataset"].where(table["train_dataset"] != table["dataset"], ""))
     if table["backbone"].replace(NO_BACKBONE, np.nan).nunique() == 1:  # what has none needs no column for it
         table = table.assign(backbone=next(name for name in table["backbone"] if name != NO_BACKBONE))
+    if name == "speed":  # a step on the training part and a prediction on the test part stand side by side
+        table = table.assign(split="")
     varying = ("variant", "output", "backbone", "train_dataset", "split")
     labels += [column for column in varying if table[column].nunique() > 1]
     if "train_dataset" not in labels and table["train_dataset"].iloc[0]:
