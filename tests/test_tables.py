@@ -161,6 +161,7 @@ def test_pivot_sets_ours_beside_the_papers_and_never_mixes_them(tmp_path):
              EvaluationCell("zero_shot", "nano", "coco128-seg", tables=("asam_main",))]  # fmt: skip
     table = build_tables(records_of(tmp_path, cells))["asam_main"]
     shown = pivot("asam_main", table, paper_of("asam_main", papers))
+    assert paper_of("sam_sp_choices", papers) is None  # ours alone
     assert shown.header[:6] == ["dataset", "method", "train dataset", "IoU · box", "paper", "boundary IoU · box"]
     rows = {tuple(line[:3]): line[3:5] for line in shown.rows}
     zero = table.query("method == 'zero_shot' and dataset == 'bbbc038' and metric == 'iou'")["mean"].item()
@@ -225,6 +226,22 @@ def test_methods_without_a_backbone_need_no_column_for_it(tmp_path):
     cells.append(EvaluationCell("zero_shot", "nano", "drive", tables=("nano_sam",)))
     shown = pivot("nano_sam", build_tables(records_of(tmp_path, cells))["nano_sam"])
     assert "backbone" not in shown.header and shown.caption.startswith("Backbone nano")
+
+
+def test_the_last_pass_is_shown_once_as_the_final_output():
+    rows = [("unet", "a", "final", 0.5)]
+    for name, passes in (("a", 2), ("b", 4)):
+        outputs = [f"pass{number}" for number in range(passes)] + ["final"]
+        rows += [("sam_sp", name, output, 0.1 * min(place, passes - 1)) for place, output in enumerate(outputs)]
+    table = pd.DataFrame(rows, columns=["method", "dataset", "output", "mean"]).assign(
+        prompt="none", metric="iou", variant="", backbone="nano", train_dataset="", split="test", std=np.nan, seeds=1
+    )
+    shown = pivot("sam_sp_main", table)
+    place = shown.header.index("output")
+    assert [(row[0], row[place]) for row in shown.rows if row[1] == "sam_sp" and row[0] != "mean of sets"] == [
+        ("a", "pass0"), ("a", "final"), ("b", "pass0"), ("b", "pass1"), ("b", "pass2"), ("b", "final")
+    ]  # fmt: skip
+    assert [row[-1] for row in shown.rows if row[1] == "unet"] == ["0.500"]
 
 
 def test_paper_numbers_are_those_of_the_sheet():

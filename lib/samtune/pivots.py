@@ -11,7 +11,7 @@ import yaml
 from samtune.atomic import write_atomically
 from samtune.errors import InputError
 from samtune.paths import asset
-from samtune.tables import METHOD_ORDER, METRIC_ORDER, NO_BACKBONE, PROMPT_ORDER, TABLES
+from samtune.tables import METHOD_ORDER, METRIC_ORDER, NO_BACKBONE, NUMBERS, PROMPT_ORDER, TABLES
 
 NOT_RUN, NOT_AVAILABLE, MEAN = "not run", "not available", "mean of sets"
 UPPER_BOUNDS = {"best_of_3", "best_by_truth", "at_mask_size"}  # outputs that know the truth: never set in bold
@@ -67,7 +67,9 @@ def load_paper_numbers(folder: Path | None = None) -> dict[str, PaperNumbers]:
 
 
 def paper_of(table: str, papers: Mapping[str, PaperNumbers]) -> PaperNumbers | None:
-    """The paper that `table` reproduces ("spt_main": spt), if any."""
+    """The paper that `table` reproduces ("spt_main": spt), if any; a validation of our own choices reproduces none."""
+    if table.endswith("_choices"):
+        return None
     return next((papers[name] for name in papers if table.startswith(f"{name}_")), None)
 
 
@@ -95,6 +97,7 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
     reported = _reported(name, paper)
     split_by = [column for column in ("size", "object_class") if column in table]
     labels = ["dataset", *split_by, "method"]
+    table = _without_last_pass(table)
     # A training set is worth a column only where a method was trained on something else than it is measured on.
     table = table.assign(train_dataset=table["train_dataset"].where(table["train_dataset"] != table["dataset"], ""))
     if table["backbone"].replace(NO_BACKBONE, np.nan).nunique() == 1:  # what has none needs no column for it
@@ -242,6 +245,13 @@ def _paper_values(keys: Iterable[tuple], reported: pd.DataFrame, labels: list[st
             for key in beside or [fixed | {"train_dataset": ""}]:
                 values[(*(key[label] for label in labels), row["prompt"], row["metric"])] = row["mean"]
     return values
+
+
+def _without_last_pass(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` without the last of the outputs pass0, pass1 ...: it is the method's final output over again."""
+    passes = table[table["output"].str.startswith("pass")]
+    alike = [column for column in table if column not in ("output", *NUMBERS)]
+    return table.drop(passes.index[passes["output"] == passes.groupby(alike)["output"].transform("max")])
 
 
 def _in_order(keys: Iterable[tuple]) -> list[tuple]:

@@ -26,6 +26,7 @@ TABLES = {
     "spt_ablation": "SPT: what each part contributes",
     "sam_sp_main": "SAM-SP against its baselines",
     "sam_sp_ablation": "SAM-SP: what each part contributes",
+    "sam_sp_choices": "SAM-SP: what the paper leaves open, one change at a time, on validation pictures",
     "asam_main": "ASAM on data that it was not tuned on",
     "asam_ablation": "ASAM: what each part contributes",
     "learning_rates": "Learning rates on validation pictures: the smallest within half a point of the best is taken",
