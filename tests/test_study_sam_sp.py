@@ -57,9 +57,10 @@ def test_nothing_in_training_or_use_has_a_prompt(profile: Profile, asked: list[E
     run_main(profile, [DATA], [0, 1])
     run_ablations(profile, [DATA], [0])
     trained = [cell for cell in asked if cell.training]
-    assert {cell.training.prompt for cell in trained} == {"none"}
-    prompted = {place for cell in trained if cell.prompt != "none" for place in cell.tables}
-    assert prompted == {"sam_sp_ablation:true box"}  # the upper bound says so
+    prompted = {place for cell in trained if cell.training.prompt != "none" for place in cell.tables}
+    upper = {"sam_sp_ablation:true box", "sam_sp_ablation:true box in training and test"}  # bounds, and they say so
+    assert prompted == {"sam_sp_ablation:true box in training", "sam_sp_ablation:true box in training and test"}
+    assert {place for cell in trained if cell.prompt != "none" for place in cell.tables} == upper
 
 
 def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[EvaluationCell]) -> None:
@@ -73,8 +74,10 @@ def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[Evalu
     assert {method for variant, method in variants if variant == "25% of the pictures"} == {
         "lora_samed", "unet", "sam_sp"
     }  # fmt: skip
-    changed = ("one-pass training", "random box", "no distillation")
-    assert len({default, *(variants[variant, "sam_sp"].training.key() for variant in changed)}) == 4
+    changed = ("one-pass training", "random box", "no distillation", "true box in training")
+    assert len({default, *(variants[variant, "sam_sp"].training.key() for variant in changed)}) == 5
+    taught = variants["true box in training", "sam_sp"]  # it prompts itself at test time
+    assert cell_method(taught).self_prompt == "box" and cell_method(taught.training).self_prompt == "given"
     assert variants["true box", "sam_sp"].training.key() == variants["SAM-SP", "sam_sp"].training.key() == default
     share = {variant: cell.training.images for (variant, _), cell in variants.items() if variant.startswith("after")}
     assert share == {f"after {percent}% of the training": 40 * percent // 100 for percent in (10, 25, 50, 100)}
@@ -117,7 +120,7 @@ def test_what_claims_rest_on_has_all_seeds_and_the_rest_the_profiles_few(
 def test_a_new_default_makes_other_cells(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what was run with the old default would be read as the new method's."""
     old = sam_sp_plan(profile, [DATA]).training("sam_sp", DATA, 0)
-    assert old == sam_sp_plan(profile, [DATA], **START).training("sam_sp", DATA, 0)  # START is the default as yet
+    assert old == sam_sp_plan(profile, [DATA], **START).training("sam_sp", DATA, 0)  # no change was above it
     defaults = SamSP.__init__.__defaults__
     monkeypatch.setattr(SamSP.__init__, "__defaults__", (8, *defaults[1:]))
     assert sam_sp_plan(profile, [DATA]).training("sam_sp", DATA, 0).key() != old.key()
