@@ -20,6 +20,7 @@ SAMED = {"optimiser": "adamw", "weight_decay": 0.1, "schedule": "polynomial"}
 # is above it by more than half a point of Dice in the mean over the data sets becomes the default of `SamSP` (or
 # `SAMED`), the best of its group; distillation stays on and the rank `lora_samed`'s. Where pictures are few, seeds lie
 # further apart than that: what is above with one seed is `REPEATED` with all, and has to be above in their mean.
+# None is: points are a third of a point above.
 # `START` names every option, so that it stays the same training when a default changes.
 START = {
     "rank": 4, "iterations": 1, "self_prompt": "box", "smallest_part": 0.0, "distillation": "kl",
