@@ -24,6 +24,7 @@ TABLES = {
     "baselines": "What plain tuning gives, the objects of a picture as one mask: SAM as it is, decoder tuned, LoRA",
     "spt_main": "SPT against its baselines",
     "spt_ablation": "SPT: what each part contributes",
+    "spt_choices": "SPT: what the paper leaves open, on validation pictures",
     "sam_sp_main": "SAM-SP against its baselines",
     "sam_sp_ablation": "SAM-SP: what each part contributes",
     "sam_sp_choices": "SAM-SP: what the paper leaves open, one change at a time, on validation pictures",
