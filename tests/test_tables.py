@@ -209,6 +209,30 @@ def test_variants_that_were_measured_alike_share_a_pivot(tmp_path):
     assert "not run" not in {cell for part in (boxes, points) for line in part.rows for cell in line}
 
 
+def test_prompts_that_few_methods_were_given_stand_apart(tmp_path):
+    cells = [
+        EvaluationCell(method, "nano", "drive", prompt="none", tables=("sam_sp_main",))
+        for method in ("zero_shot", "decoder_tuning", "lora")
+    ]
+    cells.append(EvaluationCell("zero_shot", "nano", "drive", prompt="box", tables=("sam_sp_main",)))
+    table = build_tables(records_of(tmp_path, cells))["sam_sp_main"]
+    unprompted, boxes = pivots("sam_sp_main", table)
+    assert len(unprompted.rows) == 3 and len(boxes.rows) == 1
+    assert "not run" not in {cell for part in (unprompted, boxes) for line in part.rows for cell in line}
+    half = table[table["method"] != "decoder_tuning"]
+    assert len(pivots("sam_sp_main", half)) == 1
+
+
+def test_a_grid_too_coarse_for_the_truth_is_named(tmp_path):
+    table = build_tables(records_of(tmp_path, fake_cells()))["baselines"]
+    truth = table[(table["method"] == "zero_shot") & (table["metric"] == "iou")].assign(
+        method="truth", output="at_mask_size"
+    )
+    for iou, said in ((0.6, True), (0.95, False)):
+        shown = pivot("sam_sp_main", pd.concat([table, truth.assign(mean=iou)]))
+        assert ("On neu-seg the truth itself" in shown.caption and "IoU 0.600" in shown.caption) is said
+
+
 def test_a_metric_that_some_seeds_lack_is_shown_of_the_others(tmp_path):
     cells = [EvaluationCell("zero_shot", "nano", "drive", seed=seed, tables=("baselines",)) for seed in (0, 1)]
     first, second = records_of(tmp_path, cells)

@@ -29,6 +29,7 @@ SPEED_LABELS = {
     "evaluation_seconds_per_image": "measuring, s an image",
     "trainable_parameters": "trainable parameters",
 }
+COARSE = 0.8  # IoU of the truth with itself, drawn on SAM's low-resolution grid
 _PAPER_COLUMNS = ["table", "backbone", "prompt", "metric", "output", "method", "dataset", "mean"]
 
 
@@ -145,17 +146,20 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
 def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> list[Pivot]:
     """`table` as a pivot for each lot of variants that were measured alike: first the methods as they are, or most.
 
-    In one pivot, where boxes, clicks and areas were each measured on a few variants, most cells would say "not run".
+    Prompts that fewer than half of the methods were given (a true box beside methods without prompts) get one of their
+    own. In one pivot, where boxes, clicks and areas were each measured on a few, most cells would say "not run".
     What the paper reports stands in the first.
     """
     lots: dict[frozenset, list[str]] = {}
     for variant, rows in table.groupby("variant"):
         lots.setdefault(frozenset(zip(rows["prompt"], rows["metric"], strict=True)), []).append(variant)
-    ordered = sorted(lots.values(), key=lambda lot: ("" not in lot, -len(lot)))
-    return [
-        pivot(name, table[table["variant"].isin(lot)], paper if place == 0 else None)
-        for place, lot in enumerate(ordered)
-    ]
+    parts = []
+    for lot in sorted(lots.values(), key=lambda lot: ("" not in lot, -len(lot))):
+        rows = table[table["variant"].isin(lot)]
+        methods = rows.groupby("prompt")["method"].nunique()
+        rare = rows["prompt"].isin(methods.index[2 * methods < rows["method"].nunique()])
+        parts += [part for part in (rows[~rare], rows[rare]) if len(part)]
+    return [pivot(name, part, paper if place == 0 else None) for place, part in enumerate(parts)]
 
 
 def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | None) -> Pivot | None:
@@ -306,7 +310,7 @@ def _measure_rank(measure: tuple[str, str]) -> tuple:
 
 
 def _caption(table: pd.DataFrame, labels: list[str]) -> str:
-    """What all rows share, in one sentence."""
+    """What all rows share, in one sentence; and where the backbone's grid is too coarse for what is to be found."""
     shared = {
         column: table[column].unique() for column in ("variant", "backbone", "split", "output") if column not in labels
     }
@@ -315,4 +319,12 @@ def _caption(table: pd.DataFrame, labels: list[str]) -> str:
         seeds = sorted(set(table["seeds"].astype(int)))
         parts.append(f"{' or '.join(map(str, seeds))} seed{'s' if seeds != [1] else ''}")
     text = ", ".join(parts)
-    return f"{text[:1].upper()}{text[1:]}." if text else ""
+    text = f"{text[:1].upper()}{text[1:]}." if text else ""
+    if "size" in labels or "object_class" in labels:
+        return text
+    truth = table[(table["output"] == "at_mask_size") & (table["metric"] == "iou") & (table["mean"] < COARSE)]
+    return text + "".join(
+        f" On {row['dataset']} the truth itself, on the grid on which SAM draws masks, has IoU {row['mean']:.3f} (row "
+        "truth): objects there are thinner than its pixels."
+        for row in truth.to_dict("records")
+    )
