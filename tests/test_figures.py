@@ -36,6 +36,14 @@ def test_bars_have_the_tables_heights_and_intervals(records):
     assert figure.get_suptitle() == "LoRA helps, SPT more" and axis.get_ylabel() == "IoU"
 
 
+def test_a_legend_of_long_names_stays_inside_the_figure(records):
+    table = build_tables(records)["spt_main"].query("output == 'final'")
+    names = {"zero_shot": "true box in training and test", "lora": "first pass twice, no distillation", "spt": 30 * "b"}
+    figure = figures.metric_bars(table.replace({"method": names}), "Long names")
+    assert len(figure.legends) == 1 and figure.legends[0].get_window_extent().width <= figure.bbox.width
+    assert len(figure.legends[0].get_texts()) == 3
+
+
 def test_curves_are_means_over_seeds(records):
     figure = figures.learning_curves([r for r in records if r.kind == "training"], "They learn", y="validation_iou")
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["magnetic-tile", "neu-seg"]

@@ -243,9 +243,11 @@ def set_title(figure: Figure, title: str) -> None:
 
 def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    if len(labels) > 1:
-        columns = max(1, min(len(labels), int(figure.get_figwidth() / 1.6)))
-        figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+    for columns in range(len(labels), 0, -1) if len(labels) > 1 else ():  # as many as there is room for
+        legend = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def _ordered(names: Iterable[str]) -> list[str]:

@@ -17,7 +17,16 @@ import pandas as pd
 from PIL import Image
 
 from samtune.atomic import write_atomically
-from samtune.claims import CLAIMS, NO_REFERENCE, NOT_RUN, VERDICTS, build_claims, effect_text, paper_effect
+from samtune.claims import (
+    CLAIMS,
+    FEWEST_UNITS,
+    NO_REFERENCE,
+    NOT_RUN,
+    VERDICTS,
+    build_claims,
+    effect_text,
+    paper_effect,
+)
 from samtune.paths import asset, results_root
 from samtune.pivots import (
     MEAN,
@@ -146,6 +155,7 @@ def _context(
         "notebooks_not_run": [name for name in profile.notebooks if name not in made],
         "NOT_RUN": NOT_RUN,
         "NO_REFERENCE": NO_REFERENCE,
+        "FEWEST_UNITS": FEWEST_UNITS,
         "NOT_AVAILABLE": NOT_AVAILABLE,
     }
 
@@ -304,8 +314,9 @@ def _readme(context: dict[str, Any]) -> str:
 def _claims_markdown(context: dict[str, Any]) -> str:
     lines = [f"# Claims, profile `{context['profile'].name}`", ""]
     rule = "A claim holds when its effect is above 0: *reproduced* where the 95% paired bootstrap interval over images "
-    rule += "and seeds lies above 0, *not reproduced* where it lies below, else *inconclusive*. Images of one tile, "
-    lines += [rule + "patient or slide are drawn together.", ""]
+    rule += "and seeds lies above 0, *not reproduced* where it lies below, else *inconclusive*, as is what "
+    rule += f"rests on fewer than {FEWEST_UNITS} independent images or groups. Images of one tile, patient, sequence "
+    lines += [rule + "or slide are drawn together.", ""]
     for name, short in context["papers"].items():
         lines += [f"## {short}", "", context["paper_titles"].get(name, ""), ""]
         lines += [
