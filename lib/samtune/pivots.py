@@ -326,5 +326,5 @@ def _caption(table: pd.DataFrame, labels: list[str]) -> str:
     return text + "".join(
         f" On {row['dataset']} the truth itself, on the grid on which SAM draws masks, has IoU {row['mean']:.3f} (row "
         "truth): objects there are thinner than its pixels."
-        for row in truth.to_dict("records")
+        for row in truth.drop_duplicates("dataset").to_dict("records")  # the same whatever the prompt
     )
