@@ -15,8 +15,9 @@ from samtune.tables import METHOD_ORDER, METRIC_ORDER, NO_BACKBONE, NUMBERS, PRO
 
 NOT_RUN, NOT_AVAILABLE, MEAN = "not run", "not available", "mean of sets"
 UPPER_BOUNDS = {"best_of_3", "best_by_truth", "at_mask_size"}  # outputs that know the truth: never set in bold
-NEITHER_IS_BETTER = {"box_area"}  # the prompt's, not the method's
-LOWER_IS_BETTER = {"hd95_transunet", "hd95_strict", "mae", "false_alarm_area"}
+# The lowest or highest says nothing of the method: the prompt's own; a measure that counts a missed object as perfect.
+NOT_COMPARED = {"box_area", "hd95_transunet"}
+LOWER_IS_BETTER = {"hd95_strict", "mae", "false_alarm_area"}
 METRIC_LABELS = {
     "iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice", "box_iou": "box IoU",
     "hd95_transunet": "HD95 (TransUNet), px", "hd95_strict": "HD95 (strict), px", "s_measure": "S-measure",
@@ -130,7 +131,7 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
                 continue
             row = ours.get((*key, *measure))
             rows[number].append(_number(row, measure[1]) if row else NOT_RUN)
-            compared = measure[1] in METRIC_LABELS.keys() - NEITHER_IS_BETTER
+            compared = measure[1] in METRIC_LABELS.keys() - NOT_COMPARED
             if row and compared and row["output"] not in UPPER_BOUNDS:
                 values.setdefault((key[: 1 + len(split_by)], place), []).append((row["mean"], number))
     best = set()

@@ -96,8 +96,8 @@ def run_ablations(
     """Table `sam_sp_ablation`, the `groups` asked for (none: all), every one on every set.
 
     What P2 and P3 rest on, the true box and `REPEATED`, with `seeds`; all else with the profile's `ablation_seeds`;
-    "plateau" on the first set. What the main table has trained already is only measured. Where no
-    group but those of `GROUPS` is asked for, nothing is run that depends on `SamSP`'s defaults.
+    "plateau", beside the main table's rows, on the first set. What the main table has trained already is only measured.
+    Where no group but those of `GROUPS` is asked for, nothing is run that depends on `SamSP`'s defaults.
     """
     groups = list(groups) or group_names()
     few = profile.ablation_seeds
@@ -121,8 +121,8 @@ def run_ablations(
                     cells += plan.measured(training, dataset, f"{ABLATION}:after {share:.0%} of the training")
     for seed in few if "plateau" in groups and profile.plateau_images else ():
         for method in TUNED:
-            training = plan.training(method, datasets[0], seed, profile.plateau_images)
-            cells += plan.measured(training, datasets[0], f"{ABLATION}:plateau")
+            for place, images in ((MAIN, 0), (f"{ABLATION}:plateau", profile.plateau_images)):
+                cells += plan.measured(plan.training(method, datasets[0], seed, images), datasets[0], place)
     return records + plan.run(cells)
 
 
