@@ -64,6 +64,13 @@ def test_curves_of_several_outputs_are_lines_of_their_own(records):
     assert lines == {"SPT draft": [0.2, 0.4], "SPT final": [0.3, 0.6]}
 
 
+def test_a_long_curve_soon_forgets_its_start(records):
+    training = next(record for record in records if record.kind == "training")
+    curve = tuple({"images": place, "loss": 1.0 if place < 5 else 0.0} for place in range(3000))
+    line = figures.learning_curves([replace(training, curve=curve)], "Long").axes[0].lines[0].get_ydata()
+    assert line[4] == 1 and 0 < line[10] < 1 and not line[100:].any()
+
+
 def test_scatter_says_who_wins_where(records):
     measured = {(r.method, r.dataset): r for r in records if r.objects is not None}
     a, b = (image_values(measured[method, "neu-seg"], "iou", "final") for method in ("lora", "spt"))

@@ -74,7 +74,8 @@ def learning_curves(records: Iterable[Record], title: str, y: str | Sequence[str
         for column in columns:
             if {"images", column} <= set(frame):
                 values = frame.dropna(subset=[column]).set_index("images")[column].astype(float)
-                values = values.rolling(max(1, len(values) // 15), min_periods=1).mean()
+                window = max(1, min(len(values) // 15, 75))  # wider, the steep start would reach far into a long training
+                values = values.rolling(window, min_periods=1).mean()
                 name = record.method if isinstance(y, str) else f"{record.method} {column.removeprefix('iou_')}"
                 curves.setdefault("+".join(record.train_datasets), {}).setdefault(name, []).append(values)
     figure, axes = panels(title, max(len(curves), 1), width=4.2, height=3.1)
