@@ -74,7 +74,7 @@ def learning_curves(records: Iterable[Record], title: str, y: str | Sequence[str
         for column in columns:
             if {"images", column} <= set(frame):
                 values = frame.dropna(subset=[column]).set_index("images")[column].astype(float)
-                window = max(1, min(len(values) // 15, 75))  # wider, the steep start would reach far into a long training
+                window = max(1, min(len(values) // 15, 75))  # wider, a steep start would reach far into training
                 values = values.rolling(window, min_periods=1).mean()
                 name = record.method if isinstance(y, str) else f"{record.method} {column.removeprefix('iou_')}"
                 curves.setdefault("+".join(record.train_datasets), {}).setdefault(name, []).append(values)
