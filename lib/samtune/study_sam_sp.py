@@ -96,7 +96,7 @@ def run_ablations(
     """Table `sam_sp_ablation`, the `groups` asked for (none: all), every one on every set.
 
     What P2 and P3 rest on, the true box and `REPEATED`, with `seeds`; all else with the profile's `ablation_seeds`;
-    "plateau", beside the main table's rows, on the first set. What the main table has trained already is only measured.
+    "plateau", beside the usual length, on the first set. What the main table has trained already is only measured.
     Where no group but those of `GROUPS` is asked for, nothing is run that depends on `SamSP`'s defaults.
     """
     groups = list(groups) or group_names()
@@ -121,8 +121,9 @@ def run_ablations(
                     cells += plan.measured(training, dataset, f"{ABLATION}:after {share:.0%} of the training")
     for seed in few if "plateau" in groups and profile.plateau_images else ():
         for method in TUNED:
-            for place, images in ((MAIN, 0), (f"{ABLATION}:plateau", profile.plateau_images)):
-                cells += plan.measured(plan.training(method, datasets[0], seed, images), datasets[0], place)
+            for variant, images in ((WHOLE, 0), ("plateau", profile.plateau_images)):
+                training = plan.training(method, datasets[0], seed, images)
+                cells += plan.measured(training, datasets[0], f"{ABLATION}:{variant}")
     return records + plan.run(cells)
 
 
