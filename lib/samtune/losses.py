@@ -69,7 +69,7 @@ def sam_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def samed_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """0.2 binary cross-entropy + 0.8 Dice on the low-resolution logits: SAMed's weights, used for SAM-SP.
+    """0.2 binary cross-entropy + 0.8 Dice on the low-resolution logits: SAMed's weights.
 
     Dice is this module's, per mask; SAMed's own runs over classes and the whole batch with squared sums.
     """
@@ -150,21 +150,20 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
     """KL(teacher || student) between the pixels' Bernoulli distributions, mean over a mask's pixels.
 
     Both logits are divided by `temperature` T and the result is multiplied by T^2, so that its gradient keeps its
-    size when T grows (Hinton et al. 2015). The teacher carries no gradient. Swap the arguments for the other
-    direction of distillation.
+    size when T grows (Hinton et al. 2015). Detach the teacher where it is not to be taught itself.
     """
-    student, teacher = student.float() / temperature, teacher.detach().float() / temperature
+    student, teacher = student.float() / temperature, teacher.float() / temperature
     foreground = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
     background = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
     return temperature**2 * (foreground + background).mean((-2, -1))
 
 
 def distillation_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the pixels' probabilities; the teacher carries no gradient.
+    """Mean squared difference of the pixels' probabilities.
 
     Of probabilities, not logits: those are unbounded, and the surest pixels would outweigh the edges.
     """
-    return (student.float().sigmoid() - teacher.detach().float().sigmoid()).square().mean((-2, -1))
+    return (student.float().sigmoid() - teacher.float().sigmoid()).square().mean((-2, -1))
 
 
 def _same_grid(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """What running a cell means, and the plan that a study makes its cells by: one learning rate a method and data set."""
 
-import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +26,7 @@ from samtune.evaluation import (
 )
 from samtune.experiment import Execute, Result, checkpoint_folder, run_cell, run_cells
 from samtune.false_alarms import false_alarms
-from samtune.methods import METHODS, Method, build_method
+from samtune.methods import METHODS, Method, build_method, options_in_key
 from samtune.metrics import METRICS
 from samtune.paths import results_root
 from samtune.profile import Profile
@@ -42,7 +41,6 @@ TUNED = "trainable.safetensors"
 CLASSICAL = ("ellipse", "grabcut")
 TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method
 WITHOUT_SAM = (*CLASSICAL, "unet")
-CHOSEN_HERE = ("spt", "sam_sp")
 BOX_AND_POINTS = ",".join(Method.prompts)
 EPOCHS, UNPROMPTED_EPOCHS = 16, 160  # SPT's; and for SAM-SP, of SAMed's 200, where its schedule is stopped
 SCORE_TIE = 0.005  # of mean IoU on validation
@@ -142,7 +140,8 @@ def cell_method(cell: Cell, folder: Path | None = None) -> Method:
         hyper = (*hyper, *((name, value) for name, value in cell.options if name not in EVALUATION_OPTIONS))
     sam = None if cell.backbone == NO_BACKBONE else load_sam(cell.backbone)
     torch.manual_seed(cell.seed)  # a method's new weights (LoRA's A) must not depend on what ran before
-    method = build_method(cell.method, sam, **{k: v for k, v in hyper if k not in TRAINING_OPTIONS})
+    before = METHODS[cell.method].options_before  # what a cell does not name was so
+    method = build_method(cell.method, sam, **{**before, **{k: v for k, v in hyper if k not in TRAINING_OPTIONS}})
     if isinstance(cell, EvaluationCell) and folder is not None:
         method.load_trainable_state(load_file(folder / TUNED), str(folder / TUNED))
     return method
@@ -265,14 +264,9 @@ def training_cell(
     prompt: str = BOX_AND_POINTS,
     **hyper: object,
 ) -> TrainingCell:
-    """The profile's training of `method` on `dataset`, or on the union "a+b" of several, with prompts of `prompt`.
-
-    Where a method's defaults are ours to choose, the cell names them all: another default is another cell.
-    """
+    """The profile's training of `method` on `dataset`, or on the union "a+b" of several, with prompts of `prompt`."""
     without_sam = method in WITHOUT_SAM
-    if method in CHOSEN_HERE:
-        parameters = inspect.signature(METHODS[method]).parameters.values()
-        hyper = {one.name: one.default for one in parameters if one.default not in (one.empty, None)} | hyper
+    hyper = options_in_key(method, hyper)
     accumulated = {"accumulate": profile.accumulate} if profile.accumulate > 1 else {}
     return TrainingCell(
         method,

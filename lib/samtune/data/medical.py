@@ -1,5 +1,6 @@
-"""Medical images: BBBC038 nuclei, DRIVE retinal vessels, CVC-ClinicDB polyps, in the layout of their downloads."""
+"""Medical images in the layout of their downloads: BBBC038 nuclei, DRIVE vessels, CVC-ClinicDB polyps, PH2 moles."""
 
+import csv
 import json
 from bisect import bisect_left
 from pathlib import Path
@@ -7,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from samtune.data.duplicates import neighbouring_crops
+from samtune.data.entries import pictures
 from samtune.data.listed import ListedDataset
 from samtune.data.registry_entry import Description, GitSource
 from samtune.data.sample import Sample, check_same_size, read_image, read_mask, stack_masks
 from samtune.data.splits import by_split, make_split
+from samtune.errors import InputError
 
 SLIDES = Path(__file__).with_name("bbbc038_slides.json")
 
@@ -147,6 +150,43 @@ class ClinicDB(ListedDataset):
         return Sample(id, self.name, split, image, masks, None, ("polyp",) * len(masks), sequence)
 
 
+class PH2(ListedDataset):
+    """One mask per dermoscopic picture: the mole. Seeded 60/20/20, stratified by diagnosis.
+
+    Pictures and masks are BMP in the download; any other picture format is read as well (JPEG, PNG).
+    """
+
+    DIAGNOSES = {"0": "common naevus", "1": "atypical naevus", "2": "melanoma"}
+
+    def __init__(self, folder: Path):
+        self._folder = folder / "PH2Dataset"
+        table = self._folder / "PH2_dataset.csv"
+        try:
+            rows = csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines())
+            diagnosis = {row["Name"]: row["Clinical Diagnosis"] for row in rows}
+        except (OSError, UnicodeDecodeError, KeyError) as error:
+            raise InputError(f"{table}: expected columns Name and Clinical Diagnosis: {error!r}") from error
+        # Below its 200 rows the sheet explains its codes: those lines name no picture.
+        self._class = {id: self.DIAGNOSES[code] for id, code in diagnosis.items() if code in self.DIAGNOSES}
+        self._files = {id: files for id in self._class if len(files := self._pair(id)) == 2}
+        split_of = make_split(self._files, self._class)
+        super().__init__("ph2", by_split(split_of), {"image or mask not there": len(self._class) - len(self._files)})
+
+    def _pair(self, id: str) -> list[Path]:
+        """Picture and mask, as far as they are there."""
+        place = self._folder / "PH2 Dataset images" / id
+        parts = (place / f"{id}_Dermoscopic_Image", place / f"{id}_lesion")
+        return [pictures(part)[0] for part in parts if part.is_dir() and pictures(part)]
+
+    def load(self, id: str) -> Sample:
+        split = self.split_of(id)
+        path, mask_path = self._files[id]
+        image, mask = read_image(path), read_mask(mask_path)
+        check_same_size(image, mask, path, mask_path)
+        masks = stack_masks([mask] if mask.any() else [], image.shape[:2])
+        return Sample(id, self.name, split, image, masks, None, (self._class[id],) * len(masks))
+
+
 DATASETS: dict[str, Description] = {
     description.name: description
     for description in (
@@ -196,6 +236,21 @@ DATASETS: dict[str, Description] = {
             "sequences: neighbouring frames are near-duplicates",
             layout=("Original/*.tif", "Ground Truth/*.tif"),
             images=612,
+        ),
+        Description(
+            name="ph2",
+            factory=PH2,
+            title="PH2: moles in dermoscopic pictures",
+            domain="medical",
+            licence="research and education only, by registration",
+            citation="Mendonca, Ferreira, Marques, Marcal, Rozeira: PH2 - A dermoscopic image database for research "
+            "and benchmarking. IEEE EMBC 2013",
+            how_to_get="register at https://www.fc.up.pt/addi/ph2%20database.html and unpack the archive so that "
+            "PH2Dataset lies in the folder; save the sheet PH2_dataset as PH2Dataset/PH2_dataset.csv (columns Name, "
+            "Clinical Diagnosis)",
+            splits="none official: seeded 60/20/20, stratified by diagnosis",
+            layout=("PH2Dataset/PH2 Dataset images/*/*_lesion/*", "PH2Dataset/PH2_dataset.csv"),
+            images=200,
         ),
     )
 }

@@ -1,5 +1,7 @@
 """The methods by name; a new one is a file beside these and a line here."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from samtune.errors import unknown
@@ -33,4 +35,17 @@ def build_method(name: str, sam: Sam | None, **options: Any) -> Method:
     return METHODS[name](sam, **options)
 
 
-__all__ = ["METHODS", "Method", "build_method"]
+def options_in_key(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the method's options goes into a training cell's key, see `Method.named_options`."""
+    method = METHODS[name]
+    parameters = inspect.signature(method).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    before = defaults | dict(method.options_before)
+    return {
+        option: value
+        for option, value in (defaults | given).items()
+        if option in method.named_options or option not in before or value != before[option]
+    }
+
+
+__all__ = ["METHODS", "Method", "build_method", "options_in_key"]

@@ -10,11 +10,13 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from samtune.losses import at_size, samed_loss
+from samtune.errors import unknown
+from samtune.losses import at_size, dice_loss, samed_loss
 from samtune.methods.method import Method
 from samtune.sam.build import Sam
 
 ENCODER = r"image_encoder\.blocks\.\d+\.attn\.(q_proj|v_proj)"
+MASK_LOSSES = {"samed": samed_loss, "dice": dice_loss}
 DECODER = r"(mask|draft)_decoder\.transformer\..*\.(q_proj|v_proj)"
 
 
@@ -57,25 +59,35 @@ class Lora(Method):
 
 
 class LoraSamed(Method):
-    """LoRA on q and v of the encoder alone, rank 4 and alpha = rank; prompt encoder and mask decoder are tuned whole.
+    """LoRA on q and v of the encoder alone; prompt encoder and mask decoder are tuned whole.
 
     SAMed's design (Zhang and Liu 2023) and loss, which SAM-SP builds on. Trained and used without a prompt.
+
+    Args:
+        rank, alpha: of the low-rank updates, scale alpha / rank; alpha None: rank.
+        mask_loss: "samed", see `samed_loss`, or "dice".
+
+    Raises `InputError` on an unknown `mask_loss`.
     """
 
     name = "lora_samed"
     frozen_encoder = False
     learning_rate = 1e-3
     prompts = ("none",)
+    options_before = {"mask_loss": "samed"}
 
-    def __init__(self, sam: Sam, rank: int = 4, alpha: float | None = None) -> None:
+    def __init__(self, sam: Sam, rank: int = 4, alpha: float | None = None, mask_loss: str = "samed") -> None:
         super().__init__(sam)
+        if mask_loss not in MASK_LOSSES:
+            raise unknown("mask loss", mask_loss, MASK_LOSSES)
+        self.mask_loss = MASK_LOSSES[mask_loss]
         self.sam = add_lora(self.sam, rank, rank if alpha is None else alpha, decoder=False)
         self.sam.prompt_encoder.requires_grad_(True)
         self.sam.mask_decoder.requires_grad_(True)
 
     def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """0.2 binary cross-entropy + 0.8 Dice on the low-resolution logits, mean over prompts."""
-        return samed_loss(prediction["logits"], at_size(masks, prediction["logits"])).mean()
+        """`mask_loss` of the low-resolution logits, mean over prompts."""
+        return self.mask_loss(prediction["logits"], at_size(masks, prediction["logits"])).mean()
 
     def merged(self) -> Sam:
         """An ordinary SAM with the updates folded in: it gives the same (first) pass."""

@@ -1,6 +1,8 @@
 """What a method is: a module on a SAM that encodes pictures, decodes prompts and knows its loss."""
 
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,11 @@ class Method(nn.Module):
     learning_rate = 1e-4  # where the search in a grid begins, or without a grid
     prompts: tuple[str, ...] = ("box", "point10")  # drawn in training, evenly: SPT's
     takes_prompts = True  # False: whatever prompt a caller gives is ignored
+    # What a training cell's key says of the constructor's options: those `named_options`, whatever their values, and
+    # any other that differs from `options_before`, its value before it could be chosen (where absent: its default).
+    # So an option added later leaves older keys as they are. Never add to `named_options`.
+    named_options: tuple[str, ...] = ()
+    options_before: Mapping[str, object] = MappingProxyType({})
     metrics: tuple[str, ...] = ()  # beyond the profile's: what else of its outputs is worth a number
 
     def __init__(self, sam: Sam) -> None:

@@ -1,18 +1,24 @@
 """SAM-SP: a SAM that prompts itself with its own last prediction (arXiv 2408.12364).
 
-A declared reinterpretation: the authors published no code, and what is known of the paper leaves much open. What is
-ours is an option here, named in `SamSP`'s docstring. In the paper's order: low-rank tuning, self-prompting,
-self-distillation.
+E the image encoder, P the prompt encoder, M the mask decoder, SP(y) the box around a predicted mask:
+
+    y0 = M(E(x), P(none))                  (1) first pass, without a prompt
+    y1 = M(E(x), P(SP(y0)))                (2) second pass, prompted by the first: the answer
+    L  = Dice(y1, y) + alpha KL(y0, y1)    (3) only the second pass sees the truth y, and it teaches the first
+
+Below in the paper's order: self-prompting, low-rank tuning, the loss with its self-distillation. The paper leaves
+alpha, the temperature and whether the teacher is detached open: they are options here.
 """
 
 import zlib
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from samtune.errors import InputError, unknown
-from samtune.losses import at_size, distillation_loss, distillation_squared_error, samed_loss
+from samtune.losses import at_size, distillation_loss, distillation_squared_error
 from samtune.masks import large_parts
 from samtune.methods.lora import LoraSamed
 from samtune.prompts import BACKGROUND, FOREGROUND, Prompts
@@ -87,20 +93,32 @@ def random_boxes(logits: Tensor, image_size: int) -> Tensor:
 class SamSP(LoraSamed):
     """LoRA, self-prompting and self-distillation on one prompt encoder and one decoder, used again and again.
 
-    Prompts that a caller gives are ignored: pass 0 is unprompted, pass t is prompted by pass t - 1, on one image
-    embedding. OURS, as options: `iterations` self-prompted passes; `self_prompt`, see `self_prompts`, or a control, one
-    of `CONTROLS`; its `smallest_part`; `distillation` "kl" or "mse" of weight `distillation_weight` (0: none) at
-    `temperature`, the later pass (detached) teaching the one before, or with `reverse` the other way round (at
-    temperature 2, 0.1 pulls a pixel as hard as the 0.2 binary cross-entropy; 1 emptied the nano SAM's first pass);
-    `first_weight`, the weight of pass 0's loss; rank 4, alpha = rank and SAMed's loss. An empty prediction prompts
-    nothing: its next pass is the unprompted one again (counted in `counts`).
+    Prompts that a caller gives are ignored. An empty prediction prompts nothing: its next pass is the unprompted one
+    again (counted in `counts`).
 
-    Raises `InputError` on an unknown `self_prompt` or `distillation`.
+    Args:
+        rank, alpha: LoRA on q and v of the encoder, scale alpha / rank; alpha None: rank (ours, after SAMed).
+        iterations: self-prompted passes after the first one.
+        self_prompt: what a prediction becomes, see `self_prompts`; or a control, one of `CONTROLS`.
+        smallest_part: connected parts below this share of the foreground do not count for the prompt (ours).
+        distillation: "kl", or "mse" (ours).
+        distillation_weight: the paper's alpha in Eq. (3); 0: no distillation.
+        temperature: of the distillation; the paper names none, that is 1.
+        reverse: the earlier pass teaches the later one (ours).
+        first_weight: weight of the truth's loss on every pass before the last. 0: the paper's; 1: truth on both passes.
+        mask_loss: "dice", the paper's; or "samed", see `samed_loss`.
+        detach_teacher: the distillation sends no gradient into the teaching pass (the paper does not say).
+
+    Raises `InputError` on an unknown `self_prompt`, `distillation` or `mask_loss`.
     """
 
     name = "sam_sp"
     takes_prompts = False
     metrics = ("box_iou",)  # how good the boxes are that it prompts itself with: pass 0's
+    named_options = (
+        "rank", "iterations", "self_prompt", "smallest_part", "distillation", "distillation_weight", "temperature",
+        "reverse", "first_weight",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -111,12 +129,14 @@ class SamSP(LoraSamed):
         self_prompt: str = "box",
         smallest_part: float = 0.0,
         distillation: str = "kl",
-        distillation_weight: float = 0.1,
-        temperature: float = 2.0,
+        distillation_weight: float = 1.0,
+        temperature: float = 1.0,
         reverse: bool = False,
-        first_weight: float = 1.0,
+        first_weight: float = 0.0,
+        mask_loss: str = "dice",
+        detach_teacher: bool = True,
     ) -> None:
-        super().__init__(sam, rank, alpha)
+        super().__init__(sam, rank, alpha, mask_loss)
         strange = set(self_prompt.split("+")) - set(SELF_PROMPTS)
         if strange and self_prompt not in CONTROLS:
             known = f"{', '.join(SELF_PROMPTS)}; or one of {', '.join(CONTROLS)}"
@@ -126,6 +146,7 @@ class SamSP(LoraSamed):
         self.iterations, self.self_prompt, self.smallest_part = iterations, self_prompt, smallest_part
         self.distill, self.distillation_weight = DISTILLATIONS[distillation], distillation_weight
         self.temperature, self.reverse, self.first_weight = temperature, reverse, first_weight
+        self.detach_teacher = detach_teacher
 
     def passes(self, embedding: Tensor, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
         """Pass 0 without a prompt, then `iterations` passes, each prompted by the one before; see `Method.passes`."""
@@ -165,13 +186,16 @@ class SamSP(LoraSamed):
         return {"logits": every[-1]} | {f"pass{number}": logits for number, logits in enumerate(every)}
 
     def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """SAMed's loss on every pass, plus the distillation between one pass and the next; mean over prompts."""
+        """Eq. (3): the last pass against the truth, and each pass taught by the next one; mean over prompts."""
         every = [prediction[f"pass{number}"] for number in range(len(prediction) - 1)]
-        target = at_size(masks, every[0])
-        first, *others = (samed_loss(logits, target) for logits in every)
-        loss = sum(others, start=self.first_weight * first)
+        *earlier, last = every
+        target = at_size(masks, last)
+        loss = self.mask_loss(last, target)
+        if self.first_weight:
+            loss = loss + self.first_weight * sum(self.mask_loss(logits, target) for logits in earlier)
         if self.distillation_weight:
-            for earlier, later in zip(every, every[1:], strict=False):
-                student, teacher = (later, earlier) if self.reverse else (earlier, later)
+            for first, second in pairwise(every):
+                student, teacher = (second, first) if self.reverse else (first, second)
+                teacher = teacher.detach() if self.detach_teacher else teacher
                 loss = loss + self.distillation_weight * self.distill(student, teacher, self.temperature)
         return loss.mean()

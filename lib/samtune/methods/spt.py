@@ -91,6 +91,10 @@ class SPT(Method):
     name = "spt"
     frozen_encoder = False
     learning_rate = 1e-3
+    named_options = (
+        "rank", "alpha", "draft", "relation", "relation_threshold", "relation_temperature", "relation_std", "handoff",
+        "detach_draft", "detach_relation",
+    )  # fmt: skip
 
     def __init__(
         self,
