@@ -42,6 +42,7 @@ results: setup
 
 test: setup
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(PYTEST) --dist loadfile
 	$(PYTEST) --nbval-lax --nbval-current-env --dist loadscope notebooks
 

@@ -4,19 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from samtune import study, study_spt
-from samtune.cells import EvaluationCell
-from samtune.profile import Profile, load_profile
+from samtune.study import execute, plan, spt
+from samtune.study.cells import EvaluationCell
+from samtune.study.profile import Profile, load_profile
 from small_sam import small_sam
 
 
 @pytest.fixture
 def small_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ "nano" is the small SAM, and results go to a folder of the test's own."""
-    monkeypatch.setattr(study, "load_sam", lambda backbone: small_sam())
-    monkeypatch.setattr(study_spt, "load_sam", lambda backbone: small_sam())
+    for module in (execute, plan, spt):
+        monkeypatch.setattr(module, "load_sam", lambda backbone: small_sam())
     monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path / "results"))
-    study_spt.matching_rank.cache_clear()
+    spt.matching_rank.cache_clear()
 
 
 @pytest.fixture
@@ -30,5 +30,5 @@ def profile() -> Profile:
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[EvaluationCell]:
     """The cells that a study asks for; they are only noted, not run."""
     cells: list[EvaluationCell] = []
-    monkeypatch.setattr(study, "run_cells", lambda wanted, *rest: cells.extend(wanted) or [])
+    monkeypatch.setattr(plan, "run_cells", lambda wanted, *rest: cells.extend(wanted) or [])
     return cells

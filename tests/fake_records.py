@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from samtune.cells import Cell, EvaluationCell, TrainingCell
-from samtune.experiment import Result
+from samtune.study.cells import Cell, EvaluationCell, TrainingCell
+from samtune.study.runner import Result
 
 LEVELS = {"zero_shot": 0.5, "ellipse": 0.4, "decoder_tuning": 0.55, "lora": 0.6, "spt": 0.65, "asam": 0.52, "pgd": 0.45}
 

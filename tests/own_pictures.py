@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from typer.testing import CliRunner
 
-from samtune import cli
+from samtune.commands import cli
 from samtune.sam.build import Sam
 from small_sam import small_sam
 

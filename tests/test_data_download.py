@@ -12,10 +12,10 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from samtune.common.errors import InputError
 from samtune.data import registry
 from samtune.data.download import check, download
 from samtune.data.registry_entry import GitSource, LinkSource
-from samtune.errors import InputError
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from samtune.common.errors import InputError
 from samtune.data.download import check_dataset
 from samtune.data.folder import FolderDataset
-from samtune.errors import InputError
 
 
 @pytest.fixture

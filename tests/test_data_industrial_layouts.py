@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from layout_trees import HEIGHT, NOTHING, WIDTH, all_ids, blob, grey_photo, photo, save
+from samtune.common.errors import InputError
 from samtune.data.industrial_layouts import DATASETS
-from samtune.errors import InputError
 
 
 def opened(name, folder, **options):

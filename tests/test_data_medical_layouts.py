@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from layout_trees import HEIGHT, NOTHING, WIDTH, all_ids, blob, photo, save
+from samtune.common.errors import InputError
 from samtune.data.medical_layouts import DATASETS
-from samtune.errors import InputError
 
 
 def opened(name, folder):

@@ -6,8 +6,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from layout_trees import HEIGHT, NOTHING, WIDTH, all_ids, blob, photo, save
+from samtune.common.errors import InputError
 from samtune.data.natural_layouts import DATASETS
-from samtune.errors import InputError
 
 
 def opened(name, folder, **options):

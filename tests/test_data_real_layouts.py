@@ -10,13 +10,13 @@ import scipy.io
 import tifffile
 from PIL import Image
 
+from samtune.common.errors import InputError
 from samtune.data.download import sample_faults
 from samtune.data.industrial import tiles
 from samtune.data.medical import SLIDES, nuclei_slides
 from samtune.data.natural import connected_regions
 from samtune.data.registry import DATASETS, describe, info, list_datasets, open_dataset
 from samtune.data.splits import hashed_validation
-from samtune.errors import InputError
 
 
 def noise(height: int, width: int, seed: int = 0, channels: tuple[int, ...] = (3,)) -> np.ndarray:

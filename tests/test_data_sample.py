@@ -9,6 +9,7 @@ import scipy.io
 import tifffile
 from PIL import Image
 
+from samtune.common.errors import InputError
 from samtune.data.sample import (
     Sample,
     check_same_size,
@@ -19,7 +20,6 @@ from samtune.data.sample import (
     stack_masks,
     target_masks,
 )
-from samtune.errors import InputError
 
 
 @pytest.fixture

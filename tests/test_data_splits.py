@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from samtune.common.errors import InputError
 from samtune.data.duplicates import (
     duplicates_across_splits,
     fingerprint,
@@ -18,7 +19,6 @@ from samtune.data.duplicates import (
 from samtune.data.listed import ListedDataset
 from samtune.data.sample import Sample
 from samtune.data.splits import by_split, hashed_validation, make_split
-from samtune.errors import InputError
 
 IDS = [f"image{number}" for number in range(200)]
 

@@ -10,9 +10,9 @@ from segment_anything import SamAutomaticMaskGenerator
 from torch import Tensor
 
 from samtune import evaluation
+from samtune.common.errors import InputError
 from samtune.data.sample import Sample
 from samtune.embeddings import EmbeddingCache
-from samtune.errors import InputError
 from samtune.evaluation import (
     EvaluationConfig,
     evaluate,

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from segment_anything.modeling import Sam as OfficialSam
 from torch import Tensor
 
-from samtune.errors import InputError
+from samtune.common.errors import InputError
 from samtune.methods import METHODS, Method, build_method
 from samtune.prompts import Prompts
 from samtune.sam.attention import set_attention_form

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import samtune
-from samtune.paths import repository_root
+from samtune.common.paths import repository_root
 
 ROOT = repository_root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -89,7 +89,7 @@ def test_wheel_carries_everything_under_samtune(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry_points = next(archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
-    assert "samtune = samtune.cli:main" in entry_points
+    assert "samtune = samtune.commands.cli:main" in entry_points
     sources = {str(path.relative_to(tmp_path / "lib")) for path in (tmp_path / "lib").rglob("*") if path.is_file()}
     assert {name for name in sources if name.startswith("samtune/")} <= names
     for data in ("profiles/*.yaml", "paper_numbers/*.yaml", "assets/*", "templates/*.j2"):

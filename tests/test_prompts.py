@@ -10,8 +10,8 @@ from segment_anything.modeling import PromptEncoder
 from segment_anything.utils.transforms import ResizeLongestSide
 from torchvision.ops import masks_to_boxes
 
-from samtune.errors import InputError
-from samtune.prompts import KINDS, Prompts, correction_points, make_prompts, noisy_masks
+from samtune.common.errors import InputError
+from samtune.prompts import KINDS, Prompts, correction_points, large_parts, make_prompts, noisy_masks
 
 
 def blobs(count: int = 5, height: int = 60, width: int = 90) -> np.ndarray:
@@ -292,3 +292,15 @@ def test_clicks_join_a_mask_and_older_clicks() -> None:
     twice = once.with_points(torch.zeros(5, 1, 2), torch.zeros(5, 1, dtype=torch.int64))
     assert twice.labels.tolist() == [[1, 0]] * 5 and twice.points.shape == (5, 2, 2)
     assert twice.masks is logits and torch.equal(twice.boxes, prompts.boxes)
+
+
+def test_parts_below_the_share_go_and_the_rest_stays() -> None:
+    mask = np.zeros((20, 20), bool)
+    mask[2:8, 2:8] = True  # 36 pixels
+    mask[12:14, 12:14] = True  # 4 of 41: 9.8%
+    mask[14, 14] = True  # touches only at a corner: a part of its own
+    kept = {share: large_parts(mask, share).sum() for share in (0.0, 0.05, 0.1, 0.5, 0.95)}
+    assert kept == {0.0: 41, 0.05: 40, 0.1: 36, 0.5: 36, 0.95: 0}
+    assert np.array_equal(large_parts(mask, 0.1)[2:8, 2:8], np.ones((6, 6), bool))
+    one = mask & (np.arange(20) < 9)
+    assert large_parts(one, 0.5) is one and not large_parts(np.zeros((5, 5), bool), 0.5).any()

@@ -7,7 +7,7 @@ import torch
 from segment_anything import sam_model_registry
 from torch.nn import functional as F
 
-from samtune.errors import InputError
+from samtune.common.errors import InputError
 from samtune.sam.attention import merge_qkv
 from samtune.sam.build import initialise_nano, new_sam, set_image_size
 from small_sam import small_sam

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from samtune.errors import InputError
+from samtune.common.errors import InputError
 from samtune.sam import checkpoints
 from samtune.sam.build import BACKBONES, _build, new_sam
 from samtune.sam.checkpoints import (

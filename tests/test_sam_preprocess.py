@@ -5,7 +5,7 @@ import pytest
 import torch
 from segment_anything.utils.transforms import ResizeLongestSide
 
-from samtune.errors import InputError
+from samtune.common.errors import InputError
 from samtune.prompts import Prompts, tight_boxes
 from samtune.sam.build import PIXEL_MEAN, PIXEL_STD
 from samtune.sam.preprocess import Preprocess

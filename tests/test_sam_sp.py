@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from samtune.errors import InputError
+from samtune.common.errors import InputError
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.losses import at_size, distillation_loss, samed_loss
 from samtune.methods import build_method

@@ -11,9 +11,9 @@ from PIL import Image
 from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor, nn
 
-from samtune import prediction, tuning
+from samtune.commands import predict, tune
+from samtune.common.errors import InputError
 from samtune.data.sample import read_image
-from samtune.errors import InputError
 from samtune.methods import build_method
 from samtune.methods.predictor import SPTPredictor
 from samtune.methods.spt import SPT, RelationAwareTransformer, relation_matrix
@@ -350,17 +350,17 @@ def test_released_checkpoint_gives_the_reference_formulas_masks(tmp_path: Path, 
 
 
 def test_samtune_predicts_with_a_released_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "load_sam", lambda backbone: small_sam())
+    monkeypatch.setattr("samtune.commands.tune.load_sam", lambda backbone: small_sam())
     path = tmp_path / "spt_vit_b.pth"
     torch.save(released_state(), path)
-    tuned = tuning.load_tuned(str(path), "small")
+    tuned = tune.load_tuned(str(path), "small")
     assert isinstance(tuned.predictor(), SPTPredictor) and tuned.preprocess == "stretch"
     with pytest.raises(InputError, match="does not say which SAM it was tuned on: name it by --backbone"):
-        tuning.load_tuned(path)
+        tune.load_tuned(path)
     Image.fromarray(disc_sample(0).image).save(tmp_path / "disc.png")
     box = [(10, 5, 50, 40)]
     options = {"backbone": "small", "device": "cpu", "precision": "fp32"}
-    (mask,) = prediction.predict(path, tmp_path / "disc.png", tmp_path, box=box, **options)
+    (mask,) = predict.predict(path, tmp_path / "disc.png", tmp_path, box=box, **options)
     predictor = SPTPredictor(load_released(path, small_sam()))
     predictor.set_image(disc_sample(0).image)
     expected, _, _ = predictor.predict(box=torch.tensor(box[0]).numpy())

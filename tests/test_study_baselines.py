@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from samtune import study
-from samtune.cells import EvaluationCell
-from samtune.profile import Profile
-from samtune.records import read_records
-from samtune.study import mean_iou, place_of, trained_method
-from samtune.study_baselines import run_baselines, run_nano_sam
+from samtune.study import execute, plan
+from samtune.study.baselines import run_baselines, run_nano_sam
+from samtune.study.cells import EvaluationCell
+from samtune.study.execute import trained_method
+from samtune.study.plan import mean_iou, place_of
+from samtune.study.profile import Profile
+from samtune.study.records import read_records
 from small_sam import small_sam
 
 DATA = "synthetic-industrial"
@@ -35,8 +36,8 @@ def test_baselines_of_a_smoke_profile_run_once(profile: Profile, tmp_path: Path,
     trainings = {record.method: record for record in stored.values() if record.kind == "training"}
     for method, record in trainings.items():
         assert [row["images"] for row in record.curve] == [2, 4] and record.images == 4
-        assert record.extras["trainable_parameters"] == study.build_method(method, small_sam()).count_trainable()
-        assert (folder / "checkpoints" / record.key / study.TUNED).is_file()
+        assert record.extras["trainable_parameters"] == plan.build_method(method, small_sam()).count_trainable()
+        assert (folder / "checkpoints" / record.key / execute.TUNED).is_file()
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     again = run_baselines(profile, [DATA], [0])
@@ -45,7 +46,7 @@ def test_baselines_of_a_smoke_profile_run_once(profile: Profile, tmp_path: Path,
     assert [record.key for record in again] == [record.key for record in records]
     # What is handed back as trained predicts as it was measured.
     lora = trained_method(records[2], profile)
-    fresh = study.build_method("lora", small_sam())
+    fresh = plan.build_method("lora", small_sam())
     assert any("lora_B" in name and value.any() for name, value in lora.trainable_state().items())
     assert not any("lora_B" in name and value.any() for name, value in fresh.trainable_state().items())
     # Where the record is here and the checkpoint is not, as after a clone, it is trained again.
@@ -71,9 +72,9 @@ def test_chosen_rates_are_those_that_the_main_cells_train_with(
     profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = {place_of(DATA, "decoder_tuning"): 2e-3, place_of(DATA, "lora"): 7e-4}
-    monkeypatch.setattr(study, "choose_learning_rates", lambda *arguments: rates)
+    monkeypatch.setattr(plan, "choose_learning_rates", lambda *arguments: rates)
     asked: list[EvaluationCell] = []
-    monkeypatch.setattr(study, "run_cells", lambda cells, *rest: asked.extend(cells) or [])
+    monkeypatch.setattr(plan, "run_cells", lambda cells, *rest: asked.extend(cells) or [])
     run_baselines(profile, [DATA], [0, 1])
     found = {(cell.dataset, cell.method, dict(cell.training.hyper)["learning_rate"]) for cell in asked if cell.training}
     assert found == {(dataset, method, rate) for (dataset, method, _), rate in rates.items()}

@@ -4,12 +4,13 @@ import inspect
 
 import pytest
 
-from samtune.cells import EvaluationCell
-from samtune.claims import build_claims
 from samtune.methods import SamSP
-from samtune.profile import Profile
-from samtune.study import cell_method
-from samtune.study_sam_sp import (
+from samtune.report.claims import build_claims
+from samtune.report.tables import build_tables
+from samtune.study.cells import EvaluationCell
+from samtune.study.execute import cell_method
+from samtune.study.profile import Profile
+from samtune.study.sam_sp import (
     CONTROLS,
     GROUPS,
     REPEATED,
@@ -24,7 +25,6 @@ from samtune.study_sam_sp import (
     run_main,
     sam_sp_plan,
 )
-from samtune.tables import build_tables
 
 DATA = "synthetic-medical"
 pytestmark = pytest.mark.usefixtures("small_backbone")

@@ -2,13 +2,13 @@
 
 import pytest
 
-from samtune import study, study_spt
-from samtune.cells import EvaluationCell
-from samtune.claims import build_claims
-from samtune.profile import Profile
-from samtune.study import Plan
-from samtune.study_spt import group_names, matching_rank, robustness_cells, run_ablations, run_main
-from samtune.tables import build_tables
+from samtune.report.claims import build_claims
+from samtune.report.tables import build_tables
+from samtune.study import plan, spt
+from samtune.study.cells import EvaluationCell
+from samtune.study.plan import Plan
+from samtune.study.profile import Profile
+from samtune.study.spt import group_names, matching_rank, robustness_cells, run_ablations, run_main
 from small_sam import small_sam
 
 DATA = "synthetic-industrial"
@@ -31,9 +31,9 @@ def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
 
 def test_rank_that_matches_spts_parameters() -> None:
     def count(rank: int) -> int:
-        return study.build_method("lora", small_sam(), rank=rank).count_trainable()
+        return plan.build_method("lora", small_sam(), rank=rank).count_trainable()
 
-    spt, rank = study.build_method("spt", small_sam()).count_trainable(), matching_rank("nano")
+    spt, rank = plan.build_method("spt", small_sam()).count_trainable(), matching_rank("nano")
     assert count(rank) >= spt > count(rank - 1)
 
 
@@ -42,15 +42,15 @@ def test_controls_differ_from_spt_as_they_say(profile: Profile, asked: list[Eval
     by_table = {place: cell for cell in asked for place in cell.tables}
     two = by_table["spt_main:two decoders, end to end"]
     assert {cell.dataset for cell in asked if cell.tables[0].startswith("spt_main:two")} == {DATA}
-    assert two.method == "spt" and study_spt.END_TO_END.items() <= dict(two.training.hyper).items()
-    assert study_spt.END_TO_END == {"relation": False, "detach_draft": False}
+    assert two.method == "spt" and spt.END_TO_END.items() <= dict(two.training.hyper).items()
+    assert spt.END_TO_END == {"relation": False, "detach_draft": False}
     untrained = by_table["spt_main:untrained"]
     assert untrained.method == "spt" and untrained.training is None
     free = [cell for cell in asked if cell.target == "nothing"]
     assert {cell.dataset for cell in free} == {"magnetic-tile"} and len(free) == 2 * 4
     union = [cell for cell in asked if cell.training and len(cell.training.train_datasets) == 2]
     assert {(cell.method, cell.dataset, cell.seed) for cell in union} == {
-        (method, dataset, seed) for method in study_spt.TUNED for dataset in (DATA, "magnetic-tile") for seed in (0, 1)
+        (method, dataset, seed) for method in spt.TUNED for dataset in (DATA, "magnetic-tile") for seed in (0, 1)
     }
     assert len({cell.key() for cell in asked}) == len(asked)
 
@@ -78,15 +78,15 @@ def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
             continue
         assert cell.split == "test"
         variants.setdefault(variant, set()).add((cell.method, cell.training and cell.training.key(), cell.options))
-    changed = {variant for group in study_spt.GROUPS.values() for variant in group} | set(study_spt.PARTS)
-    changed -= {study_spt.WHOLE}
-    rest = {study_spt.WHOLE, "neither", "SDT + VRA", "points", study_spt.WITH_MASK, "transfer", "plateau"}
+    changed = {variant for group in spt.GROUPS.values() for variant in group} | set(spt.PARTS)
+    changed -= {spt.WHOLE}
+    rest = {spt.WHOLE, "neither", "SDT + VRA", "points", spt.WITH_MASK, "transfer", "plateau"}
     rest |= {f"box noise {n}%" for n in (0, 10, 20, 30, 40)}
     assert set(variants) == changed | rest
     both = {("lora", "val"), ("spt", "val")}
-    options = {variant for group in ("draft", "relation", "lora") for variant in study_spt.GROUPS[group]}
+    options = {variant for group in ("draft", "relation", "lora") for variant in spt.GROUPS[group]}
     assert chosen_from == {variant: {("spt", "val")} for variant in options} | {
-        variant: both for variant in ("", *study_spt.GROUPS["prompts"])
+        variant: both for variant in ("", *spt.GROUPS["prompts"])
     }
     plan = Plan(profile, [DATA], ("lora", "spt"))
     default = plan.training("spt", DATA, 0).key()
@@ -94,8 +94,8 @@ def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
         assert default not in {key for method, key, _ in variants[variant] if method == "spt"}, variant
     trained = {key for variant in changed | {"plateau"} for method, key, _ in variants[variant] if method == "spt"}
     # A training each, plateau, and those that are run on two sets with two seeds.
-    assert len(trained) == len(changed) + 1 + 3 * (len(study_spt.PARTS) + 1)
-    for variant in (study_spt.WHOLE, "SDT + VRA", "box noise 0%", study_spt.WITH_MASK):
+    assert len(trained) == len(changed) + 1 + 3 * (len(spt.PARTS) + 1)
+    for variant in (spt.WHOLE, "SDT + VRA", "box noise 0%", spt.WITH_MASK):
         assert ("spt", default, ()) in variants[variant], variant
     transfer = [cell for cell in asked if cell.tables[0].endswith(":transfer") and cell.training]
     assert all(cell.dataset not in cell.training.train_datasets for cell in transfer) and len(transfer) == 2 * 2 * 2

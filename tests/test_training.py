@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from samtune import training
+from samtune.common.errors import InputError
 from samtune.embeddings import EmbeddingCache
-from samtune.errors import InputError
 from samtune.methods import Method, build_method
 from samtune.methods.decoder_tuning import DecoderTuning
 from samtune.metrics import iou

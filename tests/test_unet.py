@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from samtune.errors import InputError
+from samtune.common.errors import InputError
 from samtune.methods import build_method
 from samtune.methods.unet import UNet
 from samtune.prompts import Prompts

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samtune.atomic import write_atomically
+from samtune.common.atomic import write_atomically
 from samtune.methods import Method
 from samtune.sam.checkpoints import weights_hash
 

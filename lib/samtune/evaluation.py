@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from samtune.common.errors import InputError, is_out_of_memory
 from samtune.data.sample import Dataset, Sample, target_masks
 from samtune.embeddings import EmbeddingCache
-from samtune.errors import InputError, is_out_of_memory
 from samtune.methods import Method
 from samtune.methods.classical import ellipse, grabcut
 from samtune.metrics import MAP_METRICS, METRICS

@@ -10,8 +10,7 @@ empty mask all the same is in its docstring. Wrong shapes or types raise `ValueE
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -169,72 +168,6 @@ def size_class(area: int) -> str:
     "small" below 32^2, "medium" below 96^2, else "large".
     """
     return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
-
-
-class Interval(NamedTuple):
-    """A mean and its 95% interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def paired_bootstrap(
-    differences: np.ndarray | Sequence[np.ndarray],
-    groups: Sequence[str] | Sequence[Sequence[str]] | None = None,
-    n: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Mean and percentile bootstrap interval of per-image values, resampling images AND seeds.
-
-    `differences (seeds, images)`: value of one method minus that of the other on the same image with the same seed
-    (or one method's values). A sequence of such arrays stands for several data sets: the unweighted mean of their
-    means, each set resampled on its own. Of `n` resamples each draws rows and columns independently with replacement,
-    the same images for all its seeds (the crossed bootstrap of Owen 2007, which `scipy.stats.bootstrap` has not: it
-    would take the cells as independent, and the interval would come out too narrow). One seed: only images vary, and
-    the interval says nothing of training noise.
-    `groups`: of every image the tile, patient or slide that it shows ("": none but this one), as `independent_units`
-    takes them; what belongs together is drawn together (the cluster bootstrap), since six exposures of one tile are
-    not six witnesses. None: every image on its own. For several data sets one sequence each.
-    Raises `ValueError` on an empty array or a NaN.
-    """
-    single = _is_table(differences)
-    tables = [np.asarray(table, float) for table in ([differences] if single else differences)]
-    if not tables or any(table.ndim != 2 or not table.size or np.isnan(table).any() for table in tables):
-        raise ValueError("paired_bootstrap needs arrays (seeds, images), not empty and without NaN")
-    labels = [[""] * table.shape[1] for table in tables] if groups is None else [groups] if single else groups
-    generator = np.random.default_rng(seed)
-    resampled = np.mean([_resampled_means(*one, n, generator) for one in zip(tables, labels, strict=True)], axis=0)
-    low, high = np.percentile(resampled, [50 * (1 - level), 50 * (1 + level)])
-    return Interval(float(np.mean([table.mean() for table in tables])), float(low), float(high))
-
-
-def independent_units(groups: Sequence[str]) -> np.ndarray:
-    """Unit of each image, int from 0 `(images,)`: images of one group share theirs, one of group "" has its own."""
-    names = [group or (position,) for position, group in enumerate(groups)]
-    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names])
-
-
-def _is_table(differences: np.ndarray | Sequence[np.ndarray]) -> bool:
-    return isinstance(differences, np.ndarray) and differences.dtype != object
-
-
-def _resampled_means(table: np.ndarray, groups: Sequence[str], n: int, generator: np.random.Generator) -> np.ndarray:
-    """Means of `n` resamples of rows and of units of columns, through how often each row and unit is drawn."""
-    units = independent_units(groups)
-    members = np.eye(units.max() + 1)[units]  # (images, units)
-    sums, sizes = table @ members, members.sum(axis=0)
-    row_counts, unit_counts = (_draw_counts(side, n, generator) for side in sums.shape)
-    totals = np.einsum("nu,nu->n", row_counts @ sums, unit_counts)
-    return totals / (len(table) * (unit_counts @ sizes))
-
-
-def _draw_counts(side: int, n: int, generator: np.random.Generator) -> np.ndarray:
-    """How often each of `side` things comes up in `side` draws with replacement, `n` times over: float `(n, side)`."""
-    draws = generator.integers(side, size=(n, side)) + side * np.arange(n)[:, None]
-    return np.bincount(draws.ravel(), minlength=n * side).reshape(n, side).astype(float)
 
 
 def _masks(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

@@ -15,9 +15,10 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
-from samtune.errors import InputError, unknown
+from samtune.common.errors import InputError, unknown
 
 KINDS = ("box", "box_jitter", "point1", "point5", "point10", "point_centre", "mask", "none")
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1  # labels of points, as SAM's prompt encoder reads them
@@ -193,6 +194,16 @@ def tight_boxes(masks: np.ndarray) -> np.ndarray:
     right = masks.shape[2] - 1 - columns[:, ::-1].argmax(axis=1)
     bottom = masks.shape[1] - 1 - rows[:, ::-1].argmax(axis=1)
     return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
+
+
+def large_parts(mask: np.ndarray, share: float) -> np.ndarray:
+    """bool `(h, w)` without its connected parts (4 neighbours) of less than `share` of its foreground."""
+    labels, count = ndimage.label(mask)
+    if count < 2:
+        return mask
+    areas = np.bincount(labels.ravel(), minlength=count + 1)
+    areas[0] = 0
+    return (areas >= max(1, share * areas.sum()))[labels]
 
 
 def jitter_boxes(

@@ -16,13 +16,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
+from samtune.common.errors import InputError, is_out_of_memory, unknown
+from samtune.common.provenance import choose_precision
 from samtune.data.sample import Dataset, target_masks
 from samtune.embeddings import EmbeddingCache
-from samtune.errors import InputError, is_out_of_memory, unknown
 from samtune.losses import at_size, low_resolution_iou
 from samtune.methods import Method
 from samtune.prompts import Prompts, make_prompts
-from samtune.provenance import choose_precision
 from samtune.sam.preprocess import Preprocess
 
 AUGMENTATIONS = ("none", "flip", "flip_jitter")

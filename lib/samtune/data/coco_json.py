@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from samtune.common.errors import InputError
 from samtune.data.entries import Entry, EntryDataset, Truth, content_root
 from samtune.data.natural import polygons_to_mask
 from samtune.data.splits import hashed_validation
-from samtune.errors import InputError
 
 
 def read_json(path: Path) -> Any:

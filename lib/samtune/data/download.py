@@ -12,12 +12,12 @@ import numpy as np
 import pooch
 from tqdm.auto import tqdm
 
+from samtune.common.errors import InputError
 from samtune.data.duplicates import DuplicatePair, Fingerprint, duplicates_across_splits, fingerprint
 from samtune.data.listed import SPLITS
 from samtune.data.registry import by_hand, dataset_folder, describe, missing_parts, open_dataset
 from samtune.data.registry_entry import GitSource, LinkSource
 from samtune.data.sample import Dataset, Sample
-from samtune.errors import InputError
 
 
 def download(name: str, root: str | Path | None = None, say: Callable[[str], None] = print) -> Path:

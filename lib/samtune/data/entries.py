@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from samtune.common.errors import InputError
 from samtune.data.listed import ListedDataset
 from samtune.data.sample import (
     IMAGE_SUFFIXES,
@@ -19,7 +20,6 @@ from samtune.data.sample import (
     stack_masks,
 )
 from samtune.data.splits import by_split, make_split
-from samtune.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from samtune.common.errors import InputError, unknown
 from samtune.data.listed import SPLITS, ListedDataset
 from samtune.data.sample import (
     IMAGE_SUFFIXES,
@@ -17,7 +18,6 @@ from samtune.data.sample import (
     stack_masks,
 )
 from samtune.data.splits import by_split, make_split
-from samtune.errors import InputError, unknown
 
 MaskCoding = Literal["binary255", "binary1", "index"]
 MASK_CODINGS = ("binary255", "binary1", "index")

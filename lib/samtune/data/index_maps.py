@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from samtune.common.errors import InputError
 from samtune.data.coco_json import read_json
 from samtune.data.entries import Entry, EntryDataset, Truth, content_root, folders, pictures
 from samtune.data.sample import read_image, read_index_map
-from samtune.errors import InputError
 
 
 def ade20k(folder: Path) -> EntryDataset:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from samtune.common.errors import InputError
 from samtune.data.listed import ListedDataset
 from samtune.data.registry_entry import Description, GitSource
 from samtune.data.sample import (
@@ -18,7 +19,6 @@ from samtune.data.sample import (
     stack_masks,
 )
 from samtune.data.splits import by_split, make_split
-from samtune.errors import InputError
 
 DEFECTS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
 

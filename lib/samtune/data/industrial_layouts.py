@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+from samtune.common.errors import InputError, unknown
 from samtune.data.entries import (
     Entry,
     EntryDataset,
@@ -21,7 +22,6 @@ from samtune.data.entries import (
 )
 from samtune.data.registry_entry import Description, LinkSource
 from samtune.data.sample import read_mask
-from samtune.errors import InputError, unknown
 
 VISA_PROTOCOLS = ("1cls", "2cls_highshot", "2cls_fewshot")
 

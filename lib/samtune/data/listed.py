@@ -3,8 +3,8 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+from samtune.common.errors import InputError, unknown
 from samtune.data.sample import Sample
-from samtune.errors import InputError, unknown
 
 SPLITS = ("train", "val", "test")
 

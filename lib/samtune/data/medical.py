@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from samtune.common.errors import InputError
 from samtune.data.duplicates import neighbouring_crops
 from samtune.data.entries import pictures
 from samtune.data.listed import ListedDataset
 from samtune.data.registry_entry import Description, GitSource
 from samtune.data.sample import Sample, check_same_size, read_image, read_mask, stack_masks
 from samtune.data.splits import by_split, make_split
-from samtune.errors import InputError
 
 SLIDES = Path(__file__).with_name("bbbc038_slides.json")
 

@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from samtune.common.errors import InputError
 from samtune.data.listed import ListedDataset
 from samtune.data.registry_entry import Description, GitSource, LinkSource
 from samtune.data.sample import Sample, check_same_size, read_image, read_mat, stack_masks
 from samtune.data.splits import by_split, hashed_validation
-from samtune.errors import InputError
 
 
 class BSDS500(ListedDataset):

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+from samtune.common.errors import InputError
 from samtune.data.coco_json import coco2017, lvis, sa_1b
 from samtune.data.entries import (
     Entry,
@@ -18,7 +19,6 @@ from samtune.data.index_maps import ade20k, cityscapes, voc2012
 from samtune.data.registry_entry import Description
 from samtune.data.sample import read_mask
 from samtune.data.splits import NAMES
-from samtune.errors import InputError
 
 HRSOD_LAYOUTS = (
     (Pairing("test", "HRSOD_test", "HRSOD_test_mask"),),

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from samtune.common.errors import InputError, unknown
+from samtune.common.paths import data_root, resolve
 from samtune.data import (
     industrial,
     industrial_layouts,
@@ -11,13 +13,11 @@ from samtune.data import (
     medical_layouts,
     natural,
     natural_layouts,
-    synthetic,
 )
 from samtune.data.listed import SPLITS
+from samtune.data.procedural import synthetic
 from samtune.data.registry_entry import Description, GitSource
 from samtune.data.sample import Dataset
-from samtune.errors import InputError, unknown
-from samtune.paths import data_root, resolve
 
 DATASETS: dict[str, Description] = {
     **industrial.DATASETS,

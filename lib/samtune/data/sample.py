@@ -11,7 +11,7 @@ import scipy.io
 import tifffile
 from PIL import Image, ImageOps
 
-from samtune.errors import InputError, unknown
+from samtune.common.errors import InputError, unknown
 
 Target = Literal["union", "instances"]
 TARGETS = ("union", "instances")

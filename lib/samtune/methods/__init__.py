@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from samtune.errors import unknown
+from samtune.common.errors import unknown
 from samtune.methods.decoder_tuning import DecoderTuning
 from samtune.methods.lora import Lora, LoraSamed
 from samtune.methods.method import Method

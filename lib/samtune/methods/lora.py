@@ -10,7 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from samtune.errors import unknown
+from samtune.common.errors import unknown
 from samtune.losses import at_size, dice_loss, samed_loss
 from samtune.methods.method import Method
 from samtune.sam.build import Sam

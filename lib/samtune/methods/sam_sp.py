@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samtune.errors import InputError, unknown
+from samtune.common.errors import InputError, unknown
 from samtune.losses import at_size, distillation_loss, distillation_squared_error
-from samtune.masks import large_parts
 from samtune.methods.lora import LoraSamed
-from samtune.prompts import BACKGROUND, FOREGROUND, Prompts
+from samtune.prompts import BACKGROUND, FOREGROUND, Prompts, large_parts
 from samtune.sam.build import Sam
 from samtune.sam.decode import decode_masks
 

@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from samtune.errors import InputError, unknown
+from samtune.common.errors import InputError, unknown
 from samtune.losses import point_sampled_loss
 from samtune.methods.lora import add_lora
 from samtune.methods.method import Method

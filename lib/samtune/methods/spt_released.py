@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from samtune.errors import InputError
+from samtune.common.errors import InputError
 from samtune.methods.spt import SPT
 from samtune.sam.attention import split_qkv
 from samtune.sam.build import Sam

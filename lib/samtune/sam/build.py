@@ -8,7 +8,7 @@ from segment_anything.modeling import Sam as OfficialSam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from samtune.errors import InputError, unknown
+from samtune.common.errors import InputError, unknown
 from samtune.sam.attention import split_attention
 from samtune.sam.decode import BatchedMaskDecoder
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from samtune.atomic import write_atomically
-from samtune.errors import InputError, unknown
-from samtune.paths import asset, checkpoint_root, resolve
+from samtune.common.atomic import write_atomically
+from samtune.common.errors import InputError, unknown
+from samtune.common.paths import asset, checkpoint_root, resolve
 from samtune.sam.attention import merge_qkv, split_qkv
 from samtune.sam.build import BACKBONES, Sam, new_sam
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from samtune.errors import unknown
+from samtune.common.errors import unknown
 from samtune.prompts import Prompts
 from samtune.sam.build import PIXEL_MEAN, PIXEL_STD
 

@@ -1,0 +1,357 @@
+"""The command line: `samtune --help`. What needs torch is imported inside the commands, so that help comes at once."""
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from samtune import __version__
+from samtune.commands.texts import (
+    backbone_file,
+    coordinates,
+    duration_text,
+    method_options,
+    names_as_flags,
+    profile_file,
+    scores_text,
+)
+from samtune.common.atomic import disk_full, is_disk_full
+from samtune.common.errors import InputError, counted
+
+BAD_INPUT, STOPPED = 2, 130
+
+
+class _Commands(TyperGroup):
+    """Turns errors that users are meant to read into a line on stderr; `--debug` may stand anywhere."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--debug" in args:
+            args = ["--debug", *(argument for argument in args if argument != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say_error("stopped; the same command goes on with what is finished")
+            raise typer.Exit(STOPPED) from None
+        except (InputError, OSError) as error:
+            if isinstance(error, BrokenPipeError):  # `samtune data list | head`
+                raise
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            say_error(str(disk_full(Path(), error) if is_disk_full(error) else error))
+            raise typer.Exit(BAD_INPUT) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Tune the Segment Anything Model on your own pictures, and rerun the study of the kit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(
+    help="Data sets: what is known, what is here, fetch, check.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(data_app, name="data")
+
+
+def say_error(message: str) -> None:
+    """`message` on stderr, with the program's name."""
+    typer.echo(f"samtune: {message}", err=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"samtune {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error in the input.")] = False,
+) -> None:
+    """Options of all commands."""
+
+
+# ---------------------------------------------------------------- own pictures
+
+Backbone = Annotated[str, typer.Option(help="nano (comes along), vit_b, vit_l, vit_h (fetched once), or a file.")]
+MovedBackbone = Annotated[
+    str | None, typer.Option("--backbone", help="The backbone's file, if it is no longer where it was in tuning.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Precision = Annotated[str, typer.Option(help="auto (bf16 where the machine is built for it), fp32 or bf16.")]
+Checkpoint = Annotated[Path, typer.Option(help="tuned.safetensors, as written by samtune tune.")]
+
+
+@app.command()
+def tune(
+    images: Annotated[Path, typer.Option(help="Folder of pictures.")],
+    masks: Annotated[
+        Path, typer.Option(help="Folder of masks, named as the pictures (or a folder a picture: one object a file).")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write to; a run that was broken off there goes on.")],
+    method: Annotated[str, typer.Option(help="lora, decoder_tuning, spt, sam_sp, ...")] = "lora",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Of the method: rank=4; may be repeated.")
+    ] = None,
+    backbone: Backbone = "nano",
+    epochs: Annotated[
+        float | None,
+        typer.Option(min=0, help="How often to see every picture. Default: 16, but 400 images at least."),
+    ] = None,
+    train_images: Annotated[int | None, typer.Option(min=1, help="In place of --epochs: images to see in all.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Default: the method's own.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; memory grows with it.")] = 4,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches before the weights change.")] = 1,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="Prompts to tune with and measure: box, box_jitter, point<k>, mask, none, box+point1. Default: "
+            "box,point10; none where the method is for use without."
+        ),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="union: all objects of a picture are one mask; instances: each is its own.")
+    ] = "union",
+    objects: Annotated[int, typer.Option(min=1, help="With instances: the most taken of a picture at a time.")] = 4,
+    preprocess: Annotated[str, typer.Option(help="pad (as segment_anything's SamPredictor) or stretch.")] = "pad",
+    mask_coding: Annotated[
+        str, typer.Option(help="binary255 (object > 127), binary1 (object 1) or index (0 background, others objects).")
+    ] = "binary255",
+    void: Annotated[
+        int | None, typer.Option(help="With index: the value of pixels that are not scored (background in tuning).")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad files out; list them at the end.")] = False,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of training and prompts; the held-out fifth is always the same.")
+    ] = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Tune SAM on a folder of pictures and masks.
+
+    A fifth of the pictures is held out and measured before and after. Writes OUT/tuned.safetensors and
+    OUT/metrics.csv.
+    """
+    from samtune.commands import tune
+
+    prompts = tuple(part.strip() for part in prompt.split(",")) if prompt else ()
+    settings = tune.TuneSettings(
+        method, backbone_file(backbone), method_options(option or [], method), epochs, train_images, learning_rate,
+        batch_size, accumulate, prompts, target, objects, preprocess, mask_coding, void, seed,
+    )  # fmt: skip
+    with names_as_flags():
+        result = tune.tune(images, masks, out, settings, skip_bad, device, precision, typer.echo)
+    typer.echo(f"\n{scores_text(result.scores)}\n")
+    typer.echo(f"{counted(result.pictures, 'held-out picture')}, one by one: {result.metrics}")
+    if result.pictures < tune.FEW:
+        typer.echo(f"(with fewer than {tune.FEW} pictures, take these means as a hint)")
+    typer.echo(f"tuned model: {result.checkpoint}")
+    prompted = " --points FILE.csv" if all("point" in one for one in settings.prompts) else " --boxes FILE.csv"
+    prompted = "" if settings.prompts == ("none",) else prompted
+    typer.echo(f"next: samtune predict --checkpoint {result.checkpoint} --images DIR{prompted} --out DIR")
+    if result.skipped:
+        typer.echo(f"\nleft out, {counted(len(result.skipped), 'bad file')}:", err=True)
+        for line in result.skipped:
+            typer.echo(f"  {line}", err=True)
+
+
+@app.command()
+def predict(
+    checkpoint: Checkpoint,
+    images: Annotated[Path, typer.Option(help="A picture, or a folder of pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder to write predicted_masks/ and overlays/ to.")],
+    boxes: Annotated[Path | None, typer.Option(help="csv: image,x0,y0,x1,y1; a row an object.")] = None,
+    points: Annotated[
+        Path | None, typer.Option(help="csv: image,x,y and if wanted label (1, or 0: not this) and object.")
+    ] = None,
+    box: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X0,Y0,X1,Y1", help="In pixels, for every picture; repeated: several objects."),
+    ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X,Y", help="Or X,Y,0 (not this); for every picture; repeated: on one object."),
+    ] = None,
+    backbone: MovedBackbone = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Segment pictures with a tuned model, or with a checkpoint that SPT's authors released (give its --backbone).
+
+    Writes OUT/predicted_masks/NAME.png (0/255) and OUT/overlays/NAME.png.
+    """
+    from samtune.commands import predict
+
+    with names_as_flags():
+        predict.predict(
+            checkpoint, images, out, boxes, points,
+            [coordinates("--box", one, (4,)) for one in box or []],
+            [coordinates("--point", one, (2, 3)) for one in point or []],
+            backbone and backbone_file(backbone), device, precision, typer.echo,
+        )  # fmt: skip
+
+
+@app.command()
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="File to write, such as sam.pth.")],
+    backbone: MovedBackbone = None,
+) -> None:
+    """Write a tuned model in SAM's own format.
+
+    One file with the tuning folded in, which plain segment_anything loads.
+    """
+    from samtune.commands import tune
+
+    tune.export(checkpoint, out, backbone and backbone_file(backbone), typer.echo)
+
+
+# ---------------------------------------------------------------- data sets
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List all data sets, and which are here (in the folder SAMTUNE_DATA)."""
+    from samtune.common.paths import data_root
+    from samtune.data.registry import list_datasets
+
+    rows = list_datasets()
+    width, domains = max(len(row.name) for row in rows), ""
+    for row in rows:
+        if row.domain != domains:
+            typer.echo(f"{row.domain}")
+            domains = row.domain
+        here = "here" if row.present else "-"
+        if row.images is not None:
+            here = "train {train}, val {val}, test {test}".format(**row.images)
+        elif row.present:
+            here = "cannot be opened (see samtune data check)"
+        typer.echo(f"  {row.name:{width}}  {here:34}  {row.title}")
+    typer.echo(f"(looked for in {data_root()}; set SAMTUNE_DATA for another folder)")
+
+
+@data_app.command("info")
+def data_info(name: str) -> None:
+    """Show licence, citation, splits, how to get it."""
+    from samtune.data.registry import info
+
+    typer.echo(info(name))
+
+
+@data_app.command("download")
+def data_download(name: str) -> None:
+    """Fetch a data set from its authors.
+
+    It is put into the folder SAMTUNE_DATA.
+    """
+    from samtune.data.download import download
+
+    download(name, say=typer.echo)
+
+
+@data_app.command("check")
+def data_check(name: str) -> None:
+    """Open every sample and report what is wrong.
+
+    Look-alikes across splits are listed too. Exit status 1 when something is wrong.
+    """
+    from samtune.data.download import check
+
+    report = check(name)
+    typer.echo(report.text())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+# ---------------------------------------------------------------- the study
+
+ProfileOption = Annotated[
+    str, typer.Option(callback=profile_file, help="See samtune profiles; or a yaml file of your own.")
+]
+
+
+@app.command()
+def profiles() -> None:
+    """List at what scales the study can be run."""
+    from samtune.study.profile import load_profile, profile_names
+
+    known = [load_profile(name) for name in profile_names()]
+    minutes = {one.name: sum(notebook.minutes for notebook in one.notebooks.values()) for one in known}
+    for one in sorted(known, key=lambda one: minutes[one.name]):
+        typer.echo(f"{one.name:6}  {one.description}")
+        seeds = counted(len(one.seeds), "seed")
+        typer.echo(f"        backbone {one.backbone}, {seeds}, about {duration_text(minutes[one.name])}")
+
+
+@app.command()
+def results(profile: ProfileOption = "quick") -> None:
+    """Run the notebooks of a profile, and report.
+
+    What has a record already is not run again. Exit status 1 when a notebook fails; the others are run and reported.
+    """
+    from samtune.commands.notebooks import NotebookError, run_profile
+    from samtune.report.pages import build_report
+
+    failure = None
+    try:
+        run_profile(profile)
+    except NotebookError as error:
+        failure = str(error)
+    typer.echo(f"report: {build_report(profile)}")
+    if failure:
+        say_error(failure)
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(profile: ProfileOption = "quick") -> None:
+    """Rebuild a profile's report from its records.
+
+    Tables, claims and pages are written again; nothing is run.
+    """
+    from samtune.common.paths import results_root
+    from samtune.report.pages import build_report
+    from samtune.study.profile import load_profile
+    from samtune.study.records import SUFFIX
+
+    folder = results_root(load_profile(profile).name) / "records"
+    if not any(folder.glob(f"*{SUFFIX}")):
+        raise InputError(f"no records in {folder}: run samtune results --profile {profile} first")
+    typer.echo(f"report: {build_report(profile)}")
+
+
+@app.command(hidden=True)
+def cell(
+    text: Annotated[str, typer.Argument(metavar="JSON", help="As samtune.study.cells.cell_to_json writes it.")],
+    results: Annotated[Path, typer.Option(help="Folder results/<profile>.")],
+) -> None:
+    """Run one cell and record it: what samtune.study.runner.in_subprocess calls."""
+    from samtune.study.cells import cell_from_json
+    from samtune.study.execute import executor
+    from samtune.study.profile import load_profile
+    from samtune.study.runner import run_cell
+
+    try:
+        run_cell(cell_from_json(text), results, executor(load_profile(results.resolve().name), results))
+    except InputError as error:  # its caller reads the last line
+        raise InputError(" ".join(str(error).split())) from error
+
+
+def main() -> None:
+    """Entry of the `samtune` command."""
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What the commands read from their options, and how they say numbers."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from samtune.common.errors import InputError, counted
+
+
+def backbone_file(name: str) -> str:
+    """A file is meant from the working directory, as everything on a command line."""
+    return str(Path(name).expanduser().resolve()) if Path(name).suffix in (".pth", ".safetensors") else name
+
+
+def profile_file(name: str) -> str:
+    """So is a profile's yaml file."""
+    return str(Path(name).resolve()) if Path(name).suffix in (".yaml", ".yml") else name
+
+
+def method_options(options: list[str], method: str) -> dict[str, Any]:
+    """ "name=value" as a dictionary, each value of the type that the method's signature says ("none" is None).
+
+    Raises `InputError` on a value of another type, or without "=".
+    """
+    from samtune.methods import METHODS
+
+    parameters = inspect.signature(METHODS[method]).parameters if method in METHODS else {}
+    pairs: dict[str, Any] = {}
+    for one in options:
+        name, equals, value = (part.strip() for part in one.partition("="))
+        if not equals:
+            raise InputError(f"--option {one}: expected name=value")
+        pairs[name] = None if value.lower() == "none" else value
+        if name in parameters:  # else `tune` names the known ones
+            kind = parameters[name].annotation
+            try:
+                pairs[name] = TypeAdapter(kind).validate_python(pairs[name])
+            except ValidationError as error:
+                raise InputError(f"--option {one}: expected {getattr(kind, '__name__', kind)}") from error
+    return pairs
+
+
+def coordinates(flag: str, text: str, counts: tuple[int, ...]) -> tuple[float, ...]:
+    """Numbers between commas, as many as one of `counts`. `InputError` names the flag and the form."""
+    form = {4: "x0,y0,x1,y1", 2: "x,y", 3: "x,y,label"}[counts[0]]
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in counts:
+        raise InputError(f"{flag} {text}: expected {form} in pixels")
+    return values
+
+
+@contextmanager
+def names_as_flags() -> Iterator[None]:
+    """Messages name parameters; on the command line these are flags."""
+    try:
+        yield
+    except InputError as error:
+        words = re.sub(r"\bmask_coding(?:=| )'(\w+)'", r"--mask-coding \1", str(error))
+        words = re.sub(r"\b(batch_size|accumulate) (?=\d)", lambda found: f"--{found[1].replace('_', '-')} ", words)
+        raise InputError(words) from error
+
+
+def scores_text(scores: Any) -> str:
+    """IoU by prompt, zero-shot beside tuned."""
+    width = max(len("mean IoU"), *(len(name) for name in scores.index))
+    lines = [f"{'mean IoU':{width}}  zero-shot   tuned   change"]
+    for prompt, row in scores.iterrows():
+        change = row["tuned"] - row["zero_shot"]
+        lines.append(f"{prompt:{width}}  {row['zero_shot']:9.3f}  {row['tuned']:6.3f}  {change:+7.3f}")
+    return "\n".join(lines)
+
+
+def duration_text(minutes: float) -> str:
+    """ "5 minutes", from an hour and a half on in hours."""
+    return counted(round(minutes) or 1, "minute") if minutes < 90 else counted(round(minutes / 60), "hour")

@@ -1,0 +1,135 @@
+"""Where a number comes from: machine, precision, packages, commit, memory."""
+
+import datetime
+import functools
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+from samtune.common.errors import unknown
+from samtune.common.paths import repository_root
+
+PRECISIONS = ("auto", "fp32", "bf16")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "segment-anything",
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+    "peft",
+    "accelerate",
+    "diffusers",
+    "transformers",
+)
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """The processor's feature flags as Linux names them; empty where they cannot be read."""
+    return frozenset(_cpu_info("flags").split())
+
+
+def choose_precision(setting: str, device: str = "cpu", flags: frozenset[str] | None = None) -> str:
+    """ "fp32" or "bf16" for `setting` "auto", "fp32" or "bf16" on `device` ("cpu", "cuda", "cuda:1", "mps").
+
+    `auto` reads what the device says of itself, never a timing: bf16 on a CPU that has bf16 instructions
+    (AVX512_BF16 or AMX; elsewhere bf16 products are several times SLOWER than fp32) and on a GPU that has them,
+    else fp32. `flags` stands in for the CPU's flags. Raises `InputError` for an unknown setting.
+    """
+    if setting not in PRECISIONS:
+        raise unknown("precision", setting, PRECISIONS)
+    if setting != "auto":
+        return setting
+    if device.startswith("cuda"):
+        import torch
+
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    flags = cpu_flags() if flags is None else flags
+    return "bf16" if device == "cpu" and flags & {"avx512_bf16", "amx_bf16"} else "fp32"
+
+
+def hardware() -> str:
+    """One line: processor, cores that this process may use, memory, graphics card if there is one."""
+    processor = _cpu_info("model name") or platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    text = f"{' '.join(processor.split())}, {cores} core{'s' if cores != 1 else ''}, {memory:.0f} GiB"
+    torch = sys.modules.get("torch")  # whoever has not imported torch has not used a card either
+    if torch is not None and torch.cuda.is_available():
+        text += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
+    return text
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Version of Python and of each of `PACKAGES` that is installed."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@functools.cache
+def git_state(root: Path | None = None) -> tuple[str, bool]:
+    """The commit of the checkout and whether tracked code differs from it; ("unknown", False) outside a checkout."""
+    root = root or repository_root()
+    commit = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks", "constraints.txt")
+    return commit or "unknown", bool(commit and changes)
+
+
+def now() -> str:
+    """The time in UTC, to the second, in ISO form."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def reset_peak_memory() -> None:
+    """Start a new peak, where the system allows it (Linux, CUDA); elsewhere the peak is that of the process."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory_mb() -> tuple[float, float | None]:
+    """Peak of resident memory and of graphics memory (None without a card) since `reset_peak_memory`, in MiB."""
+    torch = sys.modules.get("torch")
+    card = None
+    if torch is not None and torch.cuda.is_available():
+        card = torch.cuda.max_memory_allocated() / 2**20
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024, card
+    except (OSError, IndexError):
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # macOS counts bytes, others KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, card
+
+
+def _cpu_info(field: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == field), "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What a reading git command prints, or "" when it fails; takes no lock that could disturb the user's own git."""
+    try:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,105 @@
+"""Pictures of predictions, for the notebooks: which cases, with which prompt, what each method makes of them."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from samtune.data.sample import Dataset, Sample, target_masks
+from samtune.evaluation import model_prompts
+from samtune.methods import Method
+from samtune.methods.sam_sp import SamSP
+from samtune.methods.spt import relation_matrix
+from samtune.metrics import iou
+from samtune.prompts import Prompts, centre_points, make_prompts, tight_boxes
+from samtune.report.picture_figures import Example, RelationExample, pick_cases
+from samtune.sam.preprocess import Preprocess
+from samtune.study.records import Record
+
+
+@torch.no_grad()
+def predict_masks(method: Method, sample: Sample, prompts: Prompts, mode: str) -> dict[str, np.ndarray]:
+    """The method's masks bool `(N, H, W)` for N prompts in pixels of the sample's picture: its other outputs by their
+    names ("draft"), then "final"."""
+    preprocess = Preprocess(method.sam.image_size, mode)
+    size = sample.image.shape[:2]
+    embedding = method.eval().encode(preprocess.image(sample.image)[None])
+    outputs = method.decode(embedding, model_prompts(prompts, preprocess, size, method.sam.mask_size))
+    final = outputs.pop("logits")
+    return {
+        name: (preprocess.logits(logits, size) > 0)[:, 0].numpy()
+        for name, logits in (outputs | {"final": final}).items()
+    }
+
+
+def of_pictures(
+    methods: Mapping[str, Method],
+    dataset: Dataset,
+    ids: Mapping[str, str],
+    prompt: str = "box",
+    target: str = "union",
+    mode: str = "stretch",
+    seed: int = 0,
+) -> list[Example]:
+    """A row of a qualitative figure for each of `ids` (note -> id): its largest object, prompted, by every method.
+
+    SAM-SP's last self-made box is drawn where the final mask is (to the picture's pixels; it got the mask's).
+    """
+    rows = []
+    for note, id in ids.items():
+        sample = dataset.load(id)
+        masks = target_masks(sample, target)
+        largest = int(masks.sum((1, 2)).argmax())
+        prompts = make_prompts(prompt, masks, f"{dataset.name}/{id}", seed)[largest : largest + 1]
+        predictions, own_prompts = {}, {}
+        for name, method in methods.items():
+            outputs = predict_masks(method, sample, prompts, mode)
+            if isinstance(method, SamSP):
+                del outputs[f"pass{method.iterations}"]  # the final one
+                last = outputs.get(f"pass{method.iterations - 1}", np.zeros(0))
+                if "box" in method.self_prompt.split("+") and last.any():
+                    own_prompts[name] = Prompts(torch.zeros(1, dtype=torch.int64), torch.from_numpy(tight_boxes(last)))
+            for output, mask in outputs.items():
+                predictions[name if output == "final" else f"{name} {output}"] = mask[0]
+        scores = {name: iou(mask, masks[largest]) for name, mask in predictions.items()}
+        rows.append(Example(sample.image, masks[largest], predictions, scores, prompts, note, own_prompts))
+    return rows
+
+
+@torch.no_grad()
+def relation_example(encoders: Mapping[str, Method], temperatures: Sequence[float], sample: Sample) -> RelationExample:
+    """What SPT's relation links to a token in the middle of the largest object, by encoder and temperature.
+
+    The picture is stretched to the square, as SPT does.
+    """
+    masks = target_masks(sample, "union")
+    column, row = centre_points(masks)[0][0, 0].int().tolist()
+    height, width = masks[0].shape
+    maps = {}
+    for name, method in encoders.items():
+        embedding = method.eval().encode(Preprocess(method.sam.image_size, "stretch").image(sample.image)[None])
+        side = embedding.shape[-1]
+        token = row * side // height * side + column * side // width
+        for temperature in temperatures:
+            relation = relation_matrix(embedding, temperature=temperature)[0, token].view(side, side)
+            maps[f"{name}, temperature {temperature:g}"] = relation.numpy()
+    return RelationExample(sample.image, masks[0], (column, row), maps)
+
+
+def cases(record: Record, metric: str = "iou", output: str = "final") -> dict[str, str]:
+    """The worst, median and best image of an evaluation record: picked by rule, not by hand."""
+    objects = record.objects[record.objects["output"] == output]
+    scores: pd.Series = objects.groupby("image")[metric].mean()
+    return pick_cases(scores)
+
+
+def prediction_sheet(method: Method, dataset: Dataset, ids: Sequence[str], mode: str = "pad", seed: int = 0) -> list:
+    """Samples whose masks are what `method` makes of each object's true box: for a contact sheet beside the truth."""
+    sheet = []
+    for id in ids:
+        sample = dataset.load(id)
+        prompts = make_prompts("box", sample.masks, f"{dataset.name}/{id}", seed)
+        masks = predict_masks(method, sample, prompts, mode)["final"]
+        sheet.append(Sample(id, dataset.name, sample.split, sample.image, masks))
+    return sheet

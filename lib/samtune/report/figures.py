@@ -1,0 +1,256 @@
+"""Figures: pure functions of records and tables that give matplotlib figures; `save` writes them.
+
+Every figure has a title that says what to look at. Colours belong to methods and stay the same everywhere; they are
+Okabe and Ito's, which colour-blind readers can tell apart.
+"""
+
+import io
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib import ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from samtune.common.atomic import write_atomically
+from samtune.data import registry
+from samtune.report.readable_tables import METRIC_LABELS
+from samtune.report.statistics import paired_bootstrap
+from samtune.report.tables import METHOD_ORDER
+from samtune.study.records import Record
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+INK, SOFT, LINE = "#1f2430", "#667085", "#d5d9e0"
+OCHRE = "#a98600"
+METHODS = {  # what people read, and the method's colour
+    "ellipse": ("inscribed ellipse", "#c4c9d2"), "grabcut": ("GrabCut", "#8a93a3"),
+    "zero_shot": ("zero-shot SAM", "#4a5160"), "decoder_tuning": ("decoder tuning", ORANGE), "lora": ("LoRA", SKY),
+    "lora_samed": ("LoRA (as SAMed)", BLUE), "unet": ("U-Net", OCHRE), "spt": ("SPT", RED), "sam_sp": ("SAM-SP", GREEN),
+    "clean_tuning": ("tuned on clean images", ORANGE), "generated": ("tuned on generated images", SKY),
+    "classical_augmentation": ("classical augmentation", OCHRE), "pgd": ("tuned on PGD images", BLUE),
+    "dat": ("tuned on DAT images", RED), "asam": ("ASAM", PINK),
+}  # fmt: skip
+OTHERS = (PINK, GREEN, OCHRE, BLUE, RED, SKY, ORANGE)  # colours of what is no method of the kit
+STYLE = {
+    "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": LINE,
+    "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#eceef2",
+    "grid.linewidth": 0.8, "xtick.color": SOFT, "ytick.color": SOFT, "xtick.major.size": 0, "ytick.major.size": 0,
+    "legend.frameon": False, "legend.fontsize": 8.5, "lines.linewidth": 1.8, "figure.facecolor": "white",
+    "svg.hashsalt": "samtune",
+}  # fmt: skip
+DPI = 144
+PRIVATE = "private"  # the folder of figures that show pictures which may not be passed on
+
+
+def label(method: str) -> str:
+    """A method's name for people; of one of its outputs ("spt draft") with the output's."""
+    name, _, output = method.partition(" ")
+    return f"{METHODS[name][0]} {output}".strip() if name in METHODS else method.replace("_", " ")
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name: the method's own; other names share the rest in order."""
+    others = iter(OTHERS * (len(names) // len(OTHERS) + 1))
+    return {name: METHODS[name][1] if name in METHODS else next(others) for name in names}
+
+
+@matplotlib.rc_context(STYLE)
+def learning_curves(records: Iterable[Record], title: str, y: str | Sequence[str] = "loss") -> Figure:
+    """A column of trainings' curves, smoothed: the mean over seeds in bold, each seed a thin line; one panel a set.
+
+    With several columns ("iou_draft", "iou_final") each is a line of its own; what lacks one has none.
+    """
+    columns = [y] if isinstance(y, str) else list(y)
+    curves: dict[str, dict[str, list[pd.Series]]] = {}
+    for record in records:
+        frame = pd.DataFrame(list(record.curve))
+        for column in columns:
+            if {"images", column} <= set(frame):
+                values = frame.dropna(subset=[column]).set_index("images")[column].astype(float)
+                window = max(1, min(len(values) // 15, 75))  # wider, a steep start would reach far into training
+                values = values.rolling(window, min_periods=1).mean()
+                name = record.method if isinstance(y, str) else f"{record.method} {column.removeprefix('iou_')}"
+                curves.setdefault("+".join(record.train_datasets), {}).setdefault(name, []).append(values)
+    figure, axes = panels(title, max(len(curves), 1), width=4.2, height=3.1)
+    names = _ordered(dict.fromkeys(name for lines in curves.values() for name in lines))
+    for axis, (dataset, lines) in zip(axes, sorted(curves.items()), strict=False):
+        for name in (name for name in names if name in lines):
+            colour, seeds = colours(names)[name], lines[name]
+            if len(seeds) > 1:
+                for seed in seeds:
+                    axis.plot(seed.index, seed.to_numpy(), color=colour, linewidth=0.7, alpha=0.45)
+            mean = pd.concat(seeds, axis=1).mean(axis=1).sort_index()
+            axis.plot(mean.index, mean.to_numpy(), color=colour, label=label(name))
+        axis.set_title(dataset)
+        axis.set_xlabel("images seen")
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
+    axes[0].set_ylabel("IoU with the batch's masks" if columns[0].startswith("iou_") else columns[0].replace("_", " "))
+    _legend(figure, axes[0])
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def metric_bars(table: pd.DataFrame, title: str, metric: str = "iou", by: str = "method") -> Figure:
+    """Rows of a table (one prompt, output and variant) as bars with their 95% intervals, sets side by side.
+
+    `by`: the column that is told apart by colour, "method", "variant", "output" or "prompt".
+    """
+    rows = table[table["metric"] == metric]
+    sets, names = sorted(rows["dataset"].unique()), _ordered(rows[by].unique())
+    figure, (axis,) = panels(title, 1, width=max(4.8, 0.34 * len(sets) * (len(names) + 1.2) + 1.2), height=3.3)
+    width = 0.8 / max(len(names), 1)
+    for number, name in enumerate(names):
+        chosen = rows[rows[by] == name].drop_duplicates("dataset").set_index("dataset").reindex(sets)
+        places = np.arange(len(sets)) + (number - (len(names) - 1) / 2) * width
+        axis.bar(places, chosen["mean"], width * 0.92, color=colours(names)[name], label=label(name))
+        known = chosen["low"].notna().to_numpy()
+        reach = np.abs(np.stack([chosen["mean"] - chosen["low"], chosen["high"] - chosen["mean"]]))
+        axis.errorbar(places[known], chosen["mean"][known], reach[:, known], fmt="none", ecolor=INK, elinewidth=1)
+        tops = chosen[["mean", "high"]].max(axis=1)
+        digits = 1 if rows["mean"].max() > 2 else 3
+        for place, top, value in zip(places, tops, chosen["mean"], strict=True):
+            if np.isfinite(value) and len(sets) * len(names) <= 30:
+                style = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": SOFT}
+                axis.annotate(f"{value:.{digits}f}", (place, top), (0, 2), textcoords="offset points", **style)
+    axis.margins(y=0.1)
+    axis.set_xticks(range(len(sets)), sets, color=INK)
+    axis.grid(axis="x", visible=False)
+    axis.set_ylabel(METRIC_LABELS.get(metric, metric.replace("_", " ")))
+    _legend(figure, axis)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def image_scatter(a: pd.Series, b: pd.Series, names: tuple[str, str], title: str, metric: str = "iou") -> Figure:
+    """Each image a point: its value under A (across) and under B (up); above the diagonal B is better.
+
+    `a`, `b`: `tables.image_values`, or several seeds' mean of them; images that one of them lacks are left out.
+    """
+    frame = pd.concat([a, b], axis=1, join="inner").dropna()
+    both, groups = frame.to_numpy(), list(frame.index.get_level_values("group"))
+    figure, (axis,) = panels(title, 1, width=4.4, height=4.3)
+    low, high = (both.min(), both.max()) if both.max(initial=0) > 1.001 else (0, 1)
+    margin = 0.03 * (high - low)
+    limits = (low - margin, high + margin)
+    axis.plot(limits, limits, color=SOFT, linewidth=1, zorder=1)
+    axis.scatter(both[:, 0], both[:, 1], s=14, color=colours(list(names))[names[1]], alpha=0.55, linewidth=0, zorder=2)
+    axis.set(xlim=limits, ylim=limits, aspect="equal")
+    measure = METRIC_LABELS.get(metric, metric)
+    axis.set_xlabel(f"{measure}, {label(names[0])}")
+    axis.set_ylabel(f"{measure}, {label(names[1])}")
+    if len(both):
+        mean, bottom, top = paired_bootstrap((both[:, 1] - both[:, 0])[None], groups)
+        share = np.mean(both[:, 1] > both[:, 0])
+        text = f"{label(names[1])} higher on {share:.0%} of {len(both)} images\n"
+        text += f"mean difference {mean:+.3f} [{bottom:+.3f}, {top:+.3f}]"
+        axis.set_title(text, fontweight="normal", fontsize=8.5, color=SOFT)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def robustness_curve(
+    frame: pd.DataFrame, title: str, x_label: str, metric: str = "iou", by: str = "method", note: str = ""
+) -> Figure:
+    """How a metric falls, or holds, along `x`: columns x, `by`, mean and, where known, low and high (a band)."""
+    names = _ordered(frame[by].unique())
+    figure, (axis,) = panels(title, 1, width=5.4, height=3.3)
+    for name in names:
+        rows = frame[frame[by] == name].sort_values("x")
+        colour = colours(names)[name]
+        axis.plot(rows["x"], rows["mean"], color=colour, marker="o", markersize=4, label=label(name))
+        if {"low", "high"} <= set(rows) and rows["low"].notna().any():
+            axis.fill_between(rows["x"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
+    if frame["x"].nunique() <= 12:  # what was measured, in place of round numbers between
+        axis.set_xticks(sorted(frame["x"].unique()))
+        axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(METRIC_LABELS.get(metric, metric))
+    if note:
+        axis.set_title(note, fontweight="normal", fontsize=8.5, color=SOFT)
+    _legend(figure, axis)
+    return figure
+
+
+def may_be_committed(dataset: str) -> bool:
+    """May pictures of this set appear in committed figures? What the registry does not know may not."""
+    description = registry.DATASETS.get(dataset)
+    return description is not None and description.committed_pictures
+
+
+def figure_folder(results: Path, datasets: Iterable[str] = ()) -> Path:
+    """Where a figure belongs that shows pictures of `datasets` (none: curves and numbers only).
+
+    `<results>/figures`, or `<results>/figures/private`, which git ignores, as soon as one set's licence asks for it.
+    """
+    folder = results / "figures"
+    if all(map(may_be_committed, datasets)):
+        return folder
+    write_atomically(folder / PRIVATE / ".gitignore", b"*\n")
+    return folder / PRIVATE
+
+
+def save(figure: Figure, folder: Path, name: str, dpi: int = DPI) -> Path:
+    """Write `<folder>/<name>.png` and `.svg`; the path of the first. The same figure gives the same files."""
+    figure.private = folder.name == PRIVATE
+    title = figure.get_suptitle().replace("\n", " ") or name
+    with matplotlib.rc_context(STYLE):
+        metadata = {".png": {"Software": None, "Title": title}, ".svg": {"Date": None, "Creator": None, "Title": title}}
+        for suffix, facts in metadata.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata=facts)
+            write_atomically(folder / f"{name}{suffix}", buffer.getvalue())
+    return folder / f"{name}.png"
+
+
+class Picture(Figure):
+    """A figure that shows itself at the end of a notebook's cell, without pyplot's global state.
+
+    `private`, once saved in such a folder: `run_notebook` leaves it out of the executed notebook.
+    """
+
+    private = False
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, bool]]:
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            self.savefig(buffer, format="png", dpi=DPI)
+        return buffer.getvalue(), {PRIVATE: self.private}
+
+
+def panels(title: str, count: int, width: float, height: float) -> tuple[Picture, list[Axes]]:
+    """A figure of `count` panels of that size in inches, three a row at most."""
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = Picture(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    set_title(figure, title)
+    return figure, list(axes[:count])
+
+
+def set_title(figure: Figure, title: str) -> None:
+    """The figure's title, in lines that fit its width."""
+    lines = textwrap.wrap(title, max(30, int(figure.get_figwidth() * 12)))
+    figure.suptitle("\n".join(lines), x=0.012, ha="left", fontsize=11, fontweight="bold", color=INK)
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    for columns in range(len(labels), 0, -1) if len(labels) > 1 else ():  # as many as there is room for
+        legend = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def _ordered(names: Iterable[str]) -> list[str]:
+    """Methods from simple to elaborate, other names after them as they come."""
+    return sorted(names, key=lambda name: METHOD_ORDER.index(name) if name in METHOD_ORDER else len(METHOD_ORDER))

@@ -1,0 +1,207 @@
+"""Figures of pictures: what methods predict on an image, what SPT relates on it, many samples at once."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import cv2
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+
+from samtune.data.sample import Sample
+from samtune.prompts import Prompts
+from samtune.report.figures import BLACK, GREEN, INK, OTHERS, RED, SKY, SOFT, STYLE, YELLOW, Picture, label, set_title
+
+HIT, FALSE_ALARM, MISSED = GREEN, RED, SKY
+LONGEST = 200  # pixels of the longer side of a picture inside a figure
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture of a qualitative figure.
+
+    `image` uint8 `(H, W, 3)`; `truth` bool `(H, W)`; `predictions` bool `(H, W)` and `scores` by column (a method, or
+    "SPT draft"); `prompt` what every method was given, in pixels of the image; `note` "worst", "median", "best";
+    `own_prompts` what a column's method prompted itself with.
+    """
+
+    image: np.ndarray
+    truth: np.ndarray
+    predictions: Mapping[str, np.ndarray]
+    scores: Mapping[str, float] = field(default_factory=dict)
+    prompt: Prompts | None = None
+    note: str = ""
+    own_prompts: Mapping[str, Prompts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RelationExample:
+    """What SPT's relation links to one token: `image` uint8 `(H, W, 3)`, `truth` bool `(H, W)`, the token's `place`
+    (x, y) in the image, and by title a row of the relation `(h, w)`."""
+
+    image: np.ndarray
+    truth: np.ndarray
+    place: tuple[int, int]
+    maps: Mapping[str, np.ndarray]
+
+
+def pick_cases(scores: pd.Series) -> dict[str, str]:
+    """Which images to show, by rule and not by hand: ids of the "worst", "median" and "best" score (ties: first id)."""
+    ranked = scores.dropna().sort_index().sort_values(kind="stable")
+    return {"worst": ranked.index[0], "median": ranked.index[(len(ranked) - 1) // 2], "best": ranked.index[-1]}
+
+
+@matplotlib.rc_context(STYLE)
+def qualitative_grid(examples: Sequence[Example], title: str, metric: str = "IoU") -> Figure:
+    """A row a picture: image with prompt, truth, then each method with hits, false alarms and misses in colour."""
+    columns = list(dict.fromkeys(name for example in examples for name in example.predictions))
+    images = [example.image for example in examples]
+    figure, axes = _picture_grid(title, len(examples), 2 + len(columns), images, margins=(0.6, 0.85))
+    for row, example in zip(axes, examples, strict=True):
+        _picture(row[0], example.image)
+        if example.prompt is not None:
+            draw_prompt(row[0], example.prompt)
+        _picture(row[1], example.image)
+        _fill(row[1], example.truth, HIT)
+        row[0].set_ylabel(example.note, fontsize=9.5, color=INK, rotation=0, ha="right", va="center", labelpad=6)
+        for axis, name in zip(row[2:], columns, strict=True):
+            if name not in example.predictions:
+                axis.set_axis_off()
+                continue
+            mask = example.predictions[name]
+            _picture(axis, example.image)
+            for part, colour in (
+                (mask & example.truth, HIT),
+                (mask & ~example.truth, FALSE_ALARM),
+                (~mask & example.truth, MISSED),
+            ):
+                _fill(axis, part, colour, outline=False)  # outlines would widen what is thin
+            if name in example.own_prompts:
+                draw_prompt(axis, example.own_prompts[name])
+            if name in example.scores:
+                axis.set_xlabel(f"{metric} {example.scores[name]:.2f}", fontsize=8.5, labelpad=2)
+    for axis, name in zip(axes[0], ["image, prompt", "truth", *map(label, columns)], strict=True):
+        axis.set_title(name, fontsize=9, loc="center")
+    handles = [Patch(color=colour, label=text, alpha=0.8) for colour, text in
+               ((HIT, "hit"), (FALSE_ALARM, "false alarm"), (MISSED, "missed"))]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def relation_grid(examples: Sequence[RelationExample], title: str) -> Figure:
+    """A row a picture: the token on its object (cross), then how much weight each place gets, as multiples of uniform
+    averaging; each map on its own scale, which stands below it."""
+    columns = list(examples[0].maps)
+    images = [example.image for example in examples]
+    figure, axes = _picture_grid(title, len(examples), 1 + len(columns), images, margins=(0.2, 0.7))
+    for row, example in zip(axes, examples, strict=True):
+        height, width = example.truth.shape
+        _picture(row[0], example.image)
+        _fill(row[0], example.truth, HIT)
+        for axis, name in zip(row[1:], columns, strict=True):
+            weights = example.maps[name] * example.maps[name].size
+            axis.imshow(weights, cmap="viridis", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+            least, most = weights[weights > 0].min(), weights.max()
+            axis.set_xlabel(f"{least:.2g} to {most:.{0 if most >= 10 else 1}f} times uniform", fontsize=7.5)
+        for axis in row:
+            axis.scatter(*example.place, s=40, marker="x", color=RED, linewidth=1.6, zorder=3)
+    for axis, name in zip(axes[0], ["token on the defect", *columns], strict=True):
+        axis.set_title(textwrap.fill(name, 22), fontsize=8.5, loc="center")
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def contact_sheet(
+    samples: Sequence[Sample], title: str, prompts: Sequence[Prompts | None] = (), columns: int = 6
+) -> Figure:
+    """Many samples at once: picture, every object outlined and filled in its own colour, prompts drawn in."""
+    rows = -(-len(samples) // columns)
+    figure, axes = _picture_grid(title, rows, columns, [sample.image for sample in samples])
+    for axis in axes.flat[len(samples) :]:
+        axis.set_axis_off()
+    for number, (axis, sample) in enumerate(zip(axes.flat, samples, strict=False)):
+        _picture(axis, sample.image)
+        for mask, colour in zip(sample.masks, OTHERS * (len(sample.masks) // len(OTHERS) + 1), strict=False):
+            _fill(axis, mask, colour)
+        if number < len(prompts) and prompts[number] is not None:
+            draw_prompt(axis, prompts[number])
+        name = sample.id if len(sample.id) <= 24 else f"…{sample.id[-23:]}"
+        axis.set_xlabel(name, fontsize=7, color=SOFT, labelpad=2)
+    return figure
+
+
+def draw_prompt(axis: Axes, prompts: Prompts) -> None:
+    """Boxes and clicks (positive: filled circle, negative: cross) in pixels of the picture."""
+    for x0, y0, x1, y1 in [] if prompts.boxes is None else prompts.boxes.tolist():
+        for colour, width in (("white", 2.6), (INK, 1.1)):  # seen on bright and on dark pictures
+            axis.add_patch(
+                Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0 + 1, y1 - y0 + 1, fill=False, edgecolor=colour, linewidth=width)
+            )
+    if prompts.points is not None:
+        points, labels = prompts.points.reshape(-1, 2).numpy(), prompts.labels.reshape(-1).numpy()
+        for value, marker, colour in ((1, "o", YELLOW), (0, "X", RED)):
+            chosen = points[labels == value]
+            axis.scatter(
+                chosen[:, 0], chosen[:, 1], s=26, marker=marker, color=colour, edgecolor=BLACK, linewidth=0.8, zorder=3
+            )
+
+
+def _picture_grid(
+    title: str, rows: int, columns: int, images: Sequence[np.ndarray], margins: tuple[float, float] = (0.1, 0.35)
+) -> tuple[Picture, np.ndarray]:
+    """A figure of pictures without axes, a row of the shape of its picture, or all of the median shape where there is
+    more than one picture a row; `margins` in inches, across and down, for what stands around them."""
+    aspects = [image.shape[0] / image.shape[1] for image in images] or [1.0]
+    if len(aspects) != rows:
+        aspects = [float(np.median(aspects))] * rows
+    width = 1.8 if columns > 4 else 2.2
+    heights = [width * float(np.clip(aspect, 0.35, 1.6)) + 0.2 for aspect in aspects]
+    figure = Picture(figsize=(width * columns + margins[0], sum(heights) + margins[1]), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
+    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.grid(visible=False)
+        axis.spines[:].set_visible(False)
+    set_title(figure, title)
+    return figure, axes
+
+
+def _shrunk(picture: np.ndarray) -> np.ndarray:
+    """A picture or mask of no more than `LONGEST` pixels a side: figures are for reading, not for archives."""
+    factor = LONGEST / max(picture.shape[:2])
+    if factor >= 1:
+        return picture
+    size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+def _picture(axis: Axes, image: np.ndarray) -> None:
+    height, width = image.shape[:2]
+    axis.imshow(_shrunk(image), extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="auto")
+
+
+def _fill(axis: Axes, mask: np.ndarray, colour: str, outline: bool = True) -> None:
+    """`mask`, bool `(H, W)`, over a picture: translucent, with its outline; denser without."""
+    if not mask.any():
+        return
+    height, width = mask.shape
+    small = _shrunk(mask.astype(np.float32))
+    layer = np.zeros((*small.shape, 4))
+    layer[:] = (*to_rgb(colour), 0.0)
+    layer[..., 3] = (0.5 if outline else 0.7) * (small > 0.5)
+    axis.imshow(layer, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
+    if not outline:
+        return
+    padded = np.pad(small, 1)  # so that an outline closes at the picture's edge
+    step = (width / small.shape[1], height / small.shape[0])
+    across = (np.arange(-1, small.shape[1] + 1) + 0.5) * step[0] - 0.5
+    down = (np.arange(-1, small.shape[0] + 1) + 0.5) * step[1] - 0.5
+    axis.contour(across, down, padded, levels=[0.5], colors=[colour], linewidths=0.9)
+    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))

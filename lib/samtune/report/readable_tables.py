@@ -1,0 +1,332 @@
+"""Tables for people: one row a data set and method, "mean ± std", and the paper's number beside ours, never mixed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from samtune.common.atomic import write_atomically
+from samtune.common.errors import InputError
+from samtune.common.paths import asset
+from samtune.report.tables import METHOD_ORDER, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
+from samtune.study.cells import NO_BACKBONE
+
+NOT_RUN, NOT_AVAILABLE, MEAN = "not run", "not available", "mean of sets"
+UPPER_BOUNDS = {"best_of_3", "best_by_truth", "at_mask_size"}  # outputs that know the truth: never set in bold
+# The lowest or highest says nothing of the method: the prompt's own; a measure that counts a missed object as perfect.
+NOT_COMPARED = {"box_area", "hd95_transunet"}
+LOWER_IS_BETTER = {"hd95_strict", "mae", "false_alarm_area"}
+METRIC_LABELS = {
+    "iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice", "box_iou": "box IoU",
+    "hd95_transunet": "HD95 (TransUNet), px", "hd95_strict": "HD95 (strict), px", "s_measure": "S-measure",
+    "e_measure_max": "E-measure (max)", "e_measure_mean": "E-measure (mean)",
+    "e_measure_adaptive": "E-measure (adaptive)", "weighted_f": "weighted F", "mae": "MAE",
+    "false_alarm_area": "false-alarm area", "box_area": "area of the prompt box", "psnr": "PSNR, dB", "ssim": "SSIM",
+}  # fmt: skip
+SPEED_LABELS = {
+    "training_seconds_per_image": "training, s an image",
+    "evaluation_seconds_per_image": "measuring, s an image",
+    "trainable_parameters": "trainable parameters",
+}
+COARSE = 0.8  # IoU of the truth with itself, drawn on SAM's low-resolution grid
+_PAPER_COLUMNS = ["table", "backbone", "prompt", "metric", "output", "method", "dataset", "mean"]
+
+
+@dataclass(frozen=True)
+class PaperNumbers:
+    """What a paper reports: `values` one row a number (fractions), `source` where it was read, `note` what to know."""
+
+    paper: str
+    source: str
+    note: str
+    values: pd.DataFrame
+
+    def describe(self) -> str:
+        """Which paper, what to know of its numbers, where they were read."""
+        return f"Paper: {self.paper}. {self.note}" + (f" Read from: {self.source}." if self.source else "")
+
+
+def load_paper_numbers(folder: Path | None = None) -> dict[str, PaperNumbers]:
+    """Every `paper_numbers/*.yaml` by its name; raises `InputError` naming a file that is not as it should be."""
+    numbers = {}
+    for path in sorted((folder or asset("paper_numbers")).glob("*.yaml")):
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+            rows = []
+            for table, blocks in data["tables"].items():
+                for block in blocks:
+                    scale = {"percent": 0.01, "fraction": 1.0, "pixels": 1.0}[block["unit"]]
+                    shared = [table, *(block[name] for name in ("backbone", "prompt", "metric", "output"))]
+                    for method, sets in block["methods"].items():
+                        rows += [[*shared, method, name, round(value * scale, 6)] for name, value in sets.items()]
+            values = pd.DataFrame(rows, columns=_PAPER_COLUMNS)
+            numbers[path.stem] = PaperNumbers(data["paper"], data["source"], data["note"], values)
+        except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: not as paper numbers should be ({type(error).__name__}: {error})") from error
+    return numbers
+
+
+def paper_of(table: str, papers: Mapping[str, PaperNumbers]) -> PaperNumbers | None:
+    """The paper that `table` reproduces ("spt_main": spt), if any; a validation of our own choices reproduces none."""
+    if table.endswith("_choices"):
+        return None
+    return next((papers[name] for name in papers if table.startswith(f"{name}_")), None)
+
+
+@dataclass(frozen=True)
+class Pivot:
+    """A table as text: `header`, `rows` of as many cells, `best` the (row, column) of the best value of each data set,
+    `labels` the number of leading columns that name the row, `caption` what all rows share."""
+
+    header: list[str]
+    rows: list[list[str]]
+    best: set[tuple[int, int]]
+    labels: int
+    caption: str
+
+
+def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> Pivot | None:
+    """`table` (long form) for reading; None where nothing was run.
+
+    Rows and cells of which there is no record say "not run"; numbers that the paper does not give, or that are not at
+    hand, "not available". Where several sets were measured, their unweighted mean comes last. What the paper reports on
+    sets that were not run is `reported_elsewhere`.
+    """
+    if table.empty:
+        return None
+    reported = _reported(name, paper)
+    split_by = [column for column in ("size", "object_class") if column in table]
+    labels = ["dataset", *split_by, "method"]
+    table = _without_last_pass(table)
+    # A training set is worth a column only where a method was trained on something else than it is measured on.
+    table = table.assign(train_dataset=table["train_dataset"].where(table["train_dataset"] != table["dataset"], ""))
+    if table["backbone"].replace(NO_BACKBONE, np.nan).nunique() == 1:  # what has none needs no column for it
+        table = table.assign(backbone=next(name for name in table["backbone"] if name != NO_BACKBONE))
+    if name == "speed":  # a step on the training part and a prediction on the test part stand side by side
+        table = table.assign(split="")
+    varying = ("variant", "output", "backbone", "train_dataset", "split")
+    labels += [column for column in varying if table[column].nunique() > 1]
+    if "train_dataset" not in labels and table["train_dataset"].iloc[0]:
+        labels.append("train_dataset")
+    ours = {(*(row[label] for label in labels), row["prompt"], row["metric"]): row for row in table.to_dict("records")}
+    theirs = _paper_values({key[:-2]: None for key in ours}, reported, labels)
+    measures = sorted({key[-2:] for key in [*ours, *theirs]}, key=_measure_rank)
+    reported_measures = {key[-2:] for key in theirs}
+    keys = _in_order({key[:-2]: None for key in [*ours, *theirs]})
+    if name != "speed" and not split_by:
+        keys += _mean_rows(keys, ours, theirs, measures)
+
+    columns = [(kind, *m) for m in measures for kind in ("ours", "paper") if kind == "ours" or m in reported_measures]
+    if paper is not None and reported.empty:
+        columns.insert(1, ("paper", "", ""))  # a paper whose numbers are not at hand has one column that says so
+    rows = [[str(part) for part in key] for key in keys]
+    values: dict[tuple, list[tuple[float, int]]] = {}  # ours, by data set (and size or class) and column
+    for number, key in enumerate(keys):
+        for place, (kind, *measure) in enumerate(columns, len(labels)):
+            if kind == "paper":
+                value = theirs.get((*key, *measure))
+                rows[number].append(NOT_AVAILABLE if value is None else _number({"mean": value}, measure[1]))
+                continue
+            row = ours.get((*key, *measure))
+            rows[number].append(_number(row, measure[1]) if row else NOT_RUN)
+            compared = measure[1] in METRIC_LABELS.keys() - NOT_COMPARED
+            if row and compared and row["output"] not in UPPER_BOUNDS:
+                values.setdefault((key[: 1 + len(split_by)], place), []).append((row["mean"], number))
+    best = set()
+    for (_, place), found in values.items():
+        pick = min if columns[place - len(labels)][2] in LOWER_IS_BETTER else max
+        top = pick(value for value, _ in found)
+        best |= {(number, place) for value, number in found if len(found) > 1 and np.isclose(value, top)}
+    header = [label.replace("_", " ") for label in labels]
+    header += ["paper" if kind == "paper" else _measure_label(*measure) for kind, *measure in columns]
+    return Pivot(header, rows, best, len(labels), _caption(table, labels))
+
+
+def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> list[Pivot]:
+    """`table` as a pivot for each lot of variants that were measured alike: first the methods as they are, or most.
+
+    Prompts that fewer than half of the methods were given (a true box beside methods without prompts) get one of their
+    own. In one pivot, where boxes, clicks and areas were each measured on a few, most cells would say "not run".
+    What the paper reports stands in the first.
+    """
+    lots: dict[frozenset, list[str]] = {}
+    for variant, rows in table.groupby("variant"):
+        lots.setdefault(frozenset(zip(rows["prompt"], rows["metric"], strict=True)), []).append(variant)
+    parts = []
+    for lot in sorted(lots.values(), key=lambda lot: ("" not in lot, -len(lot))):
+        rows = table[table["variant"].isin(lot)]
+        methods = rows.groupby("prompt")["method"].nunique()
+        rare = rows["prompt"].isin(methods.index[2 * methods < rows["method"].nunique()])
+        parts += [part for part in (rows[~rare], rows[rare]) if len(part)]
+    return [pivot(name, part, paper if place == 0 else None) for place, part in enumerate(parts)]
+
+
+def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | None) -> Pivot | None:
+    """What the paper reports on sets that `table` has not: a row a set, a column a method; None: nothing."""
+    reported = _reported(name, paper)
+    rest = reported[~reported["dataset"].isin(table["dataset"])]
+    if rest.empty:
+        return None
+    rest = rest.assign(measure=[_measure_label(*pair) for pair in zip(rest["prompt"], rest["metric"], strict=True)])
+    methods = sorted(rest["method"].unique(), key=METHOD_ORDER.index)
+    places = rest[["dataset", "measure", "metric"]].drop_duplicates().sort_values(["measure", "dataset"])
+    values = {(row["dataset"], row["measure"], row["method"]): row["mean"] for row in rest.to_dict("records")}
+    rows = []
+    for dataset, measure, metric in places.itertuples(index=False):
+        found = [values.get((dataset, measure, method)) for method in methods]
+        cells = [NOT_AVAILABLE if value is None else _number({"mean": value}, metric) for value in found]
+        rows.append([dataset, measure, *cells])
+    caption = (
+        f"The paper's own numbers ({', '.join(sorted(rest['backbone'].unique()))}) on sets that were not run here."
+    )
+    return Pivot(["dataset", "measure", *methods], rows, set(), 2, caption)
+
+
+def markdown(shown: Pivot) -> str:
+    """A pivot as a markdown table, the best of each set in bold."""
+    lines = ["| " + " | ".join(shown.header) + " |"]
+    lines.append("|" + "|".join(["---"] * shown.labels + ["---:"] * (len(shown.header) - shown.labels)) + "|")
+    for number, row in enumerate(shown.rows):
+        cells = [f"**{cell}**" if (number, place) in shown.best else cell for place, cell in enumerate(row)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def table_page(name: str, table: pd.DataFrame, papers: Mapping[str, PaperNumbers]) -> str:
+    """The readable page of one table: title, what its numbers are, the pivot, the paper's source."""
+    paper = paper_of(name, papers)
+    shown = pivots(name, table, paper)
+    lines = [f"# {title(name)}", ""]
+    if shown:
+        lines += [f"Mean ± standard deviation over seeds; 95% intervals are in [{name}.csv]({name}.csv).", ""]
+    else:
+        lines += ["**Not run** in this profile: there is no record for this table.", ""]
+    for part in shown:
+        lines += [part.caption, "", markdown(part), ""]
+    elsewhere = reported_elsewhere(name, table, paper)
+    if elsewhere is not None:
+        lines += [elsewhere.caption, "", markdown(elsewhere), ""]
+    if paper is not None:
+        lines += [paper.describe(), ""]
+    return "\n".join(lines)
+
+
+def title(name: str) -> str:
+    """What a table shows, in words."""
+    for suffix, words in (("_by_size", ", by object size"), ("_by_class", ", by object class")):
+        if name.endswith(suffix):
+            return title(name.removesuffix(suffix)) + words
+    return TABLES.get(name, name.replace("_", " "))
+
+
+def write_pages(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
+    """`<folder>/<name>.md` for every table."""
+    papers = load_paper_numbers()
+    for name, table in tables.items():
+        write_atomically(folder / f"{name}.md", table_page(name, table, papers).encode())
+
+
+def _reported(name: str, paper: PaperNumbers | None) -> pd.DataFrame:
+    return pd.DataFrame(columns=_PAPER_COLUMNS) if paper is None else paper.values[paper.values["table"] == name]
+
+
+def _paper_values(keys: Iterable[tuple], reported: pd.DataFrame, labels: list[str]) -> dict[tuple, float]:
+    """The paper's numbers by our rows' keys, on the sets that we ran.
+
+    A number stands beside every row of ours of that set, method and output without a variant, whatever it was trained
+    on, and whatever the backbone where we ran only one; the page names the paper's. A method that we did not run on the
+    set gets a row of its own.
+    """
+    keys = [dict(zip(labels, key, strict=True)) for key in keys]
+    measured = {key["dataset"] for key in keys}
+    values = {}
+    for row in reported.to_dict("records"):
+        if row["dataset"] in measured:
+            fixed = {"variant": "", "split": "test"} | row
+            compared = [label for label in labels if label != "train_dataset"]
+            beside = [key for key in keys if all(key[label] == fixed[label] for label in compared)]
+            for key in beside or [fixed | {"train_dataset": ""}]:
+                values[(*(key[label] for label in labels), row["prompt"], row["metric"])] = row["mean"]
+    return values
+
+
+def _without_last_pass(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` without the last of the outputs pass0, pass1 ...: it is the method's final output over again."""
+    passes = table[table["output"].str.startswith("pass")]
+    alike = [column for column in table if column not in ("output", *NUMBERS)]
+    return table.drop(passes.index[passes["output"] == passes.groupby(alike)["output"].transform("max")])
+
+
+def _in_order(keys: Iterable[tuple]) -> list[tuple]:
+    """By set, and within a set from simple to elaborate methods; the table's own order decides the rest."""
+
+    def rank(key: tuple) -> tuple:
+        return (key[0], next((METHOD_ORDER.index(part) for part in key[1:] if part in METHOD_ORDER), len(METHOD_ORDER)))
+
+    return sorted(keys, key=rank)
+
+
+def _mean_rows(keys: list[tuple], ours: dict, theirs: dict, measures: list[tuple]) -> list[tuple]:
+    """Rows "mean of sets", added to `ours` and `theirs`: the unweighted mean over the sets that we ran, where there are
+    several and none is missing."""
+    sets = sorted({key[0] for key in ours})
+    added = {}
+    for rest in dict.fromkeys(key[1:] for key in keys) if len(sets) > 1 else ():
+        for measure in measures:
+            places = [(name, *rest, *measure) for name in sets]
+            if all(place in ours for place in places):
+                row = (MEAN, *rest)
+                added[row] = None
+                mean = float(np.mean([ours[place]["mean"] for place in places]))
+                ours[*row, *measure] = ours[places[0]] | {"mean": mean, "std": np.nan}
+                if all(place in theirs for place in places):
+                    theirs[*row, *measure] = float(np.mean([theirs[place] for place in places]))
+    return list(added)
+
+
+def _measure_label(prompt: str, metric: str) -> str:
+    label = (METRIC_LABELS | SPEED_LABELS).get(metric, metric.replace("_", " "))
+    return f"{label} · {prompt}" if prompt else label
+
+
+def _number(row: Mapping, metric: str) -> str:
+    mean, std = row["mean"], row.get("std", np.nan)
+    if metric in METRIC_LABELS:
+        digits = 1 if metric.startswith(("hd95", "psnr")) else 3
+        text, spread = f"{mean:.{digits}f}", f" ± {std:.{digits}f}"
+    else:
+        text, spread = (f"{mean:,.0f}" if abs(mean) >= 1000 else f"{mean:.3g}"), f" ± {std:.2g}"
+    return text if np.isnan(std) else text + spread
+
+
+def _measure_rank(measure: tuple[str, str]) -> tuple:
+    prompt, metric = measure
+    prompts, metrics = PROMPT_ORDER, METRIC_ORDER
+    return (
+        prompts.index(prompt) if prompt in prompts else len(prompts), prompt,
+        metrics.index(metric) if metric in metrics else len(metrics), metric,
+    )  # fmt: skip
+
+
+def _caption(table: pd.DataFrame, labels: list[str]) -> str:
+    """What all rows share, in one sentence; and where the backbone's grid is too coarse for what is to be found."""
+    shared = {
+        column: table[column].unique() for column in ("variant", "backbone", "split", "output") if column not in labels
+    }
+    parts = [f"{column} {values[0]}" for column, values in shared.items() if len(values) == 1 and values[0]]
+    if len(table):
+        seeds = sorted(set(table["seeds"].astype(int)))
+        parts.append(f"{' or '.join(map(str, seeds))} seed{'s' if seeds != [1] else ''}")
+    text = ", ".join(parts)
+    text = f"{text[:1].upper()}{text[1:]}." if text else ""
+    if "size" in labels or "object_class" in labels:
+        return text
+    truth = table[(table["output"] == "at_mask_size") & (table["metric"] == "iou") & (table["mean"] < COARSE)]
+    return text + "".join(
+        f" On {row['dataset']} the truth itself, on the grid on which SAM draws masks, has IoU {row['mean']:.3f} (row "
+        "truth): objects there are thinner than its pixels."
+        for row in truth.drop_duplicates("dataset").to_dict("records")  # the same whatever the prompt
+    )

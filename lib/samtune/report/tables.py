@@ -1,0 +1,292 @@
+"""Tables: pure functions of records, in long form; `samtune.report.readable_tables` makes them readable.
+
+Every number goes objects -> image -> set -> seeds: an image's value is the mean over its objects, a seed's the mean
+over images, the table's the mean over seeds. `std` is over seeds (n - 1). `low`, `high` is the 95% bootstrap interval
+over images and seeds together, images of one group (tile, patient, slide) together (`statistics.paired_bootstrap`).
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from samtune.common.atomic import write_atomically
+from samtune.common.errors import InputError
+from samtune.common.paths import results_root
+from samtune.metrics import size_class
+from samtune.report.statistics import paired_bootstrap
+from samtune.study.records import SUFFIX, Record, read_records
+
+TABLES = {
+    "nano_sam": "The nano SAM before tuning, object by object (16 x 16 pixels at least), against ellipse and GrabCut",
+    "baselines": "What plain tuning gives, the objects of a picture as one mask: SAM as it is, decoder tuned, LoRA",
+    "spt_main": "SPT against its baselines",
+    "spt_ablation": "SPT: what each part contributes",
+    "spt_choices": "SPT: what the paper leaves open, on validation pictures",
+    "sam_sp_main": "SAM-SP against its baselines",
+    "sam_sp_ablation": "SAM-SP: what each part contributes",
+    "sam_sp_choices": "SAM-SP: what the paper leaves open, one change at a time, on validation pictures",
+    "asam_main": "ASAM on data that it was not tuned on",
+    "asam_ablation": "ASAM: what each part contributes",
+    "learning_rates": "Learning rates on validation pictures: the smallest within half a point of the best is taken",
+    "speed": "What a training step and a prediction take",
+}
+COLUMNS = [
+    "method", "dataset", "prompt", "metric", "mean", "std", "low", "high", "seeds", "images", "variant", "output",
+    "backbone", "train_dataset", "split",
+]  # fmt: skip
+NUMBERS = ["mean", "std", "low", "high"]
+METHOD_ORDER = [
+    "truth", "ellipse", "grabcut", "zero_shot", "decoder_tuning", "lora", "lora_samed", "unet", "clean_tuning",
+    "classical_augmentation", "generated", "pgd", "dat", "spt", "sam_sp", "asam",
+]  # fmt: skip
+METRIC_ORDER = [
+    "iou", "boundary_iou", "dice", "box_iou", "hd95_transunet", "hd95_strict", "s_measure", "e_measure_max",
+    "e_measure_mean", "e_measure_adaptive", "weighted_f", "mae", "psnr", "ssim",
+]  # fmt: skip
+PROMPT_ORDER = ["box", "box_jitter", "box+mask", "point_centre", "point1", "point2", "point5", "point10", "point20",
+                "mask", "none"]  # fmt: skip
+DESCRIPTIVE = ("image", "group", "object", "object_class", "area", "box_w", "box_h", "output")  # the rest are metrics
+_ROW = ["method", "dataset", "prompt", "variant", "backbone", "train_dataset", "split"]
+
+
+def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
+    """Every table of `TABLES`, and any other that a record names, with exactly `COLUMNS`; no record: no rows.
+
+    For each table that has rows also `<name>_by_size` and `<name>_by_class` (where classes are known; not of
+    `learning_rates`), with one more column and without intervals. Raises `InputError` when one row would mix two
+    different cells.
+    """
+    records = list(records)
+    named = {place.partition(":")[0] for record in records for place in record.tables}
+    tables = {}
+    for name in [*TABLES, *sorted(named - set(TABLES))]:
+        chosen = [record for record in records if record.variants(name)]
+        if name == "speed":
+            tables[name] = _sorted(pd.DataFrame(_speed_rows(chosen), columns=COLUMNS))
+            continue
+        groups = _groups(name, [record for record in chosen if record.objects is not None])
+        tables[name] = _sorted(pd.DataFrame(_rows(groups), columns=COLUMNS))
+        for column in ("size", "object_class") if name != "learning_rates" else ():
+            broken_down = _sorted(pd.DataFrame(_rows(groups, column), columns=[*COLUMNS, column]))
+            if len(broken_down) and set(broken_down[column]) != {""}:
+                tables[f"{name}_by_{column.removeprefix('object_')}"] = broken_down
+    return tables
+
+
+def image_values(record: Record, metric: str, output: str) -> pd.Series:
+    """One value an image (the mean over its objects) of an evaluation record, named by group and image and sorted."""
+    objects = record.objects
+    if metric not in objects:
+        objects = objects.assign(**{metric: np.nan})  # no image has a value: empty, its index named all the same
+    chosen = _grouped(objects[objects["output"] == output])
+    return chosen.groupby(["group", "image"])[metric].mean().dropna()
+
+
+def seeds_by_images(series: Sequence[pd.Series]) -> tuple[np.ndarray, list[str]]:
+    """One `(seeds, images)` array of several seeds' `image_values`, over the images that all have, and their groups."""
+    first = series[0].index
+    if all(first.equals(other.index) for other in series[1:]):  # the rule; aligning takes much longer
+        return np.stack([one.to_numpy() for one in series]), list(first.get_level_values("group"))
+    frame = pd.concat(series, axis=1, join="inner").sort_index()
+    return frame.to_numpy().T, list(frame.index.get_level_values("group"))
+
+
+def paired_differences(
+    records: Iterable[Record], table: str, method: str, against: Sequence[str], metric: str = "iou", variant: str = ""
+) -> pd.DataFrame:
+    """`method` minus each of `against` on the same images, prompts and seeds, with the 95% paired bootstrap interval.
+
+    One row a data set, prompt and other method: dataset, prompt, method, against, difference, low, high, images. Of
+    what `table` shows under `variant`, output "final"; a pair without common seeds and images has no row.
+    """
+    found: dict[tuple[str, str, str], dict[int, pd.Series]] = {}
+    for record in records:
+        if record.objects is not None and variant in record.variants(table):
+            place = (record.dataset, record.cell["prompt"], record.method)
+            found.setdefault(place, {})[record.seed] = image_values(record, metric, "final")
+    rows = []
+    for (dataset, prompt, name), ours in sorted(found.items()):
+        for other in against if name == method else ():
+            theirs = found.get((dataset, prompt, other), {})
+            seeds = sorted(ours.keys() & theirs.keys())
+            pairs = [series[seed] for series in (ours, theirs) for seed in seeds]
+            if not seeds:
+                continue
+            values, groups = seeds_by_images(pairs)
+            if groups:
+                difference, low, high = paired_bootstrap(values[: len(seeds)] - values[len(seeds) :], groups)
+                rows.append((dataset, prompt, method, other, difference, low, high, len(groups)))
+    columns = ["dataset", "prompt", "method", "against", "difference", "low", "high", "images"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    """Each table as `<folder>/<name>.csv`; numbers with 6 significant digits."""
+    for name, table in tables.items():
+        write_atomically(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g").encode())
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A table as `write_tables` wrote it: text columns as text, empty where empty."""
+    table = pd.read_csv(path, keep_default_na=False, dtype=str)
+    for column in ("mean", "std", "low", "high", "effect", "seeds", "images"):
+        if column in table:
+            table[column] = pd.to_numeric(table[column], errors="coerce")  # an empty cell is not a number
+    return table
+
+
+def differences(committed: pd.DataFrame, rebuilt: pd.DataFrame) -> list[str]:
+    """What differs between a table read from disk and one built anew, one line each; empty: they agree to 1e-5."""
+    if list(committed.columns) != list(rebuilt.columns):
+        return [f"columns {list(committed.columns)} instead of {list(rebuilt.columns)}"]
+    if len(committed) != len(rebuilt):
+        return [f"{len(committed)} rows instead of {len(rebuilt)}"]
+    found = []
+    for column in rebuilt.columns:
+        if pd.api.types.is_numeric_dtype(rebuilt[column]):
+            old, new = committed[column].to_numpy(float), rebuilt[column].to_numpy(float)
+            same = np.isclose(old, new, rtol=1e-5, atol=1e-6, equal_nan=True)
+        else:
+            old, new = committed[column].astype(str).to_numpy(), rebuilt[column].astype(str).to_numpy()
+            same = old == new
+        found += [f"row {row + 1}, {column}: {old[row]} instead of {new[row]}" for row in np.flatnonzero(~same)]
+    return found
+
+
+def check_tables(results: str | Path) -> list[str]:
+    """Do the tables of a profile (or results folder) equal a rebuild from its records? What differs, one line each."""
+    folder = results if isinstance(results, Path) else results_root(results)
+    rebuilt = build_tables(read_records(folder / "records"))
+    found = []
+    for name, table in rebuilt.items():
+        path = folder / "tables" / f"{name}.csv"
+        if not path.is_file():
+            found.append(f"{name}: missing")
+            continue
+        found += [f"{name}: {line}" for line in differences(read_table(path), table)]
+    return found
+
+
+def _groups(table: str, records: Sequence[Record]) -> dict[tuple, list[Record]]:
+    """Records by row of `table`, one a seed, seeds ascending."""
+    groups: dict[tuple, dict[int, Record]] = {}
+    for record in records:
+        for variant in record.variants(table):
+            cell = record.cell
+            trained_on = "+".join(record.train_datasets)
+            row = (record.method, record.dataset, cell["prompt"], variant, record.backbone, trained_on, cell["split"])
+            other = groups.setdefault(row, {}).setdefault(record.seed, record)
+            if other.key != record.key:
+                older = min(other, record, key=lambda one: one.date)
+                raise InputError(
+                    f"table {table}: two different cells share the row {', '.join(filter(None, row))}, seed "
+                    f"{record.seed} ({_what_differs(other.cell, cell)}); delete what is outdated from the folder "
+                    f"`records` (here {older.key}{SUFFIX}), or name one '{table}:<variant>' in its `tables`"
+                )
+    return {row: [seeds[seed] for seed in sorted(seeds)] for row, seeds in sorted(groups.items())}
+
+
+def _what_differs(one: dict[str, Any], other: dict[str, Any]) -> str:
+    names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    return "; ".join(f"{name}: {one.get(name)} / {other.get(name)}" for name in names) or "nothing in the configuration"
+
+
+def _measured(objects: pd.DataFrame) -> list[str]:
+    return [
+        name for name in objects.columns if name not in DESCRIPTIVE and pd.api.types.is_numeric_dtype(objects[name])
+    ]
+
+
+def _rows(groups: dict[tuple, list[Record]], column: str = "") -> list[dict[str, Any]]:
+    """One row a group, output and metric; with `column` ("size" or "object_class") also one a value of it.
+
+    Broken down, an image counts where it has such an object, and there are no intervals.
+    """
+    rows = []
+    by = [column, "output", "group", "image"] if column else ["output", "group", "image"]
+    for row, records in groups.items():
+        metrics = list(dict.fromkeys(name for record in records for name in _measured(record.objects)))
+        frames = [_grouped(record.objects) for record in records]
+        frames = [_sized(frame) for frame in frames] if column == "size" else frames
+        if any(name not in frame for frame in frames for name in by):
+            continue
+        means = [frame.groupby(by)[[name for name in metrics if name in frame]].mean() for frame in frames]
+        kinds = list(dict.fromkeys(kind for mean in means for kind in mean.index.droplevel(["group", "image"])))
+        for kind in kinds:
+            parts = [mean.loc[kind] for mean in means if kind in mean.index.droplevel(["group", "image"])]
+            described = dict(zip(_ROW, row, strict=True)) | dict(zip(by, kind if column else [kind], strict=False))
+            for metric in metrics:
+                values, groups = seeds_by_images([part[metric].dropna() for part in parts if metric in part])
+                if groups:
+                    rows.append(described | {"metric": metric} | _summary(values, None if column else groups))
+    return rows
+
+
+def _grouped(objects: pd.DataFrame) -> pd.DataFrame:
+    return objects.assign(group=objects["group"].fillna("") if "group" in objects else "")
+
+
+def _sized(objects: pd.DataFrame) -> pd.DataFrame:
+    return objects.assign(size=[size_class(area) for area in objects["area"]]) if "area" in objects else objects
+
+
+def _speed_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Seconds an image and trainable parameters, averaged over seeds.
+
+    No memory: all methods that are timed together are in one process.
+    """
+    groups: dict[tuple, list[Record]] = {}
+    for record in records:
+        for variant in record.variants("speed"):
+            trained_on = "+".join(record.train_datasets)
+            split = "train" if record.kind == "training" else record.cell["split"]
+            dataset = record.dataset or trained_on
+            prompt = "" if record.kind == "training" else record.cell["prompt"]
+            row = (record.method, dataset, prompt, variant, record.backbone, trained_on, split)
+            groups.setdefault((*row, record.kind), []).append(record)
+    rows = []
+    for (*row, kind), group in sorted(groups.items()):
+        group = sorted(group, key=lambda record: record.seed)
+        measured = {
+            f"{kind}_seconds_per_image": [record.seconds / max(record.images, 1) for record in group],
+            "trainable_parameters": [record.extras.get("trainable_parameters") for record in group],
+        }
+        for metric, values in measured.items():
+            if all(value is not None for value in values) and not (metric.startswith("train") and kind != "training"):
+                numbers = _summary(np.array(values, float)[:, None]) | {"images": group[0].images}
+                rows.append(dict(zip(_ROW, row, strict=True)) | {"metric": metric, "output": ""} | numbers)
+    return rows
+
+
+def _summary(values: np.ndarray, groups: Sequence[str] | None = None) -> dict[str, Any]:
+    """Mean, spread over seeds and counts of `(seeds, images)` values; with the images' groups also the interval."""
+    seeds = values.mean(axis=1)
+    _, low, high = paired_bootstrap(values, groups) if groups else (None, np.nan, np.nan)
+    std = seeds.std(ddof=1) if len(seeds) > 1 else np.nan
+    return {"mean": seeds.mean(), "std": std, "low": low, "high": high, "seeds": len(seeds), "images": values.shape[1]}
+
+
+def _sorted(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows in the order that people expect: sets, then methods from simple to elaborate, then what is measured.
+
+    Numbers inside names count as numbers: rank 2 before rank 16, a rate of 3e-05 before 0.0001.
+    """
+    orders = {"method": METHOD_ORDER, "metric": METRIC_ORDER, "prompt": PROMPT_ORDER}
+    keys = ["dataset", "train_dataset", "method", "variant", "backbone", "output", "split", "prompt", "metric"]
+    keys += [column for column in table.columns if column not in COLUMNS]
+
+    table = table.astype({column: float for column in NUMBERS})
+
+    def natural(name: str) -> str:
+        return re.sub(r"\d+(\.\d+)?(e-?\d+)?", lambda number: f"{float(number[0]):020.9f}", name)
+
+    def place(row: dict[str, Any]) -> list[tuple[int, str]]:
+        known = [(orders.get(column, []), str(row[column])) for column in keys]
+        return [(order.index(value) if value in order else len(order), natural(value)) for order, value in known]
+
+    rows = table.to_dict("records")
+    return table.loc[sorted(table.index, key=lambda number: place(rows[number]))].reset_index(drop=True)

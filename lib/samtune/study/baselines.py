@@ -1,0 +1,53 @@
+"""Which cells notebooks 00 and 90 ask for: plain tuning against SAM as it is, and the nano SAM before tuning."""
+
+from collections.abc import Sequence
+
+from samtune.study.cells import EvaluationCell
+from samtune.study.execute import CLASSICAL, executor
+from samtune.study.plan import ON_BOXES, Plan, backbone_hash
+from samtune.study.profile import Profile
+from samtune.study.records import Record
+from samtune.study.runner import run_cells
+
+
+def run_baselines(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+    """Table `baselines`: zero_shot, decoder_tuning and lora on the test part of every set, every prompt and seed.
+
+    Trained on boxes and ten clicks in turn, so that one model answers both; a variant of lora is trained on boxes
+    alone, at lora's rate, and measured with boxes.
+    """
+    tuned = ("decoder_tuning", "lora")
+    plan = Plan(profile, datasets, tuned)
+    cells: list[EvaluationCell] = []
+    for dataset in datasets:
+        for seed in seeds:
+            cells += plan.zero_shot(dataset, seed, "baselines")
+            for method in tuned:
+                cells += plan.measured(plan.training(method, dataset, seed), dataset, "baselines")
+            boxes = plan.training("lora", dataset, seed, prompt="box")
+            shared = {"max_images": profile.evaluation.max_images, "tables": (f"baselines:{ON_BOXES}",)}
+            cells.append(boxes.evaluation(dataset, prompt="box", **shared))
+    return plan.run(cells)
+
+
+def run_nano_sam(profile: Profile, datasets: Sequence[str]) -> list[Record]:
+    """Table `nano_sam`: the nano SAM against an ellipse and GrabCut in the same boxes, objects of at least 16 pixels.
+
+    With a single click, in the object's centre (the protocol of SAM's authors) or anywhere in it, the best of three
+    masks by the truth is reported too (output "best_of_3"): an upper bound.
+    """
+    hash = backbone_hash("nano")
+    cells = []
+    for dataset in datasets:
+        shared = {
+            "dataset": dataset, "target": "instances", "preprocess": "pad", "tables": ("nano_sam",),
+            "max_images": profile.evaluation.max_images,
+        }  # fmt: skip
+        cells.append(EvaluationCell("zero_shot", "nano", weights_hash=hash, options={"min_side": 16}, **shared))
+        for prompt in ("point_centre", "point1"):
+            options = {"min_side": 16, "multimask": True}
+            cells.append(
+                EvaluationCell("zero_shot", "nano", weights_hash=hash, prompt=prompt, options=options, **shared)
+            )
+        cells += [EvaluationCell(name, "none", options={"min_side": 16}, **shared) for name in CLASSICAL]
+    return run_cells(cells, profile.name, executor(profile))

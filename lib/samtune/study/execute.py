@@ -1,0 +1,149 @@
+"""What running a cell means: a training leaves weights and a curve, an evaluation a row an object."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from samtune.common.errors import unknown
+from samtune.common.paths import results_root
+from samtune.common.provenance import choose_precision
+from samtune.data.registry import describe, open_dataset
+from samtune.embeddings import EmbeddingCache
+from samtune.evaluation import (
+    EvaluationConfig,
+    evaluate,
+    predict_classical,
+    predict_everything,
+    predict_truth,
+    predict_with,
+)
+from samtune.methods import METHODS, Method, build_method
+from samtune.metrics import METRICS
+from samtune.prompts import parse_kind
+from samtune.sam.checkpoints import load_sam, save_safetensors
+from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, TrainingCell
+from samtune.study.false_alarms import false_alarms
+from samtune.study.profile import Profile
+from samtune.study.records import Record, cell_of
+from samtune.study.runner import Execute, Result, checkpoint_folder, run_cell
+from samtune.training import TrainingConfig, train, usable_device
+
+TUNED = "trainable.safetensors"
+CLASSICAL = ("ellipse", "grabcut")
+TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method
+NOTHING = "nothing"  # the target of a cell that counts false alarms on pictures without an object
+TRAINING_OPTIONS = {field.name for field in fields(TrainingConfig)}
+EVALUATION_OPTIONS = {field.name for field in fields(EvaluationConfig)}
+
+
+def executor(profile: Profile, results: Path | None = None) -> Execute:
+    """How this profile runs a cell on this machine: device, precision and batch size are its, all else the cell's.
+
+    Raises `InputError` on a prompt or metric of the profile that is not known: before the first training, not after it.
+    """
+    asked = profile.evaluation
+    for prompt in asked.prompts:
+        parse_kind(prompt)
+    for metric in (*asked.metrics, *asked.medical_metrics, *asked.camouflage_metrics):
+        if metric not in METRICS:
+            raise unknown("metric", metric, METRICS)
+    device = usable_device(profile.device)
+    precision = choose_precision(profile.precision, device)
+    cache = EmbeddingCache((results or results_root(profile.name)) / "cache")
+    # Of the trained method that was measured last, so that one kind of prompt after another finds its embeddings.
+    known: dict[tuple, dict[str, Tensor]] = {}
+
+    def execute(cell: Cell, folder: Path | None) -> Result:
+        if isinstance(cell, TrainingCell):
+            return _train(cell, folder)
+        return _evaluate(cell, folder)
+
+    def _train(cell: TrainingCell, folder: Path) -> Result:
+        method = cell_method(cell)
+        options = {name: value for name, value in cell.hyper if name in TRAINING_OPTIONS}
+        config = TrainingConfig(
+            images=cell.images,
+            prompts=tuple(cell.prompt.split(",")),
+            target=cell.target,
+            preprocess=cell.preprocess,
+            seed=cell.seed,
+            device=device,
+            precision=precision,
+            **{"batch_size": profile.batch_size, "learning_rate": method.learning_rate} | options,
+        )
+        sources = [(open_dataset(name), "train") for name in cell.train_datasets]
+        result = train(method, sources, config, folder, cache)
+        save_safetensors(method.trainable_state(), folder / TUNED, torch.float32, {"cell": cell.key()})
+        extras = {
+            "trainable_parameters": method.count_trainable(),
+            "dropped": {"images without an object after preprocessing": result.dropped},
+            "counts": dict(method.counts),
+        }
+        return Result(curve=result.curve, precision=result.precision, seconds=result.seconds, extras=extras)
+
+    def _evaluate(cell: EvaluationCell, folder: Path | None) -> Result:
+        nothing = {"defect_free": True} if cell.target == NOTHING else {}
+        dataset = open_dataset(cell.dataset, **nothing)
+        options = {name: value for name, value in cell.options if name in EVALUATION_OPTIONS}
+        method = None if cell.method in (*CLASSICAL, TRUTH) else cell_method(cell, folder)
+        if method is not None:
+            options["mask_size"] = method.sam.mask_size
+        measured = profile.evaluation
+        by_domain = {"medical": measured.medical_metrics, "camouflage": measured.camouflage_metrics}
+        metrics = measured.metrics + by_domain.get(describe(cell.dataset).domain, ())
+        config = EvaluationConfig(
+            cell.split, cell.target, cell.prompt, cell.preprocess, metrics + (method.metrics if method else ()),
+            cell.seed, cell.max_images, measured.batch_size, device=device, precision=precision, **options,
+        )  # fmt: skip
+        place = (cell.training, cell.dataset, cell.split, cell.preprocess)
+        if cell.training is not None and place not in known:
+            known.clear()
+            known[place] = {}
+        if cell.method == TRUTH:
+            predict = predict_truth(config)
+        elif method is None:
+            predict = predict_classical(cell.method)
+        elif config.everything:
+            predict = predict_everything(method, config)
+        else:
+            predict = predict_with(method, config, cache, known.get(place))
+        measure = false_alarms if nothing else evaluate
+        objects, dropped = measure(predict, dataset, config, name=f"{cell.method} on {cell.dataset}")
+        extras = {"dropped": dropped} | ({"counts": dict(method.counts)} if method else {})
+        return Result(objects=objects, precision=precision, extras=extras)
+
+    return execute
+
+
+def cell_method(cell: Cell, folder: Path | None = None) -> Method:
+    """The method of a cell on its backbone; with `folder`, as trained there.
+
+    An evaluation's options that are none of the evaluation's are the method's (SAM-SP's `iterations` at test time).
+    """
+    training = cell if isinstance(cell, TrainingCell) else cell.training
+    hyper = () if training is None else training.hyper
+    if isinstance(cell, EvaluationCell):
+        hyper = (*hyper, *((name, value) for name, value in cell.options if name not in EVALUATION_OPTIONS))
+    sam = None if cell.backbone == NO_BACKBONE else load_sam(cell.backbone)
+    torch.manual_seed(cell.seed)  # a method's new weights (LoRA's A) must not depend on what ran before
+    before = METHODS[cell.method].options_before  # what a cell does not name was so
+    method = build_method(cell.method, sam, **{**before, **{k: v for k, v in hyper if k not in TRAINING_OPTIONS}})
+    if isinstance(cell, EvaluationCell) and folder is not None:
+        method.load_trainable_state(load_file(folder / TUNED), str(folder / TUNED))
+    return method
+
+
+def trained_method(record: Record, profile: Profile) -> Method:
+    """The method of an evaluation record as it was trained: trained again where its checkpoint is not here.
+
+    Records are committed and most checkpoints are not, so that a fresh clone has the one without the other.
+    """
+    cell = cell_of(record)
+    if cell.training is None:
+        return cell_method(cell)
+    results = results_root(profile.name)
+    run_cell(cell.training, results, executor(profile))
+    return cell_method(cell, checkpoint_folder(results, cell.training))

@@ -1,0 +1,199 @@
+"""The parameters of a notebook, checked inside the notebook: papermill only warns at unknown names and checks no types,
+and so plain papermill, nbval and Jupyter become as strict as the kit's own runner."""
+
+import ast
+import json
+from functools import partial
+from importlib import import_module
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from samtune.common.errors import InputError, unknown
+from samtune.data.registry import describe
+from samtune.study.profile import load_profile
+
+
+def _known_profile(name: str) -> str:
+    load_profile(name)  # its errors list the known ones
+    return name
+
+
+def _known_dataset(name: str) -> str:
+    describe(name)
+    return name
+
+
+def _known_group(study: str, name: str) -> str:
+    known = import_module(f"samtune.{study}").group_names()  # not above: it brings torch
+    if name not in known:
+        raise unknown("group of ablations", name, known)
+    return name
+
+
+ProfileName = Annotated[str, AfterValidator(_known_profile)]
+DatasetName = Annotated[str, AfterValidator(_known_dataset)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class NotebookParameters(BaseModel):
+    """Base of a notebook's parameters: a subclass names each with its type, and no defaults (the notebook has them).
+
+        parameters = StartHere.from_notebook(globals())
+
+    Types are strict: no number passes as text nor text as a number; an int is good where a float is due. Only lists may
+    come as text, JSON or YAML, as `papermill -p datasets '["magnetic-tile"]'` hands them over. What the notebook leaves
+    empty ([] or None) is what the profile gives `notebook`, if it gives it anything.
+    """
+
+    notebook: ClassVar[str] = ""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _list_from_text(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name].annotation
+        if isinstance(value, str) and (get_origin(annotation) or annotation) is list:
+            for parse in (json.loads, yaml.safe_load):  # YAML too: shells strip the quotes inside ["magnetic-tile"]
+                try:
+                    parsed = parse(value)
+                except (ValueError, yaml.YAMLError):
+                    continue
+                if isinstance(parsed, list):
+                    return parsed
+        return value
+
+    @classmethod
+    def from_notebook(cls, namespace: dict[str, Any]) -> Self:
+        """Parameters from a notebook's `globals()`, to be called right after the parameters cell.
+
+        `InputError` names the parameter, its value and the type expected. Names that the model lacks are refused,
+        whether they stand in the parameters cell or were injected by papermill.
+        """
+        declared = set(namespace.get("__annotations__", {})) | _injected_names(namespace)
+        values = {name: namespace[name] for name in declared | set(cls.model_fields) if name in namespace}
+        if cls.notebook and isinstance(values.get("profile"), str):
+            profile = load_profile(values["profile"])
+            if not values.get("datasets") and cls.notebook not in profile.datasets:
+                raise InputError(f"profile {profile.name} has no datasets for {cls.notebook}: name some")
+            given = profile.notebooks.get(cls.notebook)
+            values |= {k: v for k, v in (given.parameters if given else {}).items() if values.get(k) in (None, [])}
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            # `from None`: the reader of a notebook needs this line, not pydantic's traceback.
+            raise InputError("; ".join(cls._explain(each) for each in error.errors())) from None
+
+    @classmethod
+    def _explain(cls, error: Any) -> str:
+        name, *inside = error["loc"] or ("parameters",)
+        if error["type"] == "extra_forbidden":
+            return str(unknown("parameter", name, cls.model_fields))
+        if error["type"] == "missing":
+            return f"parameter {name!r} is missing from the parameters cell"
+        if error["type"] == "value_error":
+            return f"parameter {name!r}: {error['ctx']['error']}" if error["loc"] else str(error["ctx"]["error"])
+        place = f"parameter {name!r}" + "".join(f"[{index}]" for index in inside)
+        value = error["input"]
+        found = f"{place} = {value!r} ({type(value).__name__})"
+        if error["type"].endswith(("_type", "_parsing", "literal_error")) and name in cls.model_fields:
+            return f"{found}: expected {_describe(cls.model_fields[name].annotation)}"
+        return f"{found}: {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+class StartHere(NotebookParameters):
+    """Parameters of `00_start_here`."""
+
+    notebook: ClassVar[str] = "00_start_here"
+    profile: ProfileName
+    datasets: list[DatasetName]
+    seeds: list[Seed]
+
+
+class Spt(NotebookParameters):
+    """Parameters of `10_spt`."""
+
+    notebook: ClassVar[str] = "10_spt"
+    profile: ProfileName
+    datasets: list[DatasetName]
+    seeds: list[Seed]
+    controls: list[DatasetName]
+    union: bool | None
+
+
+class SptAblations(NotebookParameters):
+    """Parameters of `11_spt_ablations`."""
+
+    notebook: ClassVar[str] = "11_spt_ablations"
+    profile: ProfileName
+    datasets: list[DatasetName]
+    seeds: list[Seed]
+    groups: list[Annotated[str, AfterValidator(partial(_known_group, "study_spt"))]]
+    transfer: list[DatasetName]
+
+
+class SamSp(NotebookParameters):
+    """Parameters of `20_sam_sp`."""
+
+    notebook: ClassVar[str] = "20_sam_sp"
+    profile: ProfileName
+    datasets: list[DatasetName]
+    seeds: list[Seed]
+    speed: list[str]
+
+
+class SamSpAblations(NotebookParameters):
+    """Parameters of `21_sam_sp_ablations`."""
+
+    notebook: ClassVar[str] = "21_sam_sp_ablations"
+    profile: ProfileName
+    datasets: list[DatasetName]
+    seeds: list[Seed]
+    groups: list[Annotated[str, AfterValidator(partial(_known_group, "study_sam_sp"))]]
+
+
+class TrainNanoModels(NotebookParameters):
+    """Parameters of `90_train_nano_models`."""
+
+    notebook: ClassVar[str] = "90_train_nano_models"
+    profile: ProfileName
+    datasets: list[DatasetName]
+    train: bool | None
+    ship: bool
+
+    @model_validator(mode="after")
+    def _ships_what_it_trained(self) -> Self:
+        if self.ship and not (self.train and self.profile == "cpu"):
+            raise ValueError("ship replaces the kit's weights: it wants profile cpu and train True, a run of hours")
+        return self
+
+
+def _injected_names(namespace: dict[str, Any]) -> set[str]:
+    """Names that papermill injected: those assigned by cells of IPython's history that open with its comment."""
+    cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters\n")]
+    statements = [statement for source in cells for statement in ast.parse(source).body]
+    return {target.id for statement in statements for target in getattr(statement, "targets", [])}
+
+
+def _describe(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in get_args(annotation))
+    if get_origin(annotation) is list:
+        return f"list of {_describe(get_args(annotation)[0])}"
+    if get_origin(annotation) is UnionType:
+        return " or ".join(map(_describe, get_args(annotation)))
+    if get_origin(annotation) is Annotated:
+        return _describe(get_args(annotation)[0])
+    return "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))

@@ -1,0 +1,199 @@
+"""Which cells notebooks 20 and 21 ask for: SAM-SP's main table, its controls and its ablations."""
+
+from collections.abc import Sequence
+
+from samtune.study.cells import EvaluationCell
+from samtune.study.plan import Plan, images_seen, zero_shot_cell
+from samtune.study.profile import Profile
+from samtune.study.records import Record
+
+MAIN, ABLATION, CHOICES = "sam_sp_main", "sam_sp_ablation", "sam_sp_choices"
+TUNED = ("decoder_tuning", "lora_samed", "unet", "sam_sp")
+MOST_ITERATIONS = 3
+GRID = 8  # clicks a side of SAM's everything mode: as fine as the objects here are large, and a second a picture
+WHOLE = "100% of the pictures"  # the main table's model again: the end of the curve
+
+# SAMed's recipe, which nothing shows SAM-SP to follow: AdamW, its weight decay, its schedule. Group "recipe" has SPT's.
+SAMED = {"optimiser": "adamw", "weight_decay": 0.1, "schedule": "polynomial"}
+
+# What the paper leaves open is decided on validation pictures: one change at a time from `START`, by group and variant.
+# A change that is above it by more than half a point of Dice in the mean over the data sets becomes the default of
+# `SamSP` (or `SAMED`), the best of its group. What is above with one seed is repeated with all, and has to be above in
+# their mean. `START` names every option, so that it stays the same training when a default changes.
+START = {
+    "rank": 4, "iterations": 1, "self_prompt": "box", "smallest_part": 0.0, "distillation": "kl",
+    "distillation_weight": 1.0, "temperature": 1.0, "reverse": False, "first_weight": 0.0, "mask_loss": "dice",
+    "optimiser": "adamw", "weight_decay": 0.1, "schedule": "polynomial",
+}  # fmt: skip
+GROUPS: dict[str, dict[str, dict[str, object]]] = {
+    "alpha": {"alpha 0.1": {"distillation_weight": 0.1}, "alpha 10": {"distillation_weight": 10.0}},
+    "distillation": {
+        "temperature 2": {"temperature": 2.0},
+        "squared error": {"distillation": "mse"},
+        "the first pass teaches": {"reverse": True},
+    },
+    "prompt": {
+        "mask prompt": {"self_prompt": "mask"},
+        "point prompts": {"self_prompt": "points"},
+        "box and mask": {"self_prompt": "box+mask"},
+        "box without small parts": {"smallest_part": 0.01},
+    },
+    "lora": {f"rank {rank}": {"rank": rank} for rank in (2, 8, 16)},
+    "recipe": {
+        "Adam in steps": {"optimiser": "adam", "weight_decay": 0.0, "schedule": "step"},
+        "SAMed's loss": {"mask_loss": "samed"},
+    },
+}
+REPEATED = ("starting point",)
+# The kit's first version of SAM-SP, before the paper's loss was known.
+TRUTH_ON_BOTH = {"distillation_weight": 0.1, "temperature": 2.0, "first_weight": 1.0, "mask_loss": "samed"}
+ON_BOTH = "truth on both passes"
+# The control that decides: equal budget, the same Dice loss, but the first pass is taught the truth directly.
+DICE = "Dice loss"
+# Named controls, at SAM-SP's learning rate.
+CONTROLS = {
+    "no distillation": {"distillation_weight": 0.0},
+    "teacher not detached": {"detach_teacher": False},
+    "random box": {"self_prompt": "random_box"},
+    "trained with 2 iterations": {"iterations": 2},
+    "trained with 3 iterations": {"iterations": 3},
+}
+# Ablations of SAM-SP as it is.
+SIZES = {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}}
+OTHERS = ("controls", "size", "iterations", "prompt quality", "plateau")
+
+
+def group_names() -> list[str]:
+    """The groups of ablations that notebook 21 can be asked for."""
+    return [*GROUPS, *OTHERS]
+
+
+def sam_sp_plan(
+    profile: Profile,
+    datasets: Sequence[str],
+    methods: Sequence[str] = TUNED,
+    variants: Sequence[tuple[str, dict[str, object]]] = (),
+    **options: object,
+) -> Plan:
+    """No user prompt, in training or in use; SAMed's recipe; `options` hold for every cell."""
+    return Plan(profile, datasets, methods, "none", ("none",), variants, **SAMED | options)
+
+
+def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+    """Table `sam_sp_main`: SAM-SP and its baselines without prompts, zero-shot SAM also with a true box and click."""
+    plan = sam_sp_plan(profile, datasets)
+    both = sam_sp_plan(profile, datasets, ("sam_sp",), **TRUTH_ON_BOTH)
+    shared = {"max_images": profile.evaluation.max_images}
+    cells: list[EvaluationCell] = []
+    for dataset in datasets:
+        cells += plan.truth(dataset, seeds[0], MAIN)
+        for seed in seeds:
+            for prompt in ("none", "box", "point1"):
+                zero_shot = zero_shot_cell(profile, dataset, seed, plan.hash, prompt=prompt, tables=(MAIN,), **shared)
+                cells.append(zero_shot)
+            boxes = {"options": {"per_object": True}, "tables": (f"{MAIN}:a box an object",)} | shared
+            cells.append(zero_shot_cell(profile, dataset, seed, plan.hash, prompt="box", **boxes))
+            everything = {"options": {"everything": GRID}, "tables": (f"{MAIN}:everything",)} | shared
+            cells.append(zero_shot_cell(profile, dataset, seed, plan.hash, prompt="none", **everything))
+            for method in TUNED:
+                cells += plan.measured(plan.training(method, dataset, seed), dataset, MAIN)
+            cells += both.measured(both.training("sam_sp", dataset, seed), dataset, f"{MAIN}:{ON_BOTH}")
+    return plan.run(cells)
+
+
+def run_ablations(
+    profile: Profile, datasets: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()
+) -> list[Record]:
+    """Table `sam_sp_ablation`, the `groups` asked for (none: all), every one on every set.
+
+    Controls, iterations at test time and `REPEATED` with `seeds`; all else with the profile's `ablation_seeds`;
+    "plateau", beside the usual length, on the first set. What the main table has trained already is only measured.
+    Where no group but those of `GROUPS` is asked for, nothing is run that depends on `SamSP`'s defaults.
+    """
+    groups = list(groups) or group_names()
+    few = profile.ablation_seeds
+    records = run_choices(profile, datasets, seeds, few, [group for group in GROUPS if group in groups])
+    if set(groups) <= set(GROUPS):
+        return records
+    direct = [("lora_samed", {"mask_loss": "dice"})] if "controls" in groups else []
+    plan = sam_sp_plan(profile, datasets, TUNED if "plateau" in groups else TUNED[1:], direct)
+    cells: list[EvaluationCell] = []
+    for dataset in datasets:
+        cells += iteration_cells(plan, dataset, seeds) if "iterations" in groups else []
+        cells += control_cells(plan, dataset, seeds) if "controls" in groups else []
+        for seed in few:
+            for variant, changes in SIZES.items() if "size" in groups else ():
+                for method in TUNED[1:]:
+                    training = plan.training(method, dataset, seed, **changes)
+                    cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
+            if "prompt quality" in groups:
+                for share in (0.1, 0.25, 0.5, 1.0):
+                    images = round(share * images_seen(profile, plan.trained_with, dataset))
+                    training = plan.training("sam_sp", dataset, seed, images)
+                    cells += plan.measured(training, dataset, f"{ABLATION}:after {share:.0%} of the training")
+    for seed in few if "plateau" in groups and profile.plateau_images else ():
+        for method in TUNED:
+            for variant, images in ((WHOLE, 0), ("plateau", profile.plateau_images)):
+                training = plan.training(method, datasets[0], seed, images)
+                cells += plan.measured(training, datasets[0], f"{ABLATION}:{variant}")
+    return records + plan.run(cells)
+
+
+def run_choices(
+    profile: Profile, datasets: Sequence[str], seeds: Sequence[int], few: Sequence[int], groups: Sequence[str]
+) -> list[Record]:
+    """One change at a time from `START`: on test pictures (`sam_sp_ablation`) and on validation (`sam_sp_choices`).
+
+    `REPEATED` with `few` and with `seeds`, the others with `few` alone.
+    """
+    if not groups:
+        return []
+    plan = sam_sp_plan(profile, datasets, ("sam_sp",), **START)
+    variants = {"starting point": {}} | {name: changes for group in groups for name, changes in GROUPS[group].items()}
+    cells: list[EvaluationCell] = []
+    for dataset in datasets:
+        for seed in dict.fromkeys([*few, *seeds]):
+            for variant, changes in variants.items():
+                if seed not in few and variant not in REPEATED:
+                    continue
+                training = plan.training("sam_sp", dataset, seed, **changes)
+                cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
+                cells += plan.measured(training, dataset, f"{CHOICES}:{variant}", split="val")
+    return plan.run(cells)
+
+
+def iteration_cells(plan: Plan, dataset: str, seeds: Sequence[int]) -> list[EvaluationCell]:
+    """Figure 4: more self-prompted passes at test time."""
+    more = {"iterations": MOST_ITERATIONS}
+    return [
+        cell
+        for seed in seeds
+        for cell in plan.measured(
+            plan.training("sam_sp", dataset, seed), dataset, f"{ABLATION}:iterations", options=more
+        )
+    ]
+
+
+def control_cells(plan: Plan, dataset: str, seeds: Sequence[int]) -> list[EvaluationCell]:
+    """Figure 5 and the sheet's section 6: does prompting itself help, or what else does?
+
+    `CONTROLS` change the training. "Dice loss" is the model of equal budget whose first pass is taught the truth
+    directly, by SAM-SP's own loss, at a learning rate of its own. (Trained with an empty prompt in the second pass,
+    SAM-SP would be just that: the second pass is then the first one again.) "true box" puts the truth's box into the
+    second pass at test time, an upper bound; "true box in training" asks whether a decoder taught with true boxes
+    follows its own.
+    """
+    cells = []
+    upper = {"prompt": "box", "options": {"self_prompt": "given"}, "max_images": plan.profile.evaluation.max_images}
+    for seed in seeds:
+        for variant, changes in CONTROLS.items():
+            cells += plan.measured(plan.training("sam_sp", dataset, seed, **changes), dataset, f"{ABLATION}:{variant}")
+        direct = plan.training("lora_samed", dataset, seed, mask_loss="dice")
+        cells += plan.measured(direct, dataset, f"{ABLATION}:{DICE}")
+        boxes = plan.training("sam_sp", dataset, seed, prompt="box", self_prompt="given")
+        cells += plan.measured(boxes, dataset, f"{ABLATION}:true box in training", options={"self_prompt": "box"})
+        cells.append(boxes.evaluation(dataset, **upper, tables=(f"{ABLATION}:true box in training and test",)))
+        usual = plan.training("sam_sp", dataset, seed)
+        cells += plan.measured(usual, dataset, f"{ABLATION}:SAM-SP")
+        cells.append(usual.evaluation(dataset, **upper, tables=(f"{ABLATION}:true box",)))
+    return cells

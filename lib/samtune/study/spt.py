@@ -1,0 +1,226 @@
+"""Which cells notebooks 10 and 11 ask for: SPT's main table, its controls and its ablations."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+
+from samtune.data.registry import open_dataset
+from samtune.methods import build_method
+from samtune.sam.checkpoints import load_sam
+from samtune.study.cells import EvaluationCell
+from samtune.study.execute import NOTHING
+from samtune.study.plan import ON_BOXES, Plan, zero_shot_cell
+from samtune.study.profile import Profile
+from samtune.study.records import Record
+
+MAIN, ABLATION, CHOICES = "spt_main", "spt_ablation", "spt_choices"
+TUNED = ("decoder_tuning", "lora", "spt")
+UNIFORM = 1e9  # a temperature at which every token counts the same
+WITH_DEFECT_FREE = ("magnetic-tile",)  # sets whose loader also gives pictures without a defect
+WHOLE = "100% of the pictures"  # the main table's model again: the end of the curve
+
+# Ablations by group and variant: options of SPT, or of its training, that differ from the default.
+PARTS = {"SDT": {"relation": False}, "VRA": {"draft": False}}
+END_TO_END = {"relation": False, "detach_draft": False}
+GROUPS: dict[str, dict[str, dict[str, object]]] = {
+    "draft": {
+        "draft not detached": {"detach_draft": False},
+        "draft as probabilities": {"handoff": "sigmoid"},
+        "draft thresholded": {"handoff": "threshold"},
+    },
+    "relation": {
+        "VRA in block 1": {"relation_block": 0},
+        "VRA in block 2": {"relation_block": 1},
+        "relation threshold 1": {"relation_threshold": 1.0},
+        "uniform averaging": {"relation_temperature": UNIFORM},
+        "temperature 0.1": {"relation_temperature": 0.1},
+        "temperature 0.03": {"relation_temperature": 0.03},
+    },
+    "lora": {
+        "rank 2": {"rank": 2},
+        "rank 4": {"rank": 4},
+        "rank 16": {"rank": 16},
+        "alpha = rank": {"alpha": 8.0},
+    },
+    "prompts": {
+        ON_BOXES: {"prompt": "box"},
+        "trained on points": {"prompt": "point10"},
+        "trained on masks as well": {"prompt": "box,point10,mask"},  # as HQ-SAM's script
+    },
+    "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}},
+}
+CHOSEN_FROM = ("draft", "relation", "lora", "prompts")  # options inside the method: also on validation, to choose by
+EVALUATED = ("boxes", "robustness", "transfer", "plateau")  # groups that are more than an option of SPT
+POINTS = (1, 2, 5, 20)  # beside the 10 of the main table
+BOX_NOISE = (0.1, 0.2, 0.3, 0.4)  # of a side
+WITH_MASK = "a noised true mask as well"
+
+
+def group_names() -> list[str]:
+    """The groups of ablations that notebook 11 can be asked for."""
+    return ["parts", *GROUPS, *EVALUATED]
+
+
+@cache
+def matching_rank(backbone: str) -> int:
+    """The least rank at which LoRA alone has as many trainable parameters as SPT."""
+    counts = {name: build_method(name, load_sam(backbone)).count_trainable() for name in ("lora", "spt")}
+    return -(-8 * counts["spt"] // counts["lora"])
+
+
+def run_main(
+    profile: Profile, datasets: Sequence[str], seeds: Sequence[int], controls: Sequence[str] = (), union: bool = False
+) -> list[Record]:
+    """Table `spt_main`: SPT and its baselines; then the controls on those of the sets that `controls` names.
+
+    `union`: also one model for all sets together. Last come the profile's other backbones, with neither.
+    """
+    plan = Plan(profile, datasets, TUNED)
+    truth = [cell for dataset in datasets for cell in plan.truth(dataset, seeds[0], MAIN)]
+    records = plan.run([*truth, *main_cells(plan, datasets, seeds)])
+    records += run_controls(profile, [name for name in datasets if name in controls], seeds)
+    if union and len(datasets) > 1:
+        records += run_union(profile, datasets, seeds)
+    for backbone in profile.other_backbones:
+        plan = Plan(profile.model_copy(update={"backbone": backbone}), datasets, TUNED)
+        records += plan.run(main_cells(plan, datasets, seeds))
+    return records
+
+
+def main_cells(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[EvaluationCell]:
+    """The main table's measurements of one backbone, the plan's."""
+    cells: list[EvaluationCell] = []
+    for dataset in datasets:
+        for seed in seeds:
+            cells += plan.zero_shot(dataset, seed, MAIN)
+            for method in TUNED:
+                training = plan.training(method, dataset, seed)
+                cells += plan.measured(training, dataset, MAIN)
+                if dataset in WITH_DEFECT_FREE:
+                    cells.append(training.evaluation(dataset, target=NOTHING, tables=(f"{MAIN}:defect-free",)))
+            if dataset in WITH_DEFECT_FREE:
+                cell = zero_shot_cell(plan.profile, dataset, seed, plan.hash, target=NOTHING)
+                cells.append(replace(cell, tables=(f"{MAIN}:defect-free",)))
+    return cells
+
+
+def run_controls(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+    """What a critical reader asks for (the sheet's section 5), in `spt_main`: is it the method, or the compute?
+
+    Two decoders trained end to end, with neither detaching nor VRA; LoRA of a rank with as many parameters; stock SAM
+    prompted by its own logits ("untrained"). Those that are trained have learning rates of their own.
+    """
+    rank = matching_rank(profile.backbone)
+    plan = Plan(profile, datasets, (), variants=[("spt", END_TO_END), ("lora", {"rank": rank})])
+    cells: list[EvaluationCell] = []
+    for dataset in datasets:
+        for seed in seeds:
+            two = plan.training("spt", dataset, seed, **END_TO_END)
+            wide = plan.training("lora", dataset, seed, rank=rank)
+            cells += plan.measured(two, dataset, f"{MAIN}:two decoders, end to end")
+            cells += plan.measured(wide, dataset, f"{MAIN}:rank {rank}, as many parameters")
+            stock = plan.zero_shot(dataset, seed, f"{MAIN}:untrained")
+            cells += [replace(cell, method="spt") for cell in stock]
+    return plan.run(cells)
+
+
+def run_union(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+    """One model for all of `datasets`, measured on each, in `spt_main`."""
+    together = "+".join(datasets)
+    plan = Plan(profile, [together], TUNED)
+    cells: list[EvaluationCell] = []
+    for seed in seeds:
+        for method in TUNED:
+            training = plan.training(method, together, seed)
+            cells += [cell for dataset in datasets for cell in plan.measured(training, dataset, MAIN)]
+    return plan.run(cells)
+
+
+def run_ablations(
+    profile: Profile,
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    groups: Sequence[str] = (),
+    transfer: Sequence[str] = (),
+) -> list[Record]:
+    """Table `spt_ablation`, the `groups` asked for (none: all).
+
+    "parts" (SDT x VRA, each with a learning rate of its own) and "boxes" (both methods trained on boxes alone, a change
+    that widened the gap on validation) on every set and seed; "transfer" between all sets of `transfer` (none: of
+    `datasets`); the others on the first set with the profile's `ablation_seeds`, at SPT's own rate (or LoRA's). What
+    the main table has trained already is only measured. Options of SPT are measured on validation pictures too, in
+    `spt_choices`: whoever picks one of them picks it there.
+    """
+    groups = list(groups) or group_names()
+    for name in transfer if "transfer" in groups else ():
+        open_dataset(name)  # one that is not here is said now, not after hours
+    parts = [("spt", changes) for changes in PARTS.values()] if "parts" in groups else ()
+    plan = Plan(profile, datasets, TUNED if "plateau" in groups else ("lora", "spt"), variants=parts)
+    first, few = datasets[0], profile.ablation_seeds
+    cells: list[EvaluationCell] = []
+    for dataset in datasets if "parts" in groups else ():
+        for seed in seeds:
+            # Without both, SPT is LoRA to the bit (test): its cells serve.
+            cells += plan.measured(plan.training("lora", dataset, seed), dataset, f"{ABLATION}:neither")
+            cells += plan.measured(plan.training("spt", dataset, seed), dataset, f"{ABLATION}:SDT + VRA")
+            for variant, changes in PARTS.items():
+                cells += plan.measured(plan.training("spt", dataset, seed, **changes), dataset, f"{ABLATION}:{variant}")
+    for dataset in datasets if "boxes" in groups else ():
+        for seed in seeds:
+            for method in ("lora", "spt"):
+                training = plan.training(method, dataset, seed, prompt="box")
+                cells += plan.measured(training, dataset, f"{ABLATION}:{ON_BOXES}")
+    for seed in few:
+        for group in filter(GROUPS.__contains__, groups):
+            for variant, changes in GROUPS[group].items():
+                for method in ("lora", "spt") if group in ("prompts", "size") else ("spt",):
+                    training = plan.training(method, first, seed, **changes)
+                    cells += plan.measured(training, first, f"{ABLATION}:{variant}")
+                    if group in CHOSEN_FROM:
+                        cells += plan.measured(training, first, f"{CHOICES}:{variant}", split="val")
+        if set(groups) & set(CHOSEN_FROM):
+            for method in ("lora", "spt"):
+                cells += plan.measured(plan.training(method, first, seed), first, CHOICES, split="val")
+        if "robustness" in groups:
+            cells += robustness_cells(plan, first, seed)
+        if "plateau" in groups and profile.plateau_images:
+            for method in TUNED:
+                training = plan.training(method, first, seed, profile.plateau_images)
+                cells += plan.measured(training, first, f"{ABLATION}:plateau")
+    records = plan.run(cells)
+    return records + (run_transfer(profile, transfer or datasets, seeds) if "transfer" in groups else [])
+
+
+def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
+    """The same models under other prompts: fewer and more points than in training, boxes that miss, a mask as well.
+
+    The mask tells how far a decoder follows one, and what the second decoder makes of a better draft.
+    """
+    cells = []
+    options = [{"prompt": f"point{count}", "tables": (f"{ABLATION}:points",)} for count in (*POINTS, 10)]
+    options += [
+        {"prompt": "box_jitter", "options": {"box_noise": noise}, "tables": (f"{ABLATION}:box noise {noise:.0%}",)}
+        for noise in BOX_NOISE
+    ]
+    options.append({"prompt": "box", "tables": (f"{ABLATION}:box noise 0%",)})
+    options.append({"prompt": "box+mask", "tables": (f"{ABLATION}:{WITH_MASK}",)})
+    for option in options:
+        shared = {"max_images": plan.profile.evaluation.max_images} | option
+        cells.append(zero_shot_cell(plan.profile, dataset, seed, plan.hash, **shared))
+        for method in ("lora", "spt"):
+            cells.append(plan.training(method, dataset, seed).evaluation(dataset, **shared))
+    return sorted(cells, key=lambda cell: cell.method)  # a method's cells together: its embeddings are kept
+
+
+def run_transfer(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+    """Tuned on one set and measured on every other, box prompt; zero-shot beside it."""
+    plan = Plan(profile, datasets, ("lora", "spt"))
+    cells: list[EvaluationCell] = []
+    shared = {"max_images": profile.evaluation.max_images, "tables": (f"{ABLATION}:transfer",)}
+    for seed in seeds:
+        for trained_on in datasets:
+            for method in ("lora", "spt"):
+                training = plan.training(method, trained_on, seed)
+                cells += [training.evaluation(other, **shared) for other in datasets if other != trained_on]
+        cells += [zero_shot_cell(profile, other, seed, plan.hash, **shared) for other in datasets]
+    return plan.run(cells)

@@ -1,0 +1,387 @@
+"""The command line as users call it: what is printed, what is written, and that it is what the parts give."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import segment_anything
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import samtune
+from fake_records import fake_cells, fake_execute
+from own_pictures import HEIGHT, WIDTH, disc, run, tiny_sam, tune, write_pictures
+from samtune.commands import notebooks, predict
+from samtune.commands.predict import ObjectPrompt, overlay, read_points
+from samtune.commands.tune import HeldOut
+from samtune.data import registry
+from samtune.data.folder import FolderDataset
+from samtune.data.registry_entry import Description
+from samtune.evaluation import EvaluationConfig, evaluate, predict_with
+from samtune.methods import METHODS, Lora
+from samtune.study.cells import EvaluationCell, cell_to_json
+from samtune.study.records import read_record
+from samtune.study.runner import run_cells
+from small_sam import official_twin, small_sam
+
+COMMANDS = ("tune", "predict", "export", "data list", "data info", "data download", "data check", "profiles",
+            "results", "report", "cell")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def a_small_sam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every backbone is the tiny SAM."""
+    monkeypatch.setattr("samtune.commands.tune.load_sam", tiny_sam)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of pictures on which LoRA has been tuned, with the checkpoint in out/."""
+    folder = tmp_path_factory.mktemp("tuned")
+    write_pictures(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("samtune.commands.tune.load_sam", tiny_sam)
+        status, _, error = tune(folder, "--learning-rate", "0.05")
+    assert status == 0, error
+    return folder
+
+
+# ---------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_and_option_explains_itself(command: str) -> None:
+    status, text, _ = run(*command.split(), "--help")
+    assert status == 0
+    assert all(len(line) <= 100 for line in text.splitlines())
+    options = re.findall(r"^  --([a-z-]+)(.*(?:\n {20,}.*)*)", text, re.MULTILINE)
+    assert all(len(words.split()) > 1 for name, words in options), text
+
+
+def test_version_help_and_unknown_commands() -> None:
+    assert run("--version")[:2] == (0, f"samtune {samtune.__version__}\n")
+    assert "tune " in run()[1] + run()[2]
+    status, _, error = run("tun")
+    assert status == 2 and "tun" in error
+
+
+def test_the_command_starts_without_loading_what_only_the_work_needs() -> None:
+    script = "import sys, samtune.commands.cli; print({'torch', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+# ---------------------------------------------------------------- tune
+
+
+def test_tuning_prints_and_writes_what_it_measured(tuned: Path) -> None:
+    status, text, _ = tune(tuned, "--learning-rate", "0.05")  # done already: measures again, nothing else
+    assert status == 0
+    assert "5 pictures: 4 to tune on, 1 held out" in text and "already tuned, only measured again" in text
+    table = pd.read_csv(tuned / "out" / "metrics.csv")
+    assert list(table)[:4] == ["stage", "prompt", "image", "object"] and {"iou", "boundary_iou", "dice"} < set(table)
+    assert len(table) == 4  # a picture, two prompts, before and after
+    means = table.groupby(["prompt", "stage"])["iou"].mean()
+    for prompt in ("box", "point10"):
+        before, after = means[prompt, "zero_shot"], means[prompt, "tuned"]
+        row = next(line for line in text.splitlines() if line.startswith(prompt))
+        assert row.split() == [prompt, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"]
+    assert f"tuned model: {tuned / 'out' / 'tuned.safetensors'}" in text
+    left = {path.name for path in (tuned / "out").iterdir()}
+    assert left == {"metrics.csv", "settings.json", "tuned.safetensors"}
+
+
+def test_a_checkpoint_holds_the_trained_parameters_and_says_what_they_belong_to(tuned: Path) -> None:
+    path = tuned / "out" / "tuned.safetensors"
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+    wanted = {"method": "lora", "backbone": "nano", "preprocess": "pad", "prompts": "box,point10", "options": "{}"}
+    assert wanted.items() <= about.items()
+    method = tune.load_tuned(path).method
+    state = load_file(path)
+    assert sum(value.numel() for value in state.values()) == method.count_trainable() < 20_000
+    fresh = Lora(tiny_sam())
+    assert fresh.trainable_state().keys() == state.keys()
+    moved = [name for name in state if not torch.equal(state[name], fresh.trainable_state()[name])]
+    assert len(moved) > len(state) / 2
+
+
+def test_tuning_the_decoder_learns_the_discs(tmp_path: Path) -> None:
+    write_pictures(tmp_path, 10)
+    options = ("--method", "decoder_tuning", "--learning-rate", "0.02", "--prompt", "box", "--train-images", "160")
+    status, text, _ = tune(tmp_path, *options, "--batch-size", "8", "--preprocess", "stretch")
+    scores = pd.read_csv(tmp_path / "out" / "metrics.csv").groupby("stage")["iou"].mean()
+    assert status == 0 and scores["tuned"] > max(0.4, scores["zero_shot"] + 0.2), text
+
+
+def test_epochs_method_options_and_instances(tmp_path: Path) -> None:
+    _, masks = write_pictures(tmp_path)
+    for seed in range(5):  # two objects a picture: the disc, and its mirror image
+        (masks / f"{seed}.png").unlink()
+        (masks / str(seed)).mkdir()
+        for number, mask in enumerate((disc(seed), disc(seed)[:, ::-1])):
+            Image.fromarray(mask.astype(np.uint8) * 255).save(masks / str(seed) / f"{number}.png")
+    options = ["--images", tmp_path / "images", "--masks", masks, "--out", tmp_path / "out", "--device", "cpu"]
+    options += ["--option", "rank=2", "--option", "alpha=4", "--epochs", "1.5", "--batch-size", "2"]
+    status, text, error = run("tune", *options, "--prompt", "point1", "--target", "instances")
+    assert status == 0, error
+    assert "3 batches of 2" in text  # 1.5 times 4 pictures
+    method = tune.load_tuned(tmp_path / "out").method
+    assert method.count_trainable() == Lora(tiny_sam(), rank=2).count_trainable()
+    assert len(pd.read_csv(tmp_path / "out" / "metrics.csv")) == 4  # two objects, before and after
+
+
+def test_a_method_without_prompts_is_tuned_and_used_without_any(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    status, text, error = tune(tmp_path, "--method", "sam_sp", "--train-images", "4", "--precision", "fp32")
+    assert status == 0 and "predict --checkpoint" in text and "--boxes" not in text, error
+    table = pd.read_csv(tmp_path / "out" / "metrics.csv")
+    assert set(table["prompt"]) == {"none"} and len(table) == 2  # the last pass alone, before and after
+    method = tune.load_tuned(tmp_path / "out").method
+    data = HeldOut(FolderDataset(tmp_path / "images", tmp_path / "masks", split="train", name="pictures"))
+    config = EvaluationConfig("val", prompt="none", preprocess="pad")
+    found, _ = evaluate(predict_with(method, config), data, config, progress=False)
+    final = found[found["output"] == "final"]["iou"].item()
+    assert table[table["stage"] == "tuned"]["iou"].item() == pytest.approx(final, abs=1e-5)
+    common = ("--checkpoint", tmp_path / "out", "--out", tmp_path)
+    predict = ("predict", *common, "--images", tmp_path / "images", "--device", "cpu")
+    status, _, error = run(*predict)
+    assert status == 0 and len(list((tmp_path / "predicted_masks").glob("*.png"))) == 5, error
+    status, _, error = run(*predict, "--box", "5,5,40,30")
+    assert status == 2 and error.startswith("samtune: sam_sp takes no prompt: leave --boxes")
+    status, _, error = run("export", *common[:2], "--out", tmp_path / "sam.safetensors")
+    assert status == 2 and "sam.safetensors: SAM's own format is a .pth file" in error
+    status, text, error = run("export", *common[:2], "--out", tmp_path / "sam.pth")
+    assert status == 0 and "note: it gives the first, unprompted pass" in text, error
+
+
+def test_another_run_in_the_same_folder_is_refused(tuned: Path) -> None:
+    before = (tuned / "out" / "tuned.safetensors").read_bytes()
+    status, _, error = tune(tuned, "--learning-rate", "0.01", "--seed", "3")
+    assert status == 2 and error.startswith("samtune: ") and error.count("\n") == 1
+    assert "learning_rate 0.05, now 0.01; seed 0, now 3" in error and "give another folder" in error
+    assert (tuned / "out" / "tuned.safetensors").read_bytes() == before
+
+
+# ---------------------------------------------------------------- predict
+
+
+def predicted(out: Path, name: str) -> np.ndarray:
+    mask = np.asarray(Image.open(out / "predicted_masks" / name))
+    assert mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 255} and mask.shape == (HEIGHT, WIDTH)
+    return mask > 0
+
+
+def test_predict_by_boxes_of_a_csv(tuned: Path, tmp_path: Path) -> None:
+    table = tmp_path / "boxes.csv"
+    table.write_text("image, x0, y0, x1, y1\n0.png,5,5,40,30\n2,10,10,30,30\n2,20,5,50,35\n", encoding="utf-8-sig")
+    common = ("predict", "--checkpoint", tuned / "out" / "tuned.safetensors", "--device", "cpu")
+    status, text, error = run(*common, "--images", tuned / "images", "--boxes", table, "--out", tmp_path)
+    assert status == 0, error
+    assert "2 pictures, 3 masks" in text and "without a prompt, left out: 3 pictures (1, 3, 4)" in text
+    single = predicted(tmp_path, "0.png")
+    both = [predicted(tmp_path, f"2/{number}.png") for number in (1, 2)]
+    assert not np.array_equal(*both)
+    drawn = np.asarray(Image.open(tmp_path / "overlays" / "0.png"))
+    assert max(drawn.shape[:2]) >= 512 and drawn.shape[2] == 3
+
+    one = tmp_path / "one"  # the same box from the command line, on one file
+    run(*common, "--images", tuned / "images" / "0.png", "--box", "5,5,40,30", "--out", one)
+    assert np.array_equal(predicted(one, "0.png"), single)
+    if single.any() and all(mask.any() for mask in both):  # what comes out can go in
+        (tmp_path / "some").mkdir()
+        for name in ("0.png", "2.png"):
+            (tmp_path / "some" / name).write_bytes((tuned / "images" / name).read_bytes())
+        data = FolderDataset(tmp_path / "some", tmp_path / "predicted_masks", split="test")
+        assert np.array_equal(data.load("2").masks, both)
+
+
+def test_predict_by_points_and_by_a_box_with_clicks(tuned: Path, tmp_path: Path) -> None:
+    table = tmp_path / "points.csv"
+    table.write_text("image,x,y,label,object\n0.png,20,20,1,a\n0.png,3,3,0,a\n0.png,30,20,,b\n1.png,20,20,1,a\n")
+    found = read_points(table)
+    assert [one.clicks for one in found["0.png"]] == [[(20, 20, 1), (3, 3, 0)], [(30, 20, 1)]]
+    common = ("predict", "--checkpoint", tuned / "out", "--images", tuned / "images", "--device", "cpu")
+    status, text, error = run(*common, "--points", table, "--out", tmp_path / "csv")
+    assert status == 0 and "2 pictures, 3 masks" in text, error
+    run(*common, "--point", "20,20", "--out", tmp_path / "flag")
+    assert np.array_equal(predicted(tmp_path / "flag", "1.png"), predicted(tmp_path / "csv", "1.png"))
+    both = ("--box", "5,5,40,30", "--point", "20,20", "--point", "3,3,0", "--out", tmp_path / "two")
+    status, text, _ = run(*common, *both)
+    assert status == 0 and "5 pictures, 5 masks" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "no prompt: give --boxes"),
+        (("--box", "1,2,3"), "--box 1,2,3: expected x0,y0,x1,y1"),
+        (("--box", "30,5,10,20"), "is not x0,y0,x1,y1 with x0 <= x1"),
+        (("--box", "100,5,120,20"), "lies outside .*0.png, 56x40 pixels"),
+        (("--point", "20,nan"), "lies outside"),
+        (("--point", "20,20,2"), r"label is 2, expected 1 \(the object\) or 0"),
+        (("--point", "60,20"), "point 60,20 lies outside .*0.png, 56x40 pixels"),
+        (("--box", "1,1,5,5", "--boxes", "TABLE"), "not several of them"),
+        (("--boxes", "TABLE"), "line 2: picture '11.png' is not in .*; nearest: 1.png"),
+        (("--points", "TABLE"), "no column x: expected the header image,x,y, found image,x0,y0,x1,y1"),
+        (("--points", "missing.csv"), "no such file: missing.csv"),
+    ],
+)  # fmt: skip
+def test_prompts_that_cannot_be_meant_are_named(tuned: Path, tmp_path: Path, options: tuple, message: str) -> None:
+    table = tmp_path / "boxes.csv"
+    table.write_text("image,x0,y0,x1,y1\n11.png,5,5,40,30\n")
+    options = [table if one == "TABLE" else one for one in options]
+    common = ("predict", "--checkpoint", tuned / "out", "--images", tuned / "images", "--out", tmp_path / "out")
+    status, _, error = run(*common, *options, "--device", "cpu")
+    assert status == 2 and error.count("\n") == 1 and re.search(f"^samtune: .*{message}", error), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_overlay_tints_the_mask_and_leaves_the_rest() -> None:
+    image = np.full((600, 800, 3), 100, np.uint8)
+    mask = np.zeros((600, 800), bool)
+    mask[200:400, 300:500] = True
+    drawn = overlay(image, mask[None], [ObjectPrompt((300, 200, 499, 399), [(50.0, 50.0, 0.0)])])
+    orange = np.array(predict.COLOURS[0])
+    assert np.array_equal(drawn[300, 400], np.round(0.6 * 100 + 0.4 * orange))
+    assert np.array_equal(drawn[500, 100], [100, 100, 100]) and np.array_equal(drawn[50, 50], predict.CLICK[0])
+    assert np.array_equal(drawn[200, 400], orange)  # its outline
+    assert np.array_equal(image, np.full_like(image, 100))  # the picture itself is not drawn on
+
+
+# ---------------------------------------------------------------- export
+
+
+def test_plain_segment_anything_loads_the_export_and_predicts_the_same(tuned: Path, tmp_path: Path) -> None:
+    status, text, error = run("export", "--checkpoint", tuned / "out", "--out", tmp_path / "sam.pth")
+    assert status == 0 and "segment_anything has no builder for nano's sizes" in text, error
+    sam = official_twin(small_sam(seed=1))  # of other weights
+    sam.load_state_dict(torch.load(tmp_path / "sam.pth", weights_only=True))  # strict
+    predictor = segment_anything.SamPredictor(sam)
+    image = np.asarray(Image.open(tuned / "images" / "1.png"))
+    predictor.set_image(image)
+    masks, _, low = predictor.predict(box=np.array([5, 5, 40, 30]), multimask_output=False)
+    common = ("--images", tuned / "images" / "1.png", "--box", "5,5,40,30", "--out", tmp_path, "--device", "cpu")
+    run("predict", "--checkpoint", tuned / "out", "--precision", "fp32", *common)
+    assert np.abs(low).max() > 0.01
+    # SamPredictor resizes the picture by PIL and the mask in two steps: edges may differ
+    assert (predicted(tmp_path, "1.png") == masks[0]).mean() > 0.9
+
+
+def test_a_method_that_is_more_than_sam_says_that_it_has_no_merged_form(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unmergeable(Lora):
+        def merged(self) -> None:
+            return None
+
+    monkeypatch.setitem(METHODS, "lora", Unmergeable)
+    status, _, error = run("export", "--checkpoint", tuned / "out", "--out", tmp_path / "sam.pth")
+    assert status == 2 and "lora has no merged form" in error and not (tmp_path / "sam.pth").exists()
+
+
+# ---------------------------------------------------------------- data
+
+
+@pytest.fixture
+def registered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data root whose one set, `discs`, is there."""
+    write_pictures(tmp_path / "discs")
+
+    def factory(folder: Path) -> FolderDataset:
+        return FolderDataset(folder / "images", folder / "masks", name="discs")
+
+    described = Description(
+        "discs", factory, "Bright discs", "industrial", "CC0", "nobody", "ask", "60/20/20", layout=("images/*.png",)
+    )
+    monkeypatch.setattr(registry, "DATASETS", {"discs": described})
+    monkeypatch.setenv("SAMTUNE_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_data_list_info_and_check(registered: Path) -> None:
+    status, text, _ = run("data", "list")
+    assert status == 0 and re.search(r"discs +train 3, val 1, test 1 +Bright discs", text)
+    assert str(registered) in text
+    status, text, _ = run("data", "info", "discs")
+    assert status == 0 and "licence: CC0" in text and "3 train, 1 val, 1 test" in text
+    status, text, _ = run("data", "check", "discs")
+    assert status == 0 and "every sample opens" in text
+    path = registered / "discs" / "images" / "0.png"
+    Image.open(path).save(path.with_suffix(".jpg"))
+    path.unlink()
+    path.with_suffix(".jpg").write_bytes(path.with_suffix(".jpg").read_bytes()[:-200])
+    status, text, _ = run("data", "check", "discs")
+    assert status == 1 and f"problem: cannot read image {path.with_suffix('.jpg')}" in text
+
+
+def test_data_download_of_what_is_here_or_has_to_be_asked_for(registered: Path) -> None:
+    assert run("data", "download", "discs")[:2] == (0, f"discs is already in {registered / 'discs'}\n")
+    (registered / "discs").rename(registered / "elsewhere")
+    status, _, error = run("data", "download", "discs")
+    assert status == 2 and error.startswith("samtune: To get discs by hand: ask") and str(registered / "discs") in error
+
+
+# ---------------------------------------------------------------- the study
+
+
+def test_profiles_are_listed_from_small_to_large() -> None:
+    status, text, _ = run("profiles")
+    names = re.findall(r"^(\w+) ", text, re.MULTILINE)
+    assert status == 0 and names[:2] == ["smoke", "quick"] and set(names[2:]) == {"cpu", "gpu", "paper"}
+
+
+def test_report_is_made_of_records_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path))
+    status, _, error = run("report", "--profile", "quick")
+    assert status == 2 and f"no records in {tmp_path / 'quick' / 'records'}" in error
+    cells = fake_cells(datasets=("neu-seg",), seeds=(0, 1))
+    run_cells(cells, tmp_path / "quick", fake_execute, say=lambda line: None)
+    status, text, _ = run("report", "--profile", "quick")
+    page = tmp_path / "quick" / "index.html"
+    assert (status, text) == (0, f"report: {page}\n") and "LoRA" in page.read_text()
+    assert (tmp_path / "quick" / "tables" / "baselines.csv").is_file()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_results_ends_with_the_report_even_when_a_notebook_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path))
+
+    def run_profile(profile: str) -> None:
+        run_cells(fake_cells(datasets=("neu-seg",), seeds=(0,)), profile, fake_execute, say=lambda line: None)
+        if fails:
+            raise notebooks.NotebookError("1 of 2 notebooks failed: why")
+
+    monkeypatch.setattr(notebooks, "run_profile", run_profile)
+    status, text, error = run("results", "--profile", "smoke")
+    assert status == int(fails) and error == ("samtune: 1 of 2 notebooks failed: why\n" if fails else "")
+    assert text.splitlines()[-1] == f"report: {tmp_path / 'smoke' / 'index.html'}"
+    assert (tmp_path / "smoke" / "index.html").is_file()
+
+
+def test_cell_runs_one_cell_of_a_profile_and_records_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samtune.study.execute.load_sam", tiny_sam)
+    cell = EvaluationCell("zero_shot", "nano", "synthetic-industrial", max_images=2, tables=("baselines",))
+    status, _, error = run("cell", "--results", tmp_path / "smoke", cell_to_json(cell))
+    assert status == 0, error
+    record = read_record(tmp_path / "smoke" / "records" / f"{cell.key()}.json.gz")
+    assert record.images == 2 and record.tables == ("baselines",) and "iou" in record.objects
+    status, _, error = run("cell", "--results", tmp_path / "smoke", json.dumps({"kind": "training"}))
+    assert status == 2 and error.startswith("samtune: not a cell") and error.count("\n") == 1
+
+
+def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
+    options = ("tune", "--images", tmp_path / "none", "--masks", tmp_path, "--out", tmp_path / "out")
+    assert run(*options) == (2, "", f"samtune: no such folder: {tmp_path / 'none'}\n")
+    for arguments in (("--debug", *options), (*options, "--debug")):
+        status, _, error = run(*arguments)
+        assert status == 2 and "Traceback" in error and "FolderDataset" in error

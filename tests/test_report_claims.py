@@ -1,0 +1,201 @@
+"""Claims: verdicts from known effects, pairing by image and seed, the papers' own effects."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fake_records import LEVELS, fake_cells, fake_execute, fake_objects
+from samtune.common.paths import repository_root
+from samtune.report.claims import (
+    CLAIMS,
+    COLUMNS,
+    VERDICTS,
+    Claim,
+    Side,
+    build_claims,
+    check_claims,
+    claims_markdown,
+    paper_effect,
+)
+from samtune.report.readable_tables import load_paper_numbers
+from samtune.report.tables import TABLES, write_tables
+from samtune.study.cells import EvaluationCell, TrainingCell
+from samtune.study.records import read_records
+from samtune.study.runner import Result, run_cells
+
+
+def claims_of(tmp_path, cells, execute=fake_execute, claims=CLAIMS):
+    run_cells(cells, tmp_path, execute, say=lambda line: None)
+    return build_claims(read_records(tmp_path / "records"), "cpu", "nano", claims)
+
+
+def test_every_claim_of_the_sheets_is_there_once():
+    ids = [claim.id for claim in CLAIMS]
+    assert len(set(ids)) == len(ids)
+    assert {id.rstrip("abcd") for id in ids} == {
+        *(f"S{n}" for n in range(1, 7)), *(f"P{n}" for n in range(1, 7)), *(f"A{n}" for n in range(1, 7)),
+    }  # fmt: skip
+    for claim in CLAIMS:
+        assert claim.source and claim.statement
+        assert sum(weight for weight, _ in claim.terms) == 0  # a contrast
+        assert all(side.table in TABLES for _, side in claim.terms)
+
+
+def test_without_records_nothing_is_said():
+    table = build_claims([], "cpu", "nano")
+    assert list(table.columns) == COLUMNS and len(table) == len(CLAIMS)
+    assert set(table["verdict"]) == {"not run"} and table["effect"].isna().all()
+
+
+def test_verdicts_follow_the_interval(tmp_path):
+    cells = fake_cells(("spt_main",), ("magnetic-tile", "neu-seg"), ("lora", "spt"))
+    table = claims_of(tmp_path, cells).set_index(["id", "dataset"])
+    for dataset in ("magnetic-tile", "neu-seg", "mean of sets"):
+        found = table.loc[("S1a", dataset)]
+        assert found["verdict"] == "reproduced" and found["effect"] == pytest.approx(0.05, abs=0.01)
+        assert found["low"] < found["effect"] < found["high"]
+    effects = table.loc["S1a", "effect"]
+    assert effects["mean of sets"] == pytest.approx((effects["magnetic-tile"] + effects["neu-seg"]) / 2)
+    assert table.loc[("S4", "neu-seg"), "effect"] == pytest.approx(0.02, abs=1e-6)  # final against its own draft
+    assert table.loc[("S2a", ""), "verdict"] == "not run" and set(table["verdict"]) <= set(VERDICTS)
+    command = table.loc[("S1a", "neu-seg"), "command"]
+    assert command == "papermill notebooks/10_spt.ipynb out.ipynb -p profile cpu"
+
+    against = Claim(
+        "S9", "", "iou", ((1.0, Side("spt_main", "lora", "box")), (-1.0, Side("spt_main", "spt", "box"))), ""
+    )
+    none = dataclasses.replace(against, terms=((1.0, against.terms[0][1]), (-1.0, against.terms[0][1])))
+    unknown = dataclasses.replace(against, reference=False)
+    allowed = dataclasses.replace(against, margin=0.1)
+    verdicts = [claims_of(tmp_path, cells, claims=[claim])["verdict"].unique().tolist()
+                for claim in (against, none, unknown, allowed)]  # fmt: skip
+    assert verdicts == [["not reproduced"], ["inconclusive"], ["no reference"], ["reproduced"]]
+
+
+def test_the_interval_is_that_of_paired_differences(tmp_path):
+    """Images differ far more than methods: unpaired, nothing could be said."""
+    cells = fake_cells(("spt_main",), ("neu-seg",), ("lora", "spt"))
+    found = claims_of(tmp_path, cells).set_index("id").loc["S1a"]
+
+    def values(method):
+        chosen = [cell for cell in cells if cell.method == method]
+        objects = [fake_objects(cell).query("output == 'final'") for cell in chosen]
+        return np.array([frame["iou"].to_numpy().reshape(12, 2).mean(axis=1) for frame in objects])
+
+    paired = values("spt") - values("lora")
+    draw = np.random.default_rng(3)
+    means = [paired[draw.integers(0, 3, 3)][:, draw.integers(0, 12, 12)].mean() for _ in range(4000)]
+    assert found["effect"] == pytest.approx(paired.mean(), abs=1e-5)
+    np.testing.assert_allclose([found["low"], found["high"]], np.percentile(means, [2.5, 97.5]), atol=0.001)
+    assert found["high"] - found["low"] < 0.5 * (values("spt").std() * 4 / np.sqrt(12))
+
+
+def test_commands_name_notebooks_that_are_there(tmp_path):
+    commands = claims_of(tmp_path, []).set_index("id")["command"]
+    for claim, command in commands.items():
+        assert command == "not in this version" if claim.startswith("A") else command.startswith("papermill notebooks/")
+        for notebook in re.findall(r"notebooks/\w+\.ipynb", command):
+            assert (repository_root() / notebook).is_file()
+    assert [part[:33] for part in commands["P3"].split(" && ")] == [
+        "papermill notebooks/20_sam_sp.ipy", "papermill notebooks/21_sam_sp_abl"
+    ]  # fmt: skip
+    assert commands["S5b"].endswith("-p profile paper") and commands["S6"].endswith("-p profile cpu")
+
+
+def test_baselines_stand_in_until_the_papers_table_is_there(tmp_path):
+    table = claims_of(tmp_path, fake_cells(("baselines",), ("neu-seg",))).set_index("id")
+    assert table.loc["S1b", "verdict"] == "reproduced"
+    assert table.loc["S1b", "command"].startswith("papermill notebooks/00_start_here.ipynb")
+    assert table.loc["S1a", "verdict"] == "not run"
+    assert table.loc["S1a", "command"].startswith("papermill notebooks/10_spt.ipynb")  # notebook 00 has no SPT
+
+
+def test_zero_shot_needs_one_seed_and_partial_runs_compare_common_seeds(tmp_path):
+    cells = fake_cells(("spt_main",), ("neu-seg",), ("lora", "spt"))
+    cells = [cell for cell in cells if (cell.method, cell.seed) in
+             {("zero_shot", 0), ("lora", 1), ("lora", 2), ("spt", 0), ("spt", 1)}]  # fmt: skip
+    table = claims_of(tmp_path, cells).set_index("id")
+    assert table.loc["S1b", "verdict"] == "reproduced"
+    lora, spt = (next(cell for cell in cells if (cell.method, cell.seed) == (method, 1)) for method in ("lora", "spt"))
+    one_seed = fake_objects(spt).query("output == 'final'")["iou"].mean() - fake_objects(lora)["iou"].mean()
+    assert table.loc["S1a", "effect"] == pytest.approx(one_seed, abs=1e-5)
+    apart = [cell for cell in cells if (cell.method, cell.seed) in {("lora", 2), ("spt", 0)}]
+    assert claims_of(tmp_path / "apart", apart).set_index("id").loc["S1a", "verdict"] == "not run"
+
+
+@pytest.mark.parametrize("few", ["images", "groups"])
+def test_few_images_or_groups_say_nothing(tmp_path, few):
+    def execute(cell, folder):
+        result = fake_execute(cell, folder)
+        if result.objects is None:
+            return result
+        if few == "images":
+            return Result(objects=result.objects[result.objects["image"] < "004"])
+        return Result(objects=result.objects.assign(group="tile " + result.objects["image"].str[:2]))
+
+    table = claims_of(tmp_path, fake_cells(("spt_main",), ("neu-seg",), ("lora", "spt")), execute).set_index("id")
+    assert table.loc["S1a", "verdict"] == "inconclusive" and table.loc["S1a", "low"] > 0
+
+
+def test_transfer_compares_only_what_was_not_trained_on(tmp_path):
+    sets = ("magnetic-tile", "neu-seg")
+    cells = []
+    for method in ("lora", "spt"):
+        for trained in sets:
+            training = TrainingCell(method, (trained,), "nano")
+            cells += [training.evaluation(tested, tables=("spt_ablation:transfer",)) for tested in sets]
+    table = claims_of(tmp_path, cells)
+    assert table.query("id == 'S6'")["dataset"].tolist() == [
+        "magnetic-tile > neu-seg", "neu-seg > magnetic-tile", "mean of sets",
+    ]  # fmt: skip
+    own = Claim("S9", "", "iou", ((1.0, Side("spt_ablation", "spt", "box", "transfer")),
+                                  (-1.0, Side("spt_ablation", "lora", "box", "transfer"))), "")  # fmt: skip
+    assert claims_of(tmp_path, cells, claims=[own])["dataset"].tolist() == [*sets, "mean of sets"]
+
+
+def test_asam_on_unseen_sets_and_the_papers_own_effects(tmp_path):
+    training = TrainingCell("asam", ("bsds500", "ccp"), "nano")
+    pgd = dataclasses.replace(training, method="pgd")
+    cells = [
+        one.evaluation(dataset, tables=("asam_main",)) for one in (training, pgd) for dataset in ("drive", "neu-seg")
+    ]
+    cells += [EvaluationCell("zero_shot", "nano", dataset, tables=("asam_main",)) for dataset in ("drive", "neu-seg")]
+    table = claims_of(tmp_path, cells).set_index(["id", "dataset"])
+    assert table.loc[("A1", "drive"), "effect"] == pytest.approx(LEVELS["asam"] - LEVELS["zero_shot"], abs=0.01)
+    assert table.loc[("A2c", "mean of sets"), "verdict"] == "reproduced"
+    papers = load_paper_numbers()
+    effects = {claim.id: paper_effect(claim, papers) for claim in CLAIMS}
+    assert effects["A1"] == pytest.approx(0.0136, abs=1e-4)  # +1.36 points, as in the sheet
+    assert effects["A2a"] > 0.2 and effects["A2d"] > 0.2 and effects["A3"] > 0.1
+    assert effects["S1a"] is None and effects["P1a"] is None and effects["A6"] is None and effects["A5"] is None
+
+
+def test_committed_claims_can_be_checked(tmp_path):
+    cells = fake_cells(("spt_main",), ("neu-seg",), ("lora", "spt"))
+    write_tables({"claims": claims_of(tmp_path, cells)}, tmp_path / "tables")
+    assert check_claims(tmp_path, "cpu", "nano") == []
+    path = tmp_path / "tables" / "claims.csv"
+    path.write_text(path.read_text().replace("not run", "reproduced", 1))
+    assert len(check_claims(tmp_path, "cpu", "nano")) == 1
+    assert isinstance(pd.read_csv(path), pd.DataFrame)
+
+
+@pytest.mark.parametrize(("profile", "backbone"), [("cpu", "nano"), ("gpu", "vit_b")])
+def test_committed_claims_equal_a_rebuild(profile, backbone):
+    folder = repository_root() / "results" / profile
+    records = list((folder / "records").glob("*.json.gz"))
+    assert not records or check_claims(folder, profile, backbone) == []
+
+
+def test_claims_to_read_say_what_they_claim():
+    rows = [("S1a", "drive", 0.125, -0.01, 0.26, "inconclusive", "x"), ("S3a", "", *[np.nan] * 3, "not run", "x")]
+    text = claims_markdown(pd.DataFrame(rows, columns=COLUMNS), ["S1", "S3"])
+    first, second = text.splitlines()[2:]
+    assert first == (
+        "| S1a | SPT above LoRA alone, box prompts, IoU | drive | +0.125 [-0.010, +0.260] | **inconclusive** |"
+    )
+    assert second == "| S3a | Self-draft tuning helps alone |  |  | **not run** |"
+    assert len(claims_markdown(pd.DataFrame(rows, columns=COLUMNS), ["S3"]).splitlines()) == 3

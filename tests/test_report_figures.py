@@ -1,0 +1,124 @@
+"""Figures: they show the numbers that they were given, the same figure gives the same file, licences are kept."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fake_records import fake_cells, fake_execute
+from samtune.data.registry_entry import Description
+from samtune.report import figures
+from samtune.report.tables import build_tables, image_values
+from samtune.study.records import read_records
+from samtune.study.runner import run_cells
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    run_cells(fake_cells(("spt_main",), methods=("lora", "spt")), folder, fake_execute, say=lambda line: None)
+    return read_records(folder / "records")
+
+
+def test_bars_have_the_tables_heights_and_intervals(records):
+    table = build_tables(records)["spt_main"].query("output == 'final'")
+    figure = figures.metric_bars(table, "LoRA helps, SPT more")
+    (axis,) = figure.axes
+    heights = sorted(round(bar.get_height(), 6) for bar in axis.patches)
+    rows = table.query("metric == 'iou'")
+    np.testing.assert_allclose(heights, sorted(rows["mean"]), atol=1e-5)
+    ends = np.concatenate([segment for line in axis.collections for segment in line.get_segments()])[:, 1]
+    np.testing.assert_allclose(sorted(ends), sorted([*rows["low"], *rows["high"]]), atol=1e-6)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zero-shot SAM", "LoRA", "SPT"]
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["magnetic-tile", "neu-seg"]
+    assert figure.get_suptitle() == "LoRA helps, SPT more" and axis.get_ylabel() == "IoU"
+
+
+def test_a_legend_of_long_names_stays_inside_the_figure(records):
+    table = build_tables(records)["spt_main"].query("output == 'final'")
+    names = {"zero_shot": "true box in training and test", "lora": "first pass twice, no distillation", "spt": 30 * "b"}
+    figure = figures.metric_bars(table.replace({"method": names}), "Long names")
+    assert len(figure.legends) == 1 and figure.legends[0].get_window_extent().width <= figure.bbox.width
+    assert len(figure.legends[0].get_texts()) == 3
+
+
+def test_curves_are_means_over_seeds(records):
+    figure = figures.learning_curves([r for r in records if r.kind == "training"], "They learn", y="validation_iou")
+    assert [axis.get_title(loc="left") for axis in figure.axes] == ["magnetic-tile", "neu-seg"]
+    bold = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in bold] == ["LoRA", "SPT"]
+    assert len(figure.axes[0].lines) == 2 * (3 + 1)  # three seeds and their mean
+    np.testing.assert_allclose(bold[0].get_ydata(), [0.5, 0.51, 0.52, 0.53, 0.54, 0.55])
+
+
+def test_curves_of_several_outputs_are_lines_of_their_own(records):
+    def curve(*values):
+        return tuple({"images": place, **row} for place, row in enumerate(values))
+
+    training = next(record for record in records if record.kind == "training" and record.method == "spt")
+    rows = [{"iou_draft": 0.2, "iou_final": 0.3}, {"iou_draft": 0.4, "iou_final": 0.6}]
+    figure = figures.learning_curves([replace(training, curve=curve(*rows))], "Draft", ("iou_draft", "iou_final"))
+    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
+    assert lines == {"SPT draft": [0.2, 0.4], "SPT final": [0.3, 0.6]}
+
+
+def test_a_long_curve_soon_forgets_its_start(records):
+    training = next(record for record in records if record.kind == "training")
+    curve = tuple({"images": place, "loss": 1.0 if place < 5 else 0.0} for place in range(3000))
+    line = figures.learning_curves([replace(training, curve=curve)], "Long").axes[0].lines[0].get_ydata()
+    assert line[4] == 1 and 0 < line[10] < 1 and not line[100:].any()
+
+
+def test_scatter_says_who_wins_where(records):
+    measured = {(r.method, r.dataset): r for r in records if r.objects is not None}
+    a, b = (image_values(measured[method, "neu-seg"], "iou", "final") for method in ("lora", "spt"))
+    figure = figures.image_scatter(a, b.iloc[1:], ("lora", "spt"), "SPT wins everywhere")
+    points = figure.axes[0].collections[0].get_offsets()
+    np.testing.assert_allclose(points, np.stack([a.iloc[1:], b.iloc[1:]], axis=1))
+    assert figure.axes[0].get_title(loc="left").startswith("SPT higher on 100% of 11 images\nmean difference +0.0")
+
+
+def test_robustness_curve_sorts_and_bands():
+    frame = pd.DataFrame({"x": [0.2, 0.0, 0.1], "method": "lora", "mean": [0.4, 0.6, 0.5], "low": 0.3, "high": 0.7})
+    (axis,) = figures.robustness_curve(frame, "It holds", "jitter").axes
+    assert axis.lines[0].get_ydata().tolist() == [0.6, 0.5, 0.4] and len(axis.collections) == 1
+
+
+def test_every_method_keeps_its_colour_and_others_get_distinct_ones():
+    assert figures.colours(["spt", "lora"])["spt"] == figures.colours(["zero_shot", "spt"])["spt"]
+    names = ["SDT", "VRA", "both", "neither"]
+    assert len(set(figures.colours(names).values())) == 4
+    assert figures.label("lora") == "LoRA" and figures.label("spt draft") == "SPT draft"
+
+
+def test_saved_twice_the_files_are_the_same_and_carry_their_title(tmp_path):
+    frame = pd.DataFrame({"x": [0, 1], "mean": [0.1, 0.2], "method": "lora"})
+    for name in ("a", "b"):
+        figure = figures.robustness_curve(frame, "Look at\nthis", "jitter")
+        path = figures.save(figure, tmp_path / name, "curve")
+    for suffix in (".png", ".svg"):
+        assert (tmp_path / "a" / f"curve{suffix}").read_bytes() == (tmp_path / "b" / f"curve{suffix}").read_bytes()
+    with Image.open(path) as image:
+        assert image.info["Title"] == "Look at this"
+    picture, about = figure._repr_png_()
+    assert picture.startswith(b"\x89PNG") and about == {"private": False}
+
+
+def test_pictures_are_committed_only_where_their_licence_allows(tmp_path, monkeypatch):
+    def described(name, allowed):
+        words = dict.fromkeys(("title", "licence", "citation", "how_to_get", "splits"), "")
+        return Description(name, lambda folder: None, domain="natural", committed_pictures=allowed, **words)
+
+    known = {"free": described("free", True), "closed": described("closed", False)}
+    monkeypatch.setattr(figures.registry, "DATASETS", known)
+    assert [figures.may_be_committed(name) for name in ("free", "closed", "my own pictures")] == [True, False, False]
+    assert figures.figure_folder(tmp_path) == figures.figure_folder(tmp_path, ["free"]) == tmp_path / "figures"
+    assert figures.figure_folder(tmp_path, ["free", "closed"]) == tmp_path / "figures" / "private"
+    assert (tmp_path / "figures" / "private" / ".gitignore").read_text() == "*\n"
+
+
+def test_committed_pictures_are_those_that_design_names():
+    real = {name for name in figures.registry.DATASETS if not name.startswith("synthetic-")}
+    assert {name for name in real if figures.may_be_committed(name)} == {"bbbc038", "ccp", "magnetic-tile"}

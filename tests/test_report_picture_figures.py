@@ -1,0 +1,75 @@
+"""Figures of pictures: chosen by rule, every mask, prompt and mistake drawn where it is."""
+
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+
+from samtune.data.sample import Sample
+from samtune.prompts import make_prompts
+from samtune.report.picture_figures import (
+    FALSE_ALARM,
+    HIT,
+    MISSED,
+    Example,
+    contact_sheet,
+    pick_cases,
+    qualitative_grid,
+)
+
+
+def sample(number: int, height: int = 40, width: int = 60) -> Sample:
+    generator = np.random.default_rng(number)
+    masks = np.zeros((2, height, width), bool)
+    masks[0, 5:15, 10:30] = masks[1, 25:35, 40:55] = True
+    return Sample(f"a-rather-long-name-of-a-picture-{number}", "mine", "test",
+                  generator.integers(0, 255, (height, width, 3), dtype=np.uint8), masks)  # fmt: skip
+
+
+def test_cases_are_picked_by_rule():
+    scores = pd.Series({"d": 0.9, "b": 0.2, "a": 0.2, "c": 0.5, "e": np.nan})
+    assert pick_cases(scores) == {"worst": "a", "median": "b", "best": "d"}
+    assert set(pick_cases(pd.Series({"x": 0.3})).values()) == {"x"}
+
+
+def test_grid_colours_hits_false_alarms_and_misses():
+    one = sample(0)
+    truth, shifted = one.masks.any(0), np.roll(one.masks.any(0), 4, axis=1)
+    example = Example(one.image, truth, {"lora": shifted, "SPT draft": truth}, {"lora": 0.5},
+                      make_prompts("box", truth[None], one.id), "worst")  # fmt: skip
+    figure = qualitative_grid([example, Example(one.image, truth, {"lora": truth})], "Look here")
+    axes = np.array(figure.axes).reshape(2, 4)
+    assert [axis.get_title(loc="center") for axis in axes[0]] == ["image, prompt", "truth", "LoRA", "SPT draft"]
+    layers = {matplotlib.colors.to_hex(layer.get_array()[0, 0, :3]).upper(): np.asarray(layer.get_array()[..., 3]) > 0
+              for layer in axes[0, 2].images[1:]}  # fmt: skip
+    np.testing.assert_array_equal(layers[HIT], truth & shifted)
+    np.testing.assert_array_equal(layers[FALSE_ALARM], shifted & ~truth)
+    np.testing.assert_array_equal(layers[MISSED], truth & ~shifted)
+    assert axes[0, 2].get_xlabel() == "IoU 0.50" and axes[0, 0].get_ylabel() == "worst"
+    box = axes[0, 0].patches[0]
+    assert (box.get_x(), box.get_y(), box.get_width(), box.get_height()) == (9.5, 4.5, 45, 30)  # pixels 10-54, 5-34
+
+
+def test_grid_draws_a_methods_own_prompt_on_its_mask_alone():
+    one = sample(0)
+    truth, own = one.masks.any(0), make_prompts("box", one.masks[:1], one.id)
+    masks = {"sam_sp pass0": one.masks[0], "sam_sp": truth}
+    figure = qualitative_grid([Example(one.image, truth, masks, own_prompts={"sam_sp": own})], "Own")
+    assert [len(axis.patches) for axis in figure.axes] == [0, 0, 0, 2]  # dark on a white rim
+    assert figure.axes[3].patches[0].get_xy() == (9.5, 4.5)
+
+
+def test_contact_sheet_shows_every_sample_object_and_prompt():
+    samples = [sample(number) for number in range(8)]
+    prompts = [make_prompts("point5", one.masks, one.id) for one in samples[:-1]] + [None]
+    figure = contact_sheet(samples, "Look at them", prompts, columns=6)
+    assert len(figure.axes) == 12
+    assert [len(axis.images) for axis in figure.axes] == [3] * 8 + [0] * 4  # the picture and two objects
+    clicks = figure.axes[0].collections[-2].get_offsets()  # positive, then (none) negative
+    assert sorted(map(tuple, clicks)) == sorted(map(tuple, prompts[0].points.reshape(-1, 2).tolist()))
+
+
+def test_large_pictures_shrink_but_keep_their_coordinates():
+    one = sample(0, 400, 1200)
+    (axis, *_) = contact_sheet([one], "Large").axes
+    assert axis.images[0].get_array().shape[:2] == (67, 200)
+    assert axis.images[0].get_extent() == [-0.5, 1199.5, 399.5, -0.5]

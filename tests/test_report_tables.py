@@ -1,0 +1,308 @@
+"""Tables: numbers against plain numpy, columns as promised, nothing invented, committed tables equal to a rebuild."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fake_records import fake_cells, fake_execute, fake_objects
+from samtune.common.errors import InputError
+from samtune.common.paths import repository_root
+from samtune.report.readable_tables import (
+    load_paper_numbers,
+    markdown,
+    paper_of,
+    pivot,
+    pivots,
+    reported_elsewhere,
+    table_page,
+    write_pages,
+)
+from samtune.report.tables import (
+    COLUMNS,
+    TABLES,
+    build_tables,
+    check_tables,
+    differences,
+    paired_differences,
+    read_table,
+    write_tables,
+)
+from samtune.study.cells import EvaluationCell, TrainingCell
+from samtune.study.records import read_records
+from samtune.study.runner import Result, run_cells
+
+
+def records_of(tmp_path, cells, execute=fake_execute):
+    run_cells(cells, tmp_path, execute, say=lambda line: None)
+    return read_records(tmp_path / "records")
+
+
+def row(table: pd.DataFrame, **values) -> pd.Series:
+    chosen = table[np.logical_and.reduce([table[column] == value for column, value in values.items()])]
+    assert len(chosen) == 1, chosen
+    return chosen.iloc[0]
+
+
+def test_numbers_are_those_of_plain_numpy(tmp_path):
+    cells = fake_cells()
+    table = build_tables(records_of(tmp_path, cells))["baselines"]
+    assert list(table.columns) == COLUMNS
+    found = row(table, method="lora", dataset="neu-seg", metric="iou")
+    # objects (2 a image) -> images (12) -> seeds (3), written out
+    seeds = [fake_objects(cell)["iou"].to_numpy().reshape(12, 2).mean(axis=1)
+             for cell in cells if cell.method == "lora" and cell.dataset == "neu-seg"]  # fmt: skip
+    values = np.array(seeds)
+    assert found["mean"] == pytest.approx(values.mean(axis=1).mean(), abs=1e-6)
+    assert found["std"] == pytest.approx(np.sqrt(((values.mean(axis=1) - values.mean()) ** 2).sum() / 2), abs=1e-6)
+    assert (found["seeds"], found["images"]) == (3, 12)
+    described = ["prompt", "output", "backbone", "train_dataset", "split", "variant"]
+    assert found[described].tolist() == ["box", "final", "nano", "neu-seg", "test", ""]
+    # The interval: a second bootstrap, drawn plainly, agrees up to resampling noise.
+    draw = np.random.default_rng(1)
+    means = [values[draw.integers(0, 3, 3)][:, draw.integers(0, 12, 12)].mean() for _ in range(4000)]
+    np.testing.assert_allclose([found["low"], found["high"]], np.percentile(means, [2.5, 97.5]), atol=0.003)
+    assert row(table, method="zero_shot", dataset="neu-seg", metric="iou")["train_dataset"] == ""
+
+
+def test_images_count_alike_whatever_their_number_of_objects(tmp_path):
+    def execute(cell, folder):
+        objects = {"image": ["a", "a", "a", "b"], "object": [0, 1, 2, 0], "object_class": ["x"] * 4,
+                   "area": [1023, 1024, 9216, 1], "box_w": 1, "box_h": 1, "output": "final",
+                   "iou": [0.2, 0.4, 0.6, 1.0], "dice": [0.5, np.nan, 0.7, np.nan]}  # fmt: skip
+        return Result(objects=pd.DataFrame(objects))
+
+    cell = EvaluationCell("zero_shot", "nano", "bbbc038", tables=("nano_sam",))
+    tables = build_tables(records_of(tmp_path, [cell], execute))
+    iou = row(tables["nano_sam"], metric="iou")
+    assert iou["mean"] == pytest.approx((0.4 + 1.0) / 2) and np.isnan(iou["std"]) and iou["seeds"] == 1
+    dice = row(tables["nano_sam"], metric="dice")
+    assert dice["mean"] == pytest.approx(0.6) and dice["images"] == 1  # undefined values are left out, and counted
+    by_size = tables["nano_sam_by_size"]
+    assert list(by_size.columns) == [*COLUMNS, "size"]
+    sizes = {size: row(by_size, metric="iou", size=size)["mean"] for size in ("small", "medium", "large")}
+    assert sizes == pytest.approx({"small": (0.2 + 1.0) / 2, "medium": 0.4, "large": 0.6})
+    assert row(tables["nano_sam_by_class"], metric="iou", object_class="x")["mean"] == pytest.approx(0.7)
+
+
+def test_paired_differences_take_the_same_images_and_seeds(tmp_path):
+    cells = fake_cells(methods=("lora", "spt"), datasets=("neu-seg",))
+    cells = [cell for cell in cells if not (cell.method == "lora" and cell.seed == 2)]
+    found = paired_differences(records_of(tmp_path, cells), "baselines", "spt", ["lora", "zero_shot", "asam"])
+    assert found["against"].tolist() == ["lora", "zero_shot"] and set(found["images"]) == {12}
+    by_method = {}
+    for cell in cells:
+        objects = fake_objects(cell).query("output == 'final'")
+        by_method[cell.method, cell.seed] = objects.groupby("image")["iou"].mean()
+    both = [by_method["spt", seed] - by_method["lora", seed] for seed in (0, 1)]
+    first = row(found, against="lora")
+    assert first["difference"] == pytest.approx(np.mean(both))
+    # images are hard alike for both methods: the paired interval is far narrower than their spread
+    assert first["low"] < first["difference"] < first["high"] < first["low"] + 0.02
+    assert paired_differences([], "baselines", "spt", ["lora"]).empty
+    assert paired_differences(records_of(tmp_path, cells), "baselines", "spt", ["lora"], "ssim").empty  # not measured
+
+
+def test_nothing_is_invented_where_nothing_was_run(tmp_path):
+    tables = build_tables([])
+    assert list(tables) == list(TABLES)
+    assert all(table.empty and list(table.columns) == COLUMNS for table in tables.values())
+    write_tables(tables, tmp_path)
+    write_pages(tables, tmp_path)
+    assert (tmp_path / "spt_main.csv").read_text().strip() == ",".join(COLUMNS)
+    assert "**Not run**" in (tmp_path / "spt_main.md").read_text()
+    assert differences(read_table(tmp_path / "spt_main.csv"), tables["spt_main"]) == []
+    # What the paper reports stands there all the same, beside "not run".
+    page = (tmp_path / "asam_main.md").read_text()
+    assert "| dataset | measure | zero_shot | generated | pgd | dat | asam |" in page and "performance.png" in page
+    assert "| hrsod-te | IoU · box | 0.889 | 0.454 | 0.634 | 0.550 | 0.913 |" in page
+
+
+def test_outputs_variants_and_speed(tmp_path):
+    cells = fake_cells(("spt_main", "spt_ablation:SDT + VRA"), ("magnetic-tile",), ("lora", "spt"))
+    tables = build_tables(records_of(tmp_path, cells))
+    spt = tables["spt_main"].query("method == 'spt' and metric == 'iou'")
+    assert spt["output"].tolist() == ["draft", "final"] and spt["mean"].is_monotonic_increasing
+    assert set(tables["spt_ablation"]["variant"]) == {"SDT + VRA"}
+    speed = row(tables["speed"], method="lora", metric="training_seconds_per_image")
+    assert (speed["mean"], speed["std"], speed["seeds"], speed["images"]) == (0.01, 0, 3, 3000)
+    assert row(tables["speed"], method="spt", metric="trainable_parameters")["mean"] == 1234
+
+
+def test_rows_are_in_the_order_of_the_numbers_in_their_names(tmp_path):
+    names = ["0.001", "3e-05", "0.0001", "100% of the pictures", "25% of the pictures", "rank 16", "rank 2"]
+    cells = [
+        dataclasses.replace(cell, options={"number": number}, tables=(f"spt_ablation:{name}",))
+        for number, name in enumerate(names)
+        for cell in fake_cells(datasets=("neu-seg",), methods=(), seeds=(0,))
+    ]
+    table = build_tables(records_of(tmp_path, cells))["spt_ablation"]
+    assert list(table["variant"].unique()) == [
+        "3e-05", "0.0001", "0.001", "25% of the pictures", "100% of the pictures", "rank 2", "rank 16",
+    ]  # fmt: skip
+
+
+def test_two_cells_never_share_a_row(tmp_path):
+    one = TrainingCell("lora", ("neu-seg",), "nano", hyper={"rank": 4})
+    two = dataclasses.replace(one, hyper={"rank": 8})
+    same = [cell.evaluation("neu-seg", tables=("spt_ablation",)) for cell in (one, two)]
+    with pytest.raises(InputError, match=r"'rank': 4.*'rank': 8.*delete.*json\.gz.*spt_ablation:<variant>"):
+        build_tables(records_of(tmp_path / "same", same))
+    apart = [cell.evaluation("neu-seg", tables=(f"spt_ablation:{name}",)) for cell, name in ((one, "4"), (two, "8"))]
+    assert set(build_tables(records_of(tmp_path / "apart", apart))["spt_ablation"]["variant"]) == {"4", "8"}
+
+
+def test_pivot_sets_ours_beside_the_papers_and_never_mixes_them(tmp_path):
+    papers = load_paper_numbers()
+    training = TrainingCell("asam", ("bsds500",), "nano")
+    cells = [EvaluationCell("zero_shot", "nano", "bbbc038", tables=("asam_main",)),
+             training.evaluation("bbbc038", tables=("asam_main",)),
+             EvaluationCell("zero_shot", "nano", "coco128-seg", tables=("asam_main",))]  # fmt: skip
+    table = build_tables(records_of(tmp_path, cells))["asam_main"]
+    shown = pivot("asam_main", table, paper_of("asam_main", papers))
+    assert paper_of("sam_sp_choices", papers) is None  # ours alone
+    assert shown.header[:6] == ["dataset", "method", "train dataset", "IoU · box", "paper", "boundary IoU · box"]
+    rows = {tuple(line[:3]): line[3:5] for line in shown.rows}
+    zero = table.query("method == 'zero_shot' and dataset == 'bbbc038' and metric == 'iou'")["mean"].item()
+    assert rows["bbbc038", "zero_shot", ""] == [f"{zero:.3f}", "0.848"]
+    assert rows["coco128-seg", "zero_shot", ""][1] == "not available"
+    asam = table.query("method == 'asam' and metric == 'iou'")["mean"].item()
+    assert rows["bbbc038", "asam", "bsds500"] == [f"{asam:.3f}", "0.850"]
+    assert rows["bbbc038", "pgd", ""] == ["not run", "0.658"]
+    assert "lvis" not in {line[0] for line in shown.rows}
+    elsewhere = reported_elsewhere("asam_main", table, papers["asam"])
+    assert len(elsewhere.rows) == 13 and "bbbc038" not in {line[0] for line in elsewhere.rows}
+    empty = pivot("spt_main", table, papers["spt"])
+    column = empty.header.index("paper")
+    assert empty.header.count("paper") == 1 and {line[column] for line in empty.rows} == {"not available"}
+    assert paper_of("nano_sam", papers) is None
+
+
+def test_pivot_marks_the_best_and_gives_the_mean_of_sets(tmp_path):
+    table = build_tables(records_of(tmp_path, fake_cells()))["baselines"]
+    shown = pivot("baselines", table)
+    text = markdown(shown)
+    lora = row(table, method="lora", dataset="neu-seg", metric="iou")
+    assert f"**{lora['mean']:.3f} ± {lora['std']:.3f}**" in text
+    worst = row(table, method="zero_shot", dataset="neu-seg", metric="hd95_strict")
+    assert f"{worst['mean']:.1f} ± {worst['std']:.1f}" in text
+    assert f"**{worst['mean']:.1f}" not in text  # fewer pixels are better
+    mean = table.query("method == 'lora' and metric == 'iou'")["mean"].mean()
+    assert f"| mean of sets | lora | **{mean:.3f}** |" in text
+    page = table_page("baselines", table, load_paper_numbers())
+    assert "backbone nano" in page.lower() and "3 seeds" in page and "paper" not in page.lower()
+    iou = table[table["metric"] == "iou"]
+    for metric, compared in {"iou": True, "hd95_strict": True, "hd95_transunet": False, "box_area": False}.items():
+        assert bool(pivot("baselines", iou.assign(metric=metric)).best) == compared, metric
+    assert not pivot("baselines", iou.assign(output="at_mask_size")).best  # made from the truth
+
+
+def test_variants_that_were_measured_alike_share_a_pivot(tmp_path):
+    cells = [
+        EvaluationCell("zero_shot", "nano", "drive", prompt=prompt, tables=(f"spt_ablation:{variant}",))
+        for prompt, variant in (("point2", "points"), ("point20", "points"), ("box", "rank 2"), ("box", "rank 4"))
+    ]
+    boxes, points = pivots("spt_ablation", build_tables(records_of(tmp_path, cells))["spt_ablation"])
+    assert {line[boxes.header.index("variant")] for line in boxes.rows} == {"rank 2", "rank 4"}
+    assert points.caption.startswith("Variant points, backbone nano")
+    assert [label for label in points.header if label.startswith("IoU")] == ["IoU · point2", "IoU · point20"]
+    assert "not run" not in {cell for part in (boxes, points) for line in part.rows for cell in line}
+
+
+def test_prompts_that_few_methods_were_given_stand_apart(tmp_path):
+    cells = [
+        EvaluationCell(method, "nano", "drive", prompt="none", tables=("sam_sp_main",))
+        for method in ("zero_shot", "decoder_tuning", "lora")
+    ]
+    cells.append(EvaluationCell("zero_shot", "nano", "drive", prompt="box", tables=("sam_sp_main",)))
+    table = build_tables(records_of(tmp_path, cells))["sam_sp_main"]
+    unprompted, boxes = pivots("sam_sp_main", table)
+    assert len(unprompted.rows) == 3 and len(boxes.rows) == 1
+    assert "not run" not in {cell for part in (unprompted, boxes) for line in part.rows for cell in line}
+    half = table[table["method"] != "decoder_tuning"]
+    assert len(pivots("sam_sp_main", half)) == 1
+
+
+def test_a_grid_too_coarse_for_the_truth_is_named(tmp_path):
+    table = build_tables(records_of(tmp_path, fake_cells()))["baselines"]
+    truth = table[(table["method"] == "zero_shot") & (table["metric"] == "iou")].assign(
+        method="truth", output="at_mask_size"
+    )
+    for iou, said in ((0.6, True), (0.95, False)):
+        rows = truth.assign(mean=iou)
+        shown = pivot("sam_sp_main", pd.concat([table, rows, rows.assign(prompt="point1")]))
+        assert shown.caption.count("On neu-seg the truth itself") == said and ("IoU 0.600" in shown.caption) is said
+
+
+def test_a_metric_that_some_seeds_lack_is_shown_of_the_others(tmp_path):
+    cells = [EvaluationCell("zero_shot", "nano", "drive", seed=seed, tables=("baselines",)) for seed in (0, 1)]
+    first, second = records_of(tmp_path, cells)
+    for lacking in ([first, without(second)], [without(first), second]):
+        table = build_tables(lacking)["baselines"].set_index("metric")["seeds"]
+        assert table["iou"] == 2 and table["hd95_strict"] == 1
+
+
+def without(record, metric="hd95_strict"):
+    return dataclasses.replace(record, objects=record.objects.drop(columns=metric))
+
+
+def test_methods_without_a_backbone_need_no_column_for_it(tmp_path):
+    cells = [EvaluationCell("ellipse", "none", "drive", tables=("nano_sam",))]
+    cells.append(EvaluationCell("zero_shot", "nano", "drive", tables=("nano_sam",)))
+    shown = pivot("nano_sam", build_tables(records_of(tmp_path, cells))["nano_sam"])
+    assert "backbone" not in shown.header and shown.caption.startswith("Backbone nano")
+
+
+def test_the_last_pass_is_shown_once_as_the_final_output():
+    rows = [("unet", "a", "final", 0.5)]
+    for name, passes in (("a", 2), ("b", 4)):
+        outputs = [f"pass{number}" for number in range(passes)] + ["final"]
+        rows += [("sam_sp", name, output, 0.1 * min(place, passes - 1)) for place, output in enumerate(outputs)]
+    table = pd.DataFrame(rows, columns=["method", "dataset", "output", "mean"]).assign(
+        prompt="none", metric="iou", variant="", backbone="nano", train_dataset="", split="test", std=np.nan, seeds=1
+    )
+    shown = pivot("sam_sp_main", table)
+    place = shown.header.index("output")
+    assert [(row[0], row[place]) for row in shown.rows if row[1] == "sam_sp" and row[0] != "mean of sets"] == [
+        ("a", "pass0"), ("a", "final"), ("b", "pass0"), ("b", "pass1"), ("b", "pass2"), ("b", "final")
+    ]  # fmt: skip
+    assert [row[-1] for row in shown.rows if row[1] == "unet"] == ["0.500"]
+
+
+def test_paper_numbers_are_those_of_the_sheet():
+    values = load_paper_numbers()["asam"].values.pivot(index="dataset", columns="method", values="mean")
+    assert values.shape == (14, 5) and not values.isna().any(axis=None)
+    first = ["doors", "lvis", "zerowaste-f", "ndispark", "egohos", "plittersdorf", "bbbc038"]
+    averages = {"zero_shot": (76.7, 75.8), "dat": (47.6, 51.1), "pgd": (53.9, 56.2), "generated": (65.0, 44.0),
+                "asam": (77.6, 77.5)}  # the paper's own averages  # fmt: skip
+    for method, (one, two) in averages.items():
+        assert values.loc[first, method].mean() * 100 == pytest.approx(one, abs=0.06)
+        assert values.drop(first)[method].mean() * 100 == pytest.approx(two, abs=0.06)
+    assert (values["asam"] - values["zero_shot"]).mean() == pytest.approx(0.0136, abs=1e-4)
+
+
+def test_damaged_paper_numbers_name_their_file(tmp_path):
+    (tmp_path / "x.yaml").write_text("paper: X\nsource: ''\nnote: ''\ntables: {x_main: [{prompt: box}]}")
+    with pytest.raises(InputError, match=r"x\.yaml.*unit"):
+        load_paper_numbers(tmp_path)
+
+
+def test_check_says_what_differs(tmp_path):
+    write_tables(build_tables(records_of(tmp_path, fake_cells())), tmp_path / "tables")
+    assert check_tables(tmp_path) == []
+    path = tmp_path / "tables" / "baselines.csv"
+    table = read_table(path)
+    table.loc[2, "mean"] += 0.001
+    table.to_csv(path, index=False)
+    (tmp_path / "tables" / "speed.csv").unlink()
+    found = check_tables(tmp_path)
+    assert len(found) == 2 and found[0].startswith("baselines: row 3, mean: ") and found[1] == "speed: missing"
+
+
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_committed_tables_equal_a_rebuild_from_the_committed_records(profile):
+    folder = repository_root() / "results" / profile
+    records = list((folder / "records").glob("*.json.gz"))
+    assert sum(path.stat().st_size for path in records) < 20e6
+    assert not records or check_tables(folder) == []

@@ -1,0 +1,364 @@
+"""How cells are run: whole records whatever happens, nothing run twice."""
+
+import dataclasses
+import errno
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fake_records import fake_cells, fake_execute, fake_objects
+from samtune.common import atomic, provenance
+from samtune.common.atomic import DiskFull, locked, write_atomically
+from samtune.common.errors import InputError
+from samtune.report.tables import build_tables, write_tables
+from samtune.study import runner
+from samtune.study.cells import EvaluationCell, TrainingCell
+from samtune.study.records import Record, read_record, read_records, write_record
+from samtune.study.runner import Result, checkpoint_folder, estimate_seconds, in_subprocess, run_cell, run_cells
+
+
+def counting(calls: list):
+    def execute(cell, folder):
+        calls.append(cell.describe())
+        return fake_execute(cell, folder)
+
+    return execute
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path):
+    objects = fake_objects(TrainingCell("lora", ("magnetic-tile",), "nano").evaluation("neu-seg"))
+    objects.loc[3, "iou"] = np.nan
+    objects.loc[4, "hd95_strict"] = 123456.789
+    record = Record("k", "evaluation", {"method": "lora", "seed": 0}, ("a", "b:c"), objects, seconds=1 / 3,
+                    extras={"dropped": np.int64(2), "loss": float("nan")})  # fmt: skip
+    path = write_record(tmp_path, record)
+    first = path.read_bytes()
+    back = read_record(path)
+    pd.testing.assert_frame_equal(back.objects, objects, rtol=1e-5, check_dtype=False)
+    assert back.objects.loc[4, "hd95_strict"] == 123457  # six significant digits
+    assert np.isnan(back.objects.loc[3, "iou"]) and back.objects["area"].dtype == np.int64
+    assert (back.seconds, back.tables, back.extras) == (0.333333, ("a", "b:c"), {"dropped": 2, "loss": None})
+    write_record(tmp_path, back)
+    assert path.read_bytes() == first  # the same record, the same bytes: no noise in git
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "json", "other key", "other version"])
+def test_a_damaged_record_is_named_set_aside_and_run_again(tmp_path, damage):
+    cells = fake_cells(datasets=("magnetic-tile",), seeds=(0,))
+    run_cells(cells, tmp_path, fake_execute, say=lambda line: None)
+    path = tmp_path / "records" / f"{cells[0].key()}.json.gz"
+    whole = path.read_bytes()
+    data = json.loads(gzip.decompress(whole))
+    path.write_bytes({
+        "truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello", "json": gzip.compress(b"[1]"),
+        "other key": gzip.compress(json.dumps(data | {"key": "x"}).encode()),
+        "other version": gzip.compress(json.dumps(data | {"format": 99}).encode()),
+    }[damage])  # fmt: skip
+    calls = []
+    with pytest.warns(UserWarning, match=str(path)):
+        records = run_cells(cells, tmp_path, counting(calls), say=lambda line: None)
+    assert len(calls) == 1 and records[0].key == cells[0].key()
+    assert path.with_name(path.name + ".corrupt").exists()
+    assert len(read_records(tmp_path / "records")) == 3
+
+
+def test_cells_run_once_and_each_training_before_what_measures_it(tmp_path):
+    calls, said = [], []
+    cells = fake_cells(seeds=(0, 1))
+    records = run_cells(cells, tmp_path, counting(calls), say=said.append)
+    assert [record.key for record in records] == [cell.key() for cell in cells]
+    assert len(calls) == 12 == len(set(calls))
+    assert all(calls.index(cell.training.describe()) < calls.index(cell.describe()) for cell in cells if cell.training)
+    assert (
+        said[0] == "8 cells: 0 recorded, to run: 4 trainings and 8 measurements, time unknown until the first are done"
+    )
+    run_cells(cells, tmp_path, counting(calls), say=said.append)
+    assert len(calls) == 12 and said[-1] == "8 cells: 8 recorded, nothing to run"
+    more = [cells[0].training.evaluation("drive"), *fake_cells(seeds=(5,), datasets=("neu-seg",))]
+    run_cells(more, tmp_path, counting(calls), say=said.append)
+    assert len(calls) == 16  # one measurement of a training that is there, and a training with two of its own
+    # 3 measurements like those before (2 s each) and one training (30 s for 3,000 images)
+    assert "3 cells: 0 recorded, to run: 1 trainings and 3 measurements, about 36 s" in said
+    record = read_record(tmp_path / "records" / f"{cells[0].training.key()}.json.gz")
+    assert (record.kind, record.seconds, record.precision, record.images) == ("training", 30.0, "fp32", 3000)
+    assert record.extras == {"trainable_parameters": 1234} and record.curve[0]["loss"] == 1
+    assert record.hardware and record.commit and record.packages["torch"] and record.peak_memory_mb > 1
+
+
+def test_committed_records_without_checkpoints_are_read_and_only_new_measurements_train_again(tmp_path):
+    cells = fake_cells(datasets=("neu-seg",), seeds=(0,))
+    run_cells(cells, tmp_path, fake_execute, say=lambda line: None)
+    folder = checkpoint_folder(tmp_path, cells[0].training)
+    for file in folder.iterdir():
+        file.unlink()
+    calls = []
+    run_cells([*cells, cells[0].training], tmp_path, counting(calls), say=lambda line: None)
+    assert calls == []
+    run_cells([cells[0].training.evaluation("drive")], tmp_path, counting(calls), say=lambda line: None)
+    assert [call.split()[0] for call in calls] == ["train", "measure"]
+
+
+def test_one_cell_can_be_shown_in_several_tables(tmp_path):
+    (cell, _) = fake_cells(datasets=("neu-seg",), seeds=(0,))
+    run_cells([cell], tmp_path, fake_execute, say=lambda line: None)
+    again = dataclasses.replace(cell, tables=("spt_ablation:LoRA alone",))
+    calls = []
+    (record,) = run_cells([again], tmp_path, counting(calls), say=lambda line: None)
+    assert calls == [] and record.tables == ("baselines", "spt_ablation:LoRA alone")
+    assert record.variants("spt_ablation") == ["LoRA alone"] and record.variants("baselines") == [""]
+
+
+def test_one_failure_does_not_stop_the_others_and_is_raised_at_the_end(tmp_path):
+    cells, calls, said = fake_cells(), [], []
+
+    def execute(cell, folder):
+        if cell.method == "lora" and cell.seed == 1 and isinstance(cell, TrainingCell):
+            raise RuntimeError("loss is not a number")
+        return counting(calls)(cell, folder)
+
+    with pytest.raises(RuntimeError, match="not a number") as caught:
+        run_cells(cells, tmp_path, execute, say=said.append)
+    assert "4 of 18 cells were not run" in caught.value.__notes__[0]  # two trainings, and what measures them
+    assert sum(line.count("FAILED train lora") for line in said) == 2
+    assert len(read_records(tmp_path / "records")) == 14
+    run_cells(cells, tmp_path, counting(calls), say=said.append)
+    assert len(read_records(tmp_path / "records")) == 18 and len(calls) == 18
+
+
+def test_a_full_disk_is_one_line_and_leaves_earlier_records_whole(tmp_path, monkeypatch):
+    cells, written = fake_cells(datasets=("neu-seg",)), []
+    real = os.fsync
+
+    def full_after_five(descriptor):
+        written.append(descriptor)
+        if len(written) > 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(atomic.os, "fsync", full_after_five)
+    with pytest.raises(DiskFull, match="disk full while writing .*: free some space") as caught:
+        run_cells(cells, tmp_path, fake_execute, say=lambda line: None)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    before = read_records(tmp_path / "records")
+    assert before and not list((tmp_path / "records").glob(".*"))
+    calls = []
+    run_cells(cells, tmp_path, counting(calls), say=lambda line: None)
+    assert len(read_records(tmp_path / "records")) == 9
+
+    # Also where a method's own file (a checkpoint) meets the full disk.
+    def no_room(cell, folder):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "last.pt")
+
+    with pytest.raises(DiskFull, match="disk full while writing last.pt"):
+        run_cells(fake_cells(seeds=(9,)), tmp_path, no_room, say=lambda line: None)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(atomic.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+RUN = textwrap.dedent(
+    """
+    import sys, time
+    from pathlib import Path
+    from fake_records import fake_cells, fake_execute
+    from samtune.study.runner import run_cells
+
+    def slowly(cell, folder):
+        time.sleep(0.01)
+        result = fake_execute(cell, folder)
+        time.sleep(0.01)
+        return result
+
+    print("ready", flush=True)
+    run_cells(fake_cells(), Path(sys.argv[1]), slowly, say=lambda line: None)
+    """
+)
+
+
+def test_killed_ten_times_at_random_moments_the_tables_are_the_same(tmp_path):
+    run_cells(fake_cells(), tmp_path / "whole", fake_execute, say=lambda line: None)
+    moments, killed = random.Random(0), 0
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    for _ in range(10):
+        command = [sys.executable, "-c", RUN, str(tmp_path / "killed")]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(moments.uniform(0, 0.12))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        process.stdout.close()
+        for record in (tmp_path / "killed" / "records").glob("*.json.gz"):
+            assert read_record(record) is not None, record
+    assert killed >= 3  # the run takes about 0.6 s in all
+    run_cells(fake_cells(), tmp_path / "killed", fake_execute, say=lambda line: None)
+    for name in ("whole", "killed"):
+        write_tables(build_tables(read_records(tmp_path / name / "records")), tmp_path / name / "tables")
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "tables").iterdir() if path.stem != "speed"}
+    killed_tables = {path.name: path.read_bytes() for path in (tmp_path / "killed" / "tables").iterdir()}
+    assert whole and all(killed_tables[name] == content for name, content in whole.items())
+
+
+SHARE = textwrap.dedent(
+    """
+    import os, sys, time
+    from pathlib import Path
+    from fake_records import fake_cells, fake_execute
+    from samtune.study.runner import run_cells
+
+    folder = Path(sys.argv[1])
+
+    def execute(cell, checkpoints):
+        with (folder / f"{os.getpid()}.txt").open("a") as log:
+            log.write(cell.key() + "\\n")
+        time.sleep(0.1)
+        return fake_execute(cell, checkpoints)
+
+    print("ready", flush=True)
+    sys.stdin.readline()
+    run_cells(fake_cells(seeds=(0, 1)), folder, execute, say=lambda line: None)
+    """
+)
+
+
+def test_cell_taken_while_others_were_looked_at_is_not_chosen(tmp_path, monkeypatch):
+    cells = [TrainingCell("lora", (name,), "nano") for name in ("neu-seg", "crackforest")]
+    asked = []
+
+    def taken_at_the_second_look(path):
+        asked.append(path.name)
+        return cells[0].key() in path.name and asked.count(path.name) > 1
+
+    monkeypatch.setattr(runner, "is_locked", taken_at_the_second_look)
+    assert runner._free(cells, tmp_path) is cells[1]
+
+
+def test_processes_that_are_asked_for_the_same_cells_share_the_work(tmp_path):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    command = [sys.executable, "-c", SHARE, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=environment, **pipes) for _ in range(2)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
+    assert [process.returncode for process in processes] == [0, 0]
+    shares = [path.read_text().split() for path in tmp_path.glob("*.txt")]
+    assert len(shares) == 2 and min(map(len, shares)) >= 3  # 4 trainings and 8 measurements in all
+    assert len(set(shares[0] + shares[1])) == len(shares[0] + shares[1]) == 12
+
+
+def test_what_another_process_measures_is_left_to_it_while_there_is_other_work(tmp_path):
+    here, sibling = (EvaluationCell("zero_shot", "nano", "neu-seg", prompt=prompt) for prompt in ("box", "point1"))
+    elsewhere = EvaluationCell("zero_shot", "nano", "drive")
+    order = []
+
+    def executor(cell):
+        order.append(cell)
+        other_process.close()  # lets go of its lock
+        run_cell(cell, tmp_path, fake_execute)
+
+    with ExitStack() as other_process:
+        other_process.enter_context(locked(tmp_path / "checkpoints" / f"{here.key()}.lock"))
+        run_cells([here, sibling, elsewhere], tmp_path, fake_execute, say=lambda line: None, executor=executor)
+    assert order == [elsewhere, here, sibling]
+
+
+CELL = textwrap.dedent(
+    """
+    import os, sys
+    from pathlib import Path
+    from fake_records import fake_execute
+    from samtune.study.cells import cell_from_json
+    from samtune.study.runner import run_cell
+
+    cell = cell_from_json(sys.argv[3])
+    if cell.seed == 7:
+        os.kill(os.getpid(), 9)
+    if cell.seed == 8:
+        sys.exit("no data under /data")
+    run_cell(cell, Path(sys.argv[2]), fake_execute)
+    """
+)
+
+
+def test_cells_in_processes_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    executor = in_subprocess(tmp_path, [sys.executable, "-c", CELL])
+    cells = fake_cells(datasets=("neu-seg",), seeds=(0,))
+    records = run_cells(cells, tmp_path, None, say=lambda line: None, executor=executor)
+    assert [record.method for record in records] == ["lora", "zero_shot"]
+    assert len(read_records(tmp_path / "records")) == 3
+    with pytest.raises(RuntimeError, match="killed, most likely out of memory"):
+        executor(EvaluationCell("zero_shot", "nano", "neu-seg", seed=7))
+    with pytest.raises(RuntimeError, match="status 1: no data under /data"):
+        executor(EvaluationCell("zero_shot", "nano", "neu-seg", seed=8))
+
+
+def test_a_cell_that_another_process_has_just_run_is_not_run_again(tmp_path):
+    cell, calls = fake_cells()[0], []
+    for _ in range(2):
+        run_cell(cell.training, tmp_path, counting(calls))
+        run_cell(cell, tmp_path, counting(calls))
+    assert len(calls) == 2
+
+
+def test_time_is_estimated_from_the_most_alike_cells():
+    def record(kind, method, dataset, seconds, images):
+        cell = {"method": method, "backbone": "nano", "images": images, "dataset": dataset}
+        return Record("k", kind, cell, seconds=seconds, hardware=provenance.hardware())
+
+    records = [record("training", "lora", "", 30, 3000), record("training", "spt", "", 90, 3000)]
+    train = TrainingCell("lora", ("neu-seg",), "nano", images=500)
+    assert estimate_seconds([train], records) == pytest.approx(5)
+    assert estimate_seconds([dataclasses.replace(train, method="asam")], records) == pytest.approx(10)  # mean of both
+    assert estimate_seconds([dataclasses.replace(train, backbone="vit_b")], records) is None
+    assert estimate_seconds([], records) == 0
+
+
+def test_precision_is_read_from_the_flags():
+    assert provenance.choose_precision("auto", "cpu", frozenset({"avx512f", "avx512_vnni"})) == "fp32"
+    assert provenance.choose_precision("auto", "cpu", frozenset({"avx512_bf16"})) == "bf16"
+    assert provenance.choose_precision("auto", "cpu", frozenset({"amx_bf16"})) == "bf16"
+    assert provenance.choose_precision("auto", "mps", frozenset({"amx_bf16"})) == "fp32"
+    assert provenance.choose_precision("bf16", "cpu", frozenset()) == "bf16"
+    with pytest.raises(InputError, match="unknown precision 'fp23'; known: fp32"):
+        provenance.choose_precision("fp23")
+
+
+def test_peak_memory_starts_anew_with_every_cell(tmp_path):
+    def hungry(cell, folder):
+        if cell.seed == 0:
+            np.ones(40_000_000 // 8).sum()  # 40 MB
+        return Result(objects=fake_objects(cell))
+
+    if not os.access("/proc/self/clear_refs", os.W_OK):  # elsewhere the peak is the process's, and says so
+        return
+    cells = [EvaluationCell("zero_shot", "nano", "neu-seg", seed=seed) for seed in (0, 1)]
+    first, second = run_cells(cells, tmp_path, hungry, say=lambda line: None)
+    assert first.peak_memory_mb - second.peak_memory_mb > 20
