@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from samtune.study.cells import Cell, EvaluationCell, TrainingCell
-from samtune.study.runner import Result
+from samtune.study.runner import Result, files_folder
 
 LEVELS = {"zero_shot": 0.5, "ellipse": 0.4, "decoder_tuning": 0.55, "lora": 0.6, "spt": 0.65, "asam": 0.52, "pgd": 0.45}
 
@@ -30,16 +30,17 @@ def fake_objects(cell: EvaluationCell, images: int = 12, objects: int = 2) -> pd
     return pd.DataFrame(rows)
 
 
-def fake_execute(cell: Cell, folder: Path | None) -> Result:
+def fake_execute(cell: Cell, results: Path) -> Result:
     """What a training or a measurement would give; a training writes its "weights", a measurement reads them."""
     if isinstance(cell, TrainingCell):
+        folder = files_folder(results, cell)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "weights.txt").write_text(cell.key())
         curve = [{"images": 100 * (step + 1), "loss": 1 / (step + 1), "validation_iou": 0.5 + step / 100}
                  for step in range(6)]  # fmt: skip
         return Result(curve=curve, precision="fp32", seconds=30.0, extras={"trainable_parameters": 1234})
-    if cell.training is not None:
-        assert (folder / "weights.txt").read_text() == cell.training.key()
+    for need in cell.needs:
+        assert (files_folder(results, need) / "weights.txt").read_text() == need.key()
     return Result(
         objects=fake_objects(cell),
         precision="fp32",

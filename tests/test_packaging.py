@@ -92,7 +92,7 @@ def test_wheel_carries_everything_under_samtune(tmp_path: Path) -> None:
     assert "samtune = samtune.commands.cli:main" in entry_points
     sources = {str(path.relative_to(tmp_path / "lib")) for path in (tmp_path / "lib").rglob("*") if path.is_file()}
     assert {name for name in sources if name.startswith("samtune/")} <= names
-    for data in ("profiles/*.yaml", "paper_numbers/*.yaml", "assets/*", "templates/*.j2"):
+    for data in ("profiles/*.yaml", "paper_numbers/*.yaml", "assets/*", "report/templates/*.j2"):
         assert list((ROOT / "lib" / "samtune").glob(data)), f"nothing matches {data}"
 
 

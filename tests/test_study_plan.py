@@ -16,6 +16,7 @@ from samtune.study.execute import cell_method, executor
 from samtune.study.plan import Plan, backbone_hash, choose_learning_rates, mean_iou, place_of, training_cell
 from samtune.study.profile import Profile
 from samtune.study.records import Record
+from samtune.study.runner import files_folder
 from small_sam import small_sam
 
 DATA = "synthetic-industrial"
@@ -38,7 +39,8 @@ def test_training_resumes_in_its_folder(profile: Profile, tmp_path: Path, monkey
     hyper = {"checkpoint_every": 1}
     cell = training_cell(profile, "lora", DATA, 0, 1e-3, backbone_hash("nano"), **hyper)
     expected = executor(profile)(cell, tmp_path / "whole")
-    original = plan.train
+    whole, part = (files_folder(tmp_path / name, cell) for name in ("whole", "part"))
+    original = execute.train
 
     def interrupted(method, sources, config, folder, cache):
         original(method, sources, config, folder, cache)
@@ -47,10 +49,10 @@ def test_training_resumes_in_its_folder(profile: Profile, tmp_path: Path, monkey
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(execute, "train", interrupted)
         executor(profile)(cell, tmp_path / "part")
-    assert (tmp_path / "part" / "last.pt").is_file() and not (tmp_path / "part" / execute.TUNED).exists()
+    assert (part / "last.pt").is_file() and not (part / execute.TUNED).exists()
     found = executor(profile)(cell, tmp_path / "part")
     assert found.curve == expected.curve
-    assert (tmp_path / "part" / execute.TUNED).read_bytes() == (tmp_path / "whole" / execute.TUNED).read_bytes()
+    assert (part / execute.TUNED).read_bytes() == (whole / execute.TUNED).read_bytes()
 
 
 def test_hyper_parameters_reach_training_and_method(
@@ -162,7 +164,9 @@ def test_a_variant_has_its_own_rate_and_other_changes_take_the_methods(
         return {one: 1e-4 + 1e-3 * len(one[2]) for one in places}
 
     monkeypatch.setattr(plan, "choose_learning_rates", rates)
-    ours = Plan(profile, [DATA], ["lora"], variants=[("lora", {"rank": 2})])
+    ours = Plan(profile)
+    assert ours.rates == {}  # nothing is trained before it is asked for
+    ours.choose_rates([DATA], ["lora"], [("lora", {"rank": 2})])
     cells = [ours.training("lora", DATA, 0, **options) for options in ({}, {"rank": 2}, {"rank": 4})]
     assert [dict(cell.hyper)["learning_rate"] for cell in cells] == [1e-4, 1.1e-3, 1e-4]
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import errno
-import gzip
-import json
 import os
 import random
 import signal
@@ -12,21 +10,22 @@ import sys
 import textwrap
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from fake_records import fake_cells, fake_execute, fake_objects
 from samtune.common import atomic, provenance
-from samtune.common.atomic import DiskFull, locked, write_atomically
+from samtune.common.atomic import DiskFull, lock, write_atomically
 from samtune.common.errors import InputError
 from samtune.report.tables import build_tables, write_tables
 from samtune.study import runner
-from samtune.study.cells import EvaluationCell, TrainingCell
-from samtune.study.records import Record, read_record, read_records, write_record
-from samtune.study.runner import Result, checkpoint_folder, estimate_seconds, in_subprocess, run_cell, run_cells
+from samtune.study.cells import KINDS, Cell, EvaluationCell, TrainingCell, plain_cell
+from samtune.study.records import Record, read_record, read_records
+from samtune.study.runner import Result, estimate_seconds, files_folder, run_cell, run_cells
 
 
 def counting(calls: list):
@@ -37,43 +36,6 @@ def counting(calls: list):
     return execute
 
 
-def test_a_record_comes_back_as_it_was_written(tmp_path):
-    objects = fake_objects(TrainingCell("lora", ("magnetic-tile",), "nano").evaluation("neu-seg"))
-    objects.loc[3, "iou"] = np.nan
-    objects.loc[4, "hd95_strict"] = 123456.789
-    record = Record("k", "evaluation", {"method": "lora", "seed": 0}, ("a", "b:c"), objects, seconds=1 / 3,
-                    extras={"dropped": np.int64(2), "loss": float("nan")})  # fmt: skip
-    path = write_record(tmp_path, record)
-    first = path.read_bytes()
-    back = read_record(path)
-    pd.testing.assert_frame_equal(back.objects, objects, rtol=1e-5, check_dtype=False)
-    assert back.objects.loc[4, "hd95_strict"] == 123457  # six significant digits
-    assert np.isnan(back.objects.loc[3, "iou"]) and back.objects["area"].dtype == np.int64
-    assert (back.seconds, back.tables, back.extras) == (0.333333, ("a", "b:c"), {"dropped": 2, "loss": None})
-    write_record(tmp_path, back)
-    assert path.read_bytes() == first  # the same record, the same bytes: no noise in git
-
-
-@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "json", "other key", "other version"])
-def test_a_damaged_record_is_named_set_aside_and_run_again(tmp_path, damage):
-    cells = fake_cells(datasets=("magnetic-tile",), seeds=(0,))
-    run_cells(cells, tmp_path, fake_execute, say=lambda line: None)
-    path = tmp_path / "records" / f"{cells[0].key()}.json.gz"
-    whole = path.read_bytes()
-    data = json.loads(gzip.decompress(whole))
-    path.write_bytes({
-        "truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello", "json": gzip.compress(b"[1]"),
-        "other key": gzip.compress(json.dumps(data | {"key": "x"}).encode()),
-        "other version": gzip.compress(json.dumps(data | {"format": 99}).encode()),
-    }[damage])  # fmt: skip
-    calls = []
-    with pytest.warns(UserWarning, match=str(path)):
-        records = run_cells(cells, tmp_path, counting(calls), say=lambda line: None)
-    assert len(calls) == 1 and records[0].key == cells[0].key()
-    assert path.with_name(path.name + ".corrupt").exists()
-    assert len(read_records(tmp_path / "records")) == 3
-
-
 def test_cells_run_once_and_each_training_before_what_measures_it(tmp_path):
     calls, said = [], []
     cells = fake_cells(seeds=(0, 1))
@@ -82,7 +44,7 @@ def test_cells_run_once_and_each_training_before_what_measures_it(tmp_path):
     assert len(calls) == 12 == len(set(calls))
     assert all(calls.index(cell.training.describe()) < calls.index(cell.describe()) for cell in cells if cell.training)
     assert (
-        said[0] == "8 cells: 0 recorded, to run: 4 trainings and 8 measurements, time unknown until the first are done"
+        said[0] == "8 cells: 0 recorded, to run: 4 trainings and 8 evaluations, time unknown until the first are done"
     )
     run_cells(cells, tmp_path, counting(calls), say=said.append)
     assert len(calls) == 12 and said[-1] == "8 cells: 8 recorded, nothing to run"
@@ -90,7 +52,7 @@ def test_cells_run_once_and_each_training_before_what_measures_it(tmp_path):
     run_cells(more, tmp_path, counting(calls), say=said.append)
     assert len(calls) == 16  # one measurement of a training that is there, and a training with two of its own
     # 3 measurements like those before (2 s each) and one training (30 s for 3,000 images)
-    assert "3 cells: 0 recorded, to run: 1 trainings and 3 measurements, about 36 s" in said
+    assert "3 cells: 0 recorded, to run: 1 trainings and 3 evaluations, about 36 s" in said
     record = read_record(tmp_path / "records" / f"{cells[0].training.key()}.json.gz")
     assert (record.kind, record.seconds, record.precision, record.images) == ("training", 30.0, "fp32", 3000)
     assert record.extras == {"trainable_parameters": 1234} and record.curve[0]["loss"] == 1
@@ -100,7 +62,7 @@ def test_cells_run_once_and_each_training_before_what_measures_it(tmp_path):
 def test_committed_records_without_checkpoints_are_read_and_only_new_measurements_train_again(tmp_path):
     cells = fake_cells(datasets=("neu-seg",), seeds=(0,))
     run_cells(cells, tmp_path, fake_execute, say=lambda line: None)
-    folder = checkpoint_folder(tmp_path, cells[0].training)
+    folder = files_folder(tmp_path, cells[0].training)
     for file in folder.iterdir():
         file.unlink()
     calls = []
@@ -269,7 +231,7 @@ def test_processes_that_are_asked_for_the_same_cells_share_the_work(tmp_path):
         process.communicate()
     assert [process.returncode for process in processes] == [0, 0]
     shares = [path.read_text().split() for path in tmp_path.glob("*.txt")]
-    assert len(shares) == 2 and min(map(len, shares)) >= 3  # 4 trainings and 8 measurements in all
+    assert len(shares) == 2 and min(map(len, shares)) >= 3  # 4 trainings and 8 evaluations in all
     assert len(set(shares[0] + shares[1])) == len(shares[0] + shares[1]) == 12
 
 
@@ -278,46 +240,15 @@ def test_what_another_process_measures_is_left_to_it_while_there_is_other_work(t
     elsewhere = EvaluationCell("zero_shot", "nano", "drive")
     order = []
 
-    def executor(cell):
+    def execute(cell, results):
         order.append(cell)
         other_process.close()  # lets go of its lock
-        run_cell(cell, tmp_path, fake_execute)
+        return fake_execute(cell, results)
 
     with ExitStack() as other_process:
-        other_process.enter_context(locked(tmp_path / "checkpoints" / f"{here.key()}.lock"))
-        run_cells([here, sibling, elsewhere], tmp_path, fake_execute, say=lambda line: None, executor=executor)
+        other_process.enter_context(lock(tmp_path / "checkpoints" / f"{here.key()}.lock"))
+        run_cells([here, sibling, elsewhere], tmp_path, execute, say=lambda line: None)
     assert order == [elsewhere, here, sibling]
-
-
-CELL = textwrap.dedent(
-    """
-    import os, sys
-    from pathlib import Path
-    from fake_records import fake_execute
-    from samtune.study.cells import cell_from_json
-    from samtune.study.runner import run_cell
-
-    cell = cell_from_json(sys.argv[3])
-    if cell.seed == 7:
-        os.kill(os.getpid(), 9)
-    if cell.seed == 8:
-        sys.exit("no data under /data")
-    run_cell(cell, Path(sys.argv[2]), fake_execute)
-    """
-)
-
-
-def test_cells_in_processes_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
-    executor = in_subprocess(tmp_path, [sys.executable, "-c", CELL])
-    cells = fake_cells(datasets=("neu-seg",), seeds=(0,))
-    records = run_cells(cells, tmp_path, None, say=lambda line: None, executor=executor)
-    assert [record.method for record in records] == ["lora", "zero_shot"]
-    assert len(read_records(tmp_path / "records")) == 3
-    with pytest.raises(RuntimeError, match="killed, most likely out of memory"):
-        executor(EvaluationCell("zero_shot", "nano", "neu-seg", seed=7))
-    with pytest.raises(RuntimeError, match="status 1: no data under /data"):
-        executor(EvaluationCell("zero_shot", "nano", "neu-seg", seed=8))
 
 
 def test_a_cell_that_another_process_has_just_run_is_not_run_again(tmp_path):
@@ -328,12 +259,55 @@ def test_a_cell_that_another_process_has_just_run_is_not_run_again(tmp_path):
     assert len(calls) == 2
 
 
-def test_time_is_estimated_from_the_most_alike_cells():
-    def record(kind, method, dataset, seconds, images):
-        cell = {"method": method, "backbone": "nano", "images": images, "dataset": dataset}
-        return Record("k", kind, cell, seconds=seconds, hardware=provenance.hardware())
+@dataclass(frozen=True)
+class PicturesCell(Cell):
+    """A kind that the runner has never heard of: pictures made from other pictures."""
 
-    records = [record("training", "lora", "", 30, 3000), record("training", "spt", "", 90, 3000)]
+    kind: ClassVar[str] = "pictures"
+    keeps_files: ClassVar[bool] = True
+    name: str
+    method: str = ""
+    source: "PicturesCell | None" = None
+    tables: tuple[str, ...] = field(default=(), compare=False)
+
+    def describe(self):
+        return self.name
+
+
+def test_cells_of_any_kind_run_after_what_they_need_and_only_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(KINDS, "pictures", PicturesCell)
+    first = PicturesCell("inversion")
+    last = PicturesCell("attack of the attack", source=PicturesCell("attack", source=first))
+    calls = []
+
+    def execute(cell, results):
+        assert all((files_folder(results, need) / "finished.json").is_file() for need in cell.needs)
+        calls.append(cell.describe())
+        return Result()
+
+    run_cells([last], tmp_path, execute, say=lambda line: None)
+    assert calls == ["inversion", "attack", "attack of the attack"]
+    (files_folder(tmp_path, first) / "finished.json").unlink()  # a record without its files, needed by nothing missing
+    run_cells([last, PicturesCell("another attack", source=last.source)], tmp_path, execute, say=lambda line: None)
+    assert calls[3:] == ["another attack"]
+    calls.clear()
+
+    def fails(cell, results):
+        calls.append(cell.describe())
+        raise RuntimeError("no diffusion model")
+
+    chain = PicturesCell("c", source=PicturesCell("b", source=PicturesCell("a")))
+    with pytest.raises(RuntimeError, match="no diffusion model"):
+        run_cells([chain], tmp_path, fails, say=lambda line: None)
+    assert calls == ["a"]  # what needs it, at whatever distance, is not tried
+
+
+def test_time_is_estimated_from_the_most_alike_cells():
+    def record(method, seconds):
+        cell = plain_cell(TrainingCell(method, ("drive",), "nano", images=3000))
+        return Record("k", "training", cell, seconds=seconds, hardware=provenance.hardware())
+
+    records = [record("lora", 30), record("spt", 90)]
     train = TrainingCell("lora", ("neu-seg",), "nano", images=500)
     assert estimate_seconds([train], records) == pytest.approx(5)
     assert estimate_seconds([dataclasses.replace(train, method="asam")], records) == pytest.approx(10)  # mean of both

@@ -2,9 +2,10 @@
 
 import pytest
 
+from samtune.methods import build_method
 from samtune.report.claims import build_claims
 from samtune.report.tables import build_tables
-from samtune.study import plan, spt
+from samtune.study import spt
 from samtune.study.cells import EvaluationCell
 from samtune.study.plan import Plan
 from samtune.study.profile import Profile
@@ -31,9 +32,9 @@ def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
 
 def test_rank_that_matches_spts_parameters() -> None:
     def count(rank: int) -> int:
-        return plan.build_method("lora", small_sam(), rank=rank).count_trainable()
+        return build_method("lora", small_sam(), rank=rank).count_trainable()
 
-    spt, rank = plan.build_method("spt", small_sam()).count_trainable(), matching_rank("nano")
+    spt, rank = build_method("spt", small_sam()).count_trainable(), matching_rank("nano")
     assert count(rank) >= spt > count(rank - 1)
 
 
@@ -88,7 +89,7 @@ def test_every_ablation_changes_what_it_says_and_trains_nothing_twice(
     assert chosen_from == {variant: {("spt", "val")} for variant in options} | {
         variant: both for variant in ("", *spt.GROUPS["prompts"])
     }
-    plan = Plan(profile, [DATA], ("lora", "spt"))
+    plan = Plan(profile).choose_rates([DATA], ("lora", "spt"))
     default = plan.training("spt", DATA, 0).key()
     for variant in changed:
         assert default not in {key for method, key, _ in variants[variant] if method == "spt"}, variant
@@ -112,6 +113,6 @@ def test_groups_can_be_asked_for_alone(profile: Profile, asked: list[EvaluationC
 
 
 def test_robustness_keeps_a_methods_cells_together(profile: Profile) -> None:
-    methods = [cell.method for cell in robustness_cells(Plan(profile, [DATA], ("lora", "spt")), DATA, 0)]
+    methods = [cell.method for cell in robustness_cells(Plan(profile).choose_rates([DATA], ("lora", "spt")), DATA, 0)]
     changes = sum(one != other for one, other in zip(methods, methods[1:], strict=False))
     assert changes == 2 and len(methods) == 3 * 11

@@ -4,16 +4,11 @@ import errno
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from samtune.common.errors import InputError
+from filelock import FileLock, Timeout
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from samtune.common.errors import InputError
 
 PARTIAL = ".partial"  # never counts as present; git-ignored
 DISK_FULL = "disk full while writing"
@@ -88,29 +83,21 @@ def remove_stale_partials(folder: Path, older_than_seconds: float = 3600) -> Non
             pass
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, waiting for whoever has it; a killed process lets go of it at once.
+def lock(path: Path) -> FileLock:
+    """The lock file `path`, to be held by `with`, which waits for another process that has it.
 
-    Two notebooks that run side by side thus never train the same cell twice. Where the system has no `flock`
-    (Windows), nothing is locked.
+    A killed process lets go of it at once. Two notebooks that run side by side thus never train the same cell twice.
     """
-    if fcntl is None:
-        yield
-        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return FileLock(path)
 
 
 def is_locked(path: Path) -> bool:
     """Does some process hold the lock file `path` right now?"""
-    if fcntl is None or not path.is_file():
+    if not path.is_file():
         return False
-    with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True

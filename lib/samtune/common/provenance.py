@@ -15,6 +15,7 @@ from samtune.common.paths import repository_root
 
 PRECISIONS = ("auto", "fp32", "bf16")
 PACKAGES = (
+    "samtune",
     "torch",
     "torchvision",
     "segment-anything",

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from samtune.common.errors import InputError
 
@@ -15,17 +15,67 @@ NO_BACKBONE = "none"  # of what has none: truth, ellipse, grabcut, unet
 Pairs = tuple[tuple[str, Any], ...]
 
 
-@dataclass(frozen=True)
-class TrainingCell:
-    """A method trained once.
+class Cell:
+    """What cells of every kind have. A kind is a frozen dataclass below, with a line in `KINDS`.
 
-    `method` as on the command line; `train_datasets` one set or the union of several; `backbone` "nano", "vit_b",
-    ... or a checkpoint's path, `weights_hash` the hash of its weights; `seed` varies training and prompts only;
-    `images` seen in training; `preprocess` "pad" or "stretch"; `prompt` the kinds drawn in training; `target`
-    "union" or "instances"; `hyper` all that differs from the method's defaults, as pairs or a dictionary. Precision
-    and machine are no part of a cell. `tables` says where its results are shown ("name" or "name:variant") and does
-    not count for equality or key.
+    Its fields, but for `tables`, are the configuration that its key is made of. A field added later needs a default:
+    it enters the key only where it differs from that, so that older keys stay as they are. A default must therefore
+    never be changed.
+
+    Fields:
+        tables: where the results are shown ("name" or "name:variant"); counts neither for equality nor for the key.
     """
+
+    kind: ClassVar[str]
+    keeps_files: ClassVar[bool] = False  # must files of its own be there, beside its record, for others to need it?
+    tables: tuple[str, ...]
+
+    @property
+    def needs(self) -> tuple["Cell", ...]:
+        """The cells whose files must be there before this one can run."""
+        return tuple(value for value in vars(self).values() if isinstance(value, Cell))
+
+    @property
+    def parts(self) -> int:
+        """Into how many equal parts the time goes, to estimate it from cells of another length."""
+        return 1
+
+    def key(self) -> str:
+        """Stable name of the cell: 20 hexadecimal digits over everything but hardware and `tables`."""
+        counted = (one for one in fields(self) if one.compare)
+        values = {one.name: (getattr(self, one.name), one.default) for one in counted}
+        configuration = {
+            name: value.key() if isinstance(value, Cell) else value
+            for name, (value, default) in values.items()
+            if default is MISSING or value != default
+        }
+        text = json.dumps({"kind": self.kind, **configuration}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+    def describe(self) -> str:
+        """One line for people."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TrainingCell(Cell):
+    """A method trained once. Precision and machine are no part of a cell.
+
+    Fields:
+        method: as on the command line.
+        train_datasets: one set, or the union of several.
+        backbone: "nano", "vit_b", ... or a checkpoint's path.
+        seed: varies training and prompts only.
+        images: seen in training.
+        preprocess: "pad" or "stretch".
+        prompt: the kinds drawn in training, joined by ",".
+        target: "union" or "instances".
+        hyper: all that differs from the method's defaults, as pairs or a dictionary.
+        weights_hash: the hash of the backbone's weights.
+    """
+
+    kind: ClassVar[str] = "training"
+    keeps_files: ClassVar[bool] = True
 
     method: str
     train_datasets: tuple[str, ...]
@@ -44,12 +94,11 @@ class TrainingCell:
         object.__setattr__(self, "hyper", _pairs(self.hyper))
         object.__setattr__(self, "tables", tuple(self.tables))
 
-    def key(self) -> str:
-        """Stable name of the cell: 20 hexadecimal digits over everything but hardware and `tables`."""
-        return _hash("training", _configuration(self))
+    @property
+    def parts(self) -> int:
+        return self.images
 
     def describe(self) -> str:
-        """One line for people."""
         return f"train {self.method} on {'+'.join(self.train_datasets)}, seed {self.seed}, {self.images} images"
 
     def evaluation(self, dataset: str, **options: Any) -> "EvaluationCell":
@@ -59,14 +108,23 @@ class TrainingCell:
 
 
 @dataclass(frozen=True)
-class EvaluationCell:
+class EvaluationCell(Cell):
     """A method, trained (`training`) or not (None), measured on one part of one set.
 
-    `dataset`, `split`, `target` ("union" or "instances"), `prompt` (one of `samtune.prompts.KINDS`), `preprocess`;
-    `max_images` measures the first so many only (0: all); `options` what else differs at test time. `method`,
-    `backbone`, `seed` and `weights_hash` are the training's (`TrainingCell.evaluation` copies them); the seed also
-    draws the prompts. Raises `ValueError` when they contradict the training. `tables` as in `TrainingCell`.
+    `method`, `backbone`, `seed` and `weights_hash` are the training's (`TrainingCell.evaluation` copies them); raises
+    `ValueError` when they contradict it.
+
+    Fields:
+        dataset, split: what is measured.
+        target: "union" or "instances".
+        prompt: one of `samtune.prompts.KINDS`.
+        preprocess: "pad" or "stretch".
+        seed: also draws the prompts.
+        max_images: measures the first so many only (0: all).
+        options: what else differs at test time.
     """
+
+    kind: ClassVar[str] = "evaluation"
 
     method: str
     backbone: str
@@ -89,60 +147,33 @@ class EvaluationCell:
             if self.training is not None and getattr(self, name) != getattr(self.training, name):
                 raise ValueError(f"{name} is {getattr(self, name)!r} here and {getattr(self.training, name)!r} there")
 
-    def key(self) -> str:
-        """Stable name of the cell: 20 hexadecimal digits over everything but hardware and `tables`."""
-        configuration = _configuration(self)
-        if self.training is not None:
-            configuration["training"] = self.training.key()
-        return _hash("evaluation", configuration)
-
     def describe(self) -> str:
-        """One line for people."""
         return f"measure {self.method} on {self.dataset} {self.split}, {self.prompt} prompt, seed {self.seed}"
 
 
 _SHARED = ("method", "backbone", "seed", "weights_hash", "preprocess", "target")
-Cell = TrainingCell | EvaluationCell
+KINDS: dict[str, type[Cell]] = {kind.kind: kind for kind in (TrainingCell, EvaluationCell)}
 
 
 def plain_cell(cell: Cell) -> dict[str, Any]:
-    """All fields but `tables` as plain data, pairs as dictionaries."""
+    """All fields but `tables` as plain data: pairs as dictionaries, a cell within it likewise."""
     values = {one.name: getattr(cell, one.name) for one in fields(cell) if one.compare}
-    for name in ("hyper", "options"):
-        if name in values:
-            values[name] = dict(values[name])
-    if values.get("training") is not None:
-        values["training"] = plain_cell(values["training"])
+    for name, value in values.items():
+        if isinstance(value, Cell):
+            values[name] = plain_cell(value)
+        elif name in ("hyper", "options"):
+            values[name] = dict(value)
     return json.loads(json.dumps(values))
 
 
-def cell_to_json(cell: Cell) -> str:
-    """The cell as one line of json, `tables` included, for `samtune cell`."""
-    kind = "training" if isinstance(cell, TrainingCell) else "evaluation"
-    return json.dumps({"kind": kind, "cell": plain_cell(cell), "tables": cell.tables}, sort_keys=True)
-
-
-def cell_from_json(text: str) -> Cell:
-    """The cell that `cell_to_json` wrote. Raises `InputError` on anything else."""
+def cell_from_plain(kind: str, values: Mapping[str, Any], tables: tuple[str, ...] = ()) -> Cell:
+    """The cell of which `plain_cell` gave `values`. Raises `InputError` on anything else."""
     try:
-        data = json.loads(text)
-        values = data["cell"]
-        if data["kind"] == "training":
-            return TrainingCell(**values, tables=tuple(data["tables"]))
-        training = values.pop("training")
-        return EvaluationCell(**values, training=training and TrainingCell(**training), tables=tuple(data["tables"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"not a cell: {error}") from error
-
-
-def _configuration(cell: Cell) -> dict[str, Any]:
-    """The fields that differ from their defaults, so that a field added later leaves older keys as they are.
-
-    A default must therefore never be changed.
-    """
-    counted = (one for one in fields(cell) if one.compare)
-    values = {one.name: (getattr(cell, one.name), one.default) for one in counted}
-    return {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
+        training = values.get("training")
+        within = {"training": cell_from_plain("training", training)} if training else {}
+        return KINDS[kind](**{**values, **within}, tables=tables)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"not a cell of this version of SAMtune: {error}") from error
 
 
 def _pairs(values: Mapping[str, Any] | Pairs) -> Pairs:
@@ -159,8 +190,3 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_frozen(item) for item in value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _hash(kind: str, configuration: Mapping[str, Any]) -> str:
-    text = json.dumps({"kind": kind, **configuration}, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]

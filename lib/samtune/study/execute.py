@@ -28,7 +28,7 @@ from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, TrainingCell
 from samtune.study.false_alarms import false_alarms
 from samtune.study.profile import Profile
 from samtune.study.records import Record, cell_of
-from samtune.study.runner import Execute, Result, checkpoint_folder, run_cell
+from samtune.study.runner import Execute, Result, files_folder, run_cell
 from samtune.training import TrainingConfig, train, usable_device
 
 TUNED = "trainable.safetensors"
@@ -39,7 +39,7 @@ TRAINING_OPTIONS = {field.name for field in fields(TrainingConfig)}
 EVALUATION_OPTIONS = {field.name for field in fields(EvaluationConfig)}
 
 
-def executor(profile: Profile, results: Path | None = None) -> Execute:
+def executor(profile: Profile) -> Execute:
     """How this profile runs a cell on this machine: device, precision and batch size are its, all else the cell's.
 
     Raises `InputError` on a prompt or metric of the profile that is not known: before the first training, not after it.
@@ -52,16 +52,13 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
             raise unknown("metric", metric, METRICS)
     device = usable_device(profile.device)
     precision = choose_precision(profile.precision, device)
-    cache = EmbeddingCache((results or results_root(profile.name)) / "cache")
     # Of the trained method that was measured last, so that one kind of prompt after another finds its embeddings.
     known: dict[tuple, dict[str, Tensor]] = {}
 
-    def execute(cell: Cell, folder: Path | None) -> Result:
-        if isinstance(cell, TrainingCell):
-            return _train(cell, folder)
-        return _evaluate(cell, folder)
+    def execute(cell: Cell, results: Path) -> Result:
+        return {"training": run_training, "evaluation": run_evaluation}[cell.kind](cell, results)
 
-    def _train(cell: TrainingCell, folder: Path) -> Result:
+    def run_training(cell: TrainingCell, results: Path) -> Result:
         method = cell_method(cell)
         options = {name: value for name, value in cell.hyper if name in TRAINING_OPTIONS}
         config = TrainingConfig(
@@ -75,7 +72,8 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
             **{"batch_size": profile.batch_size, "learning_rate": method.learning_rate} | options,
         )
         sources = [(open_dataset(name), "train") for name in cell.train_datasets]
-        result = train(method, sources, config, folder, cache)
+        folder = files_folder(results, cell)
+        result = train(method, sources, config, folder, EmbeddingCache(results / "cache"))
         save_safetensors(method.trainable_state(), folder / TUNED, torch.float32, {"cell": cell.key()})
         extras = {
             "trainable_parameters": method.count_trainable(),
@@ -84,11 +82,11 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
         }
         return Result(curve=result.curve, precision=result.precision, seconds=result.seconds, extras=extras)
 
-    def _evaluate(cell: EvaluationCell, folder: Path | None) -> Result:
+    def run_evaluation(cell: EvaluationCell, results: Path) -> Result:
         nothing = {"defect_free": True} if cell.target == NOTHING else {}
         dataset = open_dataset(cell.dataset, **nothing)
         options = {name: value for name, value in cell.options if name in EVALUATION_OPTIONS}
-        method = None if cell.method in (*CLASSICAL, TRUTH) else cell_method(cell, folder)
+        method = None if cell.method in (*CLASSICAL, TRUTH) else cell_method(cell, results)
         if method is not None:
             options["mask_size"] = method.sam.mask_size
         measured = profile.evaluation
@@ -109,7 +107,7 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
         elif config.everything:
             predict = predict_everything(method, config)
         else:
-            predict = predict_with(method, config, cache, known.get(place))
+            predict = predict_with(method, config, EmbeddingCache(results / "cache"), known.get(place))
         measure = false_alarms if nothing else evaluate
         objects, dropped = measure(predict, dataset, config, name=f"{cell.method} on {cell.dataset}")
         extras = {"dropped": dropped} | ({"counts": dict(method.counts)} if method else {})
@@ -118,21 +116,22 @@ def executor(profile: Profile, results: Path | None = None) -> Execute:
     return execute
 
 
-def cell_method(cell: Cell, folder: Path | None = None) -> Method:
-    """The method of a cell on its backbone; with `folder`, as trained there.
+def cell_method(cell: TrainingCell | EvaluationCell, results: Path | None = None) -> Method:
+    """The method of a cell on its backbone; an evaluation's as trained, with `results`, where the training's files are.
 
     An evaluation's options that are none of the evaluation's are the method's (SAM-SP's `iterations` at test time).
     """
     training = cell if isinstance(cell, TrainingCell) else cell.training
-    hyper = () if training is None else training.hyper
-    if isinstance(cell, EvaluationCell):
-        hyper = (*hyper, *((name, value) for name, value in cell.options if name not in EVALUATION_OPTIONS))
+    given = {} if training is None else {k: v for k, v in training.hyper if k not in TRAINING_OPTIONS}
+    if training is not cell:
+        given |= {name: value for name, value in cell.options if name not in EVALUATION_OPTIONS}
     sam = None if cell.backbone == NO_BACKBONE else load_sam(cell.backbone)
     torch.manual_seed(cell.seed)  # a method's new weights (LoRA's A) must not depend on what ran before
-    before = METHODS[cell.method].options_before  # what a cell does not name was so
-    method = build_method(cell.method, sam, **{**before, **{k: v for k, v in hyper if k not in TRAINING_OPTIONS}})
-    if isinstance(cell, EvaluationCell) and folder is not None:
-        method.load_trainable_state(load_file(folder / TUNED), str(folder / TUNED))
+    # What a cell does not name was as `options_before` says.
+    method = build_method(cell.method, sam, **{**METHODS[cell.method].options_before, **given})
+    if training is not cell and training is not None and results is not None:
+        weights = files_folder(results, training) / TUNED
+        method.load_trainable_state(load_file(weights), str(weights))
     return method
 
 
@@ -141,9 +140,7 @@ def trained_method(record: Record, profile: Profile) -> Method:
 
     Records are committed and most checkpoints are not, so that a fresh clone has the one without the other.
     """
-    cell = cell_of(record)
-    if cell.training is None:
-        return cell_method(cell)
-    results = results_root(profile.name)
-    run_cell(cell.training, results, executor(profile))
-    return cell_method(cell, checkpoint_folder(results, cell.training))
+    cell, results = cell_of(record), results_root(profile.name)
+    for need in cell.needs:
+        run_cell(need, results, executor(profile))
+    return cell_method(cell, results)

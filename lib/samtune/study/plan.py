@@ -132,33 +132,41 @@ def images_seen(profile: Profile, prompts: str, dataset: str) -> int:
 
 
 class Plan:
-    """The cells of one paper in one profile, and the learning rates, chosen on validation.
+    """The cells of one paper in one profile. Making one is cheap: it is `choose_rates` that trains.
 
-    `trained_with`: the prompts drawn in training, evenly; `prompts` those of the tables, the profile's unless given;
-    `options` of the method or its training that hold for every cell. Each of `methods`, and each of `variants` (a
-    method with some changes), gets its own rate on each data set; other changes take that of the method as it is.
+    Args:
+        profile: of which backbone, length of training and prompts are taken.
+        trained_with: the prompts drawn in training, evenly, joined by ",".
+        prompts: of the tables; none: the profile's.
+        options: of the method or its training, that hold for every cell.
     """
 
     def __init__(
-        self,
-        profile: Profile,
-        datasets: Sequence[str],
-        methods: Sequence[str],
-        trained_with: str = BOX_AND_POINTS,
-        prompts: Sequence[str] = (),
-        variants: Sequence[tuple[str, Mapping[str, object]]] = (),
-        **options: object,
+        self, profile: Profile, trained_with: str = BOX_AND_POINTS, prompts: Sequence[str] = (), **options: object
     ) -> None:
         sam = load_sam(profile.backbone)
         self.profile, self.hash = profile, weights_hash(sam)
         self.image_size, self.mask_size = sam.image_size, sam.mask_size
         self.trained_with, self.options = trained_with, options
         self.prompts = tuple(prompts) or profile.evaluation.prompts
+        self.rates: dict[Place, float] = {}
+
+    def choose_rates(
+        self,
+        datasets: Sequence[str],
+        methods: Sequence[str] = (),
+        variants: Sequence[tuple[str, Mapping[str, object]]] = (),
+    ) -> "Plan":
+        """Choose the learning rate of each of `methods`, and of each of `variants`, on each of `datasets`.
+
+        A variant is a method with some changes; other changes take the rate of the method as it is. Gives the plan.
+        """
         arms = [*((method, {}) for method in methods), *variants]
         places = [
             place_of(name, method, self.all_options(method, changes)) for name in datasets for method, changes in arms
         ]
-        self.rates = choose_learning_rates(profile, places, self.hash, trained_with)
+        self.rates |= choose_learning_rates(self.profile, places, self.hash, self.trained_with)
+        return self
 
     def all_options(self, method: str, changes: Mapping[str, object]) -> dict[str, object]:
         """What holds for every cell, and `changes`; a U-Net's pictures are as large as the backbone's."""

@@ -7,15 +7,17 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from samtune import __version__
 from samtune.common.atomic import write_atomically
-from samtune.study.cells import Cell, cell_from_json
+from samtune.common.errors import InputError
+from samtune.study.cells import KINDS, Cell, cell_from_plain
 
 FORMAT = 1
 SUFFIX = ".json.gz"
@@ -26,12 +28,18 @@ DIGITS = 6  # significant digits kept of every measured number
 class Record:
     """One finished cell.
 
-    `kind` "training" or "evaluation"; `cell` its configuration as plain data (an evaluation's holds its training
-    cell's under "training"); `tables` where it is shown, each "name" or "name:variant"; `objects` one row per object
-    and output (evaluation only: image, object, object_class, area, box_w, box_h, output, then one column a metric);
-    `curve` one dictionary a logged step (training only); `seconds` wall time; memory in MiB; `hardware`,
-    `precision`, `packages`, `commit`, `dirty` and `date` (UTC) say where it comes from; `extras` other plain facts
-    (trainable parameters, images dropped for an empty mask, ...).
+    Fields:
+        key: the cell's.
+        kind: "training", "evaluation" ...: one of `cells.KINDS`.
+        cell: its configuration as plain data; an evaluation's holds its training cell's under "training".
+        tables: where it is shown, each "name" or "name:variant".
+        objects: one row per object and output (evaluation only: image, object, object_class, area, box_w, box_h,
+            output, then one column a metric).
+        curve: one dictionary a logged step (training only).
+        seconds: wall time.
+        peak_memory_mb, peak_gpu_memory_mb: in MiB.
+        hardware, precision, packages, commit, dirty, date (UTC): where it comes from.
+        extras: other plain facts (trainable parameters, images dropped for an empty mask, ...).
     """
 
     key: str
@@ -50,7 +58,6 @@ class Record:
     dirty: bool = False
     date: str = ""
     extras: Mapping[str, Any] = field(default_factory=dict)
-    status: str = "done"
 
     @property
     def method(self) -> str:
@@ -98,30 +105,44 @@ def write_record(folder: Path, record: Record) -> Path:
 
 
 def read_record(path: Path) -> Record | None:
-    """The record at `path`; None when there is none, or when it is damaged.
+    """The record at `path`; None when there is none, or when the file is damaged (no gzip, or no JSON inside).
 
-    A damaged file (truncated, not a record, another cell's) is renamed `*.corrupt` with a warning that names it, so
-    that the cell is run again and nothing is lost that someone may want to look at.
+    A damaged file is renamed `*.corrupt` with a warning that names it, so that the cell is run again and nothing is
+    lost that someone may want to look at. A whole file that this version cannot read stays as it is: raises
+    `InputError` with both versions, or with what is wrong.
     """
     try:
         data = json.loads(gzip.decompress(path.read_bytes()))
-        if data.pop("format") != FORMAT or data["kind"] not in ("training", "evaluation"):
-            raise ValueError("not a record of this version of the kit")
-        if data["key"] + SUFFIX != path.name:
-            raise ValueError("the key inside is not the file's name")
-        data["objects"] = _unpack(data["objects"])
-        data |= {"tables": tuple(data["tables"]), "curve": tuple(data["curve"])}
-        return Record(**data)
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, PermissionError):
-            raise
+    except (EOFError, zlib.error, ValueError, gzip.BadGzipFile) as error:
         corrupt = path.with_name(path.name + ".corrupt")
         os.replace(path, corrupt)
         warnings.warn(f"damaged record, run again: {path} ({error or type(error).__name__}); kept as {corrupt.name}",
                       stacklevel=2)  # fmt: skip
         return None
+    return _record(data, path)
+
+
+def _record(data: Any, path: Path) -> Record:
+    """The record that a file's JSON holds; raises `InputError` where this version cannot read it."""
+    if not isinstance(data, dict) or not {"format", "key", "kind", "cell"} <= data.keys():
+        raise InputError(f"{path} is no record of SAMtune: move it out of the folder")
+    data.pop("status", None)  # of the first records, always "done"
+    form = data.pop("format")
+    strange = [f"format {form}"] if form != FORMAT else []
+    strange += [f"field {name!r}" for name in sorted(data.keys() - {one.name for one in fields(Record)})]
+    strange += [f"kind {data['kind']!r}"] if data["kind"] not in KINDS else []
+    if strange:
+        written = data.get("packages", {}).get("samtune", "of an unknown version")
+        raise InputError(
+            f"{path} was written by SAMtune {written}; this is SAMtune {__version__}, which reads format {FORMAT} and "
+            f"does not know its {', '.join(strange)}: use the version that wrote it, or a later one"
+        )
+    if data["key"] + SUFFIX != path.name:
+        raise InputError(f"{path} holds the record {data['key']}: name it {data['key']}{SUFFIX}, or move it away")
+    data["objects"] = _unpack(data.get("objects"))
+    return Record(**data | {"tables": tuple(data.get("tables", ())), "curve": tuple(data.get("curve", ()))})
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -132,13 +153,12 @@ def read_records(folder: Path) -> list[Record]:
 
 def cell_of(record: Record) -> Cell:
     """The cell that a record is of."""
-    values = {"kind": record.kind, "cell": dict(record.cell), "tables": list(record.tables)}
-    return cell_from_json(json.dumps(values))
+    return cell_from_plain(record.kind, record.cell, record.tables)
 
 
 def trainings_of(records: Iterable[Record], results: Path) -> list[Record]:
     """The training records behind evaluation records, each once."""
-    keys = dict.fromkeys(cell.training.key() for cell in map(cell_of, records) if cell.training)
+    keys = dict.fromkeys(need.key() for record in records for need in cell_of(record).needs)
     known = {record.key: record for record in read_records(results / "records")}
     return [known[key] for key in keys if key in known]
 

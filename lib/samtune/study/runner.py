@@ -3,9 +3,9 @@
 A notebook asks for cells; those with a record are read, the others are run and recorded.
 """
 
-import subprocess
-import sys
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,24 +15,26 @@ import pandas as pd
 
 from samtune.common import provenance
 from samtune.common.atomic import (
-    DISK_FULL,
     DiskFull,
     disk_full,
     is_disk_full,
     is_locked,
-    locked,
+    lock,
     remove_stale_partials,
     write_atomically,
 )
 from samtune.common.paths import results_root
-from samtune.study.cells import Cell, TrainingCell, cell_to_json, plain_cell
-from samtune.study.records import SUFFIX, Record, read_record, read_records, write_record
+from samtune.study.cells import KINDS, Cell, EvaluationCell, plain_cell
+from samtune.study.records import SUFFIX, Record, cell_of, read_record, read_records, write_record
 
 
 @dataclass
 class Result:
-    """What an `execute` function hands back: see `Record` for the fields. `seconds` of an earlier, interrupted
-    part included, where the function knows them; None: what this call took."""
+    """What an `execute` function hands back: see `Record` for the fields.
+
+    Fields:
+        seconds: an earlier, interrupted part included, where the function knows it; None: what this call took.
+    """
 
     objects: pd.DataFrame | None = None
     curve: Sequence[Mapping[str, Any]] = ()
@@ -41,18 +43,14 @@ class Result:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Runs one cell. A training writes its checkpoints into the folder and resumes from what it finds there; an evaluation
-# reads its training's folder (None: nothing was trained).
-Execute = Callable[[Cell, Path | None], Result]
+# Runs one cell, given the results folder: what a cell keeps, and what it needs of others, is in their `files_folder`,
+# from where long work also resumes.
+Execute = Callable[[Cell, Path], Result]
 
 
-# Runs one cell somewhere, in this process or another one; leaves a record, or raises.
-Executor = Callable[[Cell], None]
-
-
-def checkpoint_folder(folder: Path, training: TrainingCell) -> Path:
-    """Where a training keeps its checkpoints, in the results folder `folder`."""
-    return folder / "checkpoints" / training.key()
+def files_folder(results: Path, cell: Cell) -> Path:
+    """Where a cell keeps files of its own (a training its checkpoints), in the folder `results`."""
+    return results / "checkpoints" / cell.key()
 
 
 def run_cells(
@@ -60,21 +58,21 @@ def run_cells(
     results: str | Path,
     execute: Execute,
     say: Callable[[str], None] = print,
-    executor: Executor | None = None,
 ) -> list[Record]:
-    """The records of `cells`, in their order; cells without one are run first.
-
-    `results`: a profile's name, or a folder in place of `results/<profile>`. `execute` runs one cell. `say` is told
-    beforehand about how long it will take, and how far it is. `executor`: one after the other in this process when
-    None, else see `in_subprocess`. The training cell that an evaluation needs is run first, once.
+    """The records of `cells`, in their order; cells without one are run first, and before them what they need.
 
     A cell that fails is told at once and does not stop the others; when all are through, the first error is raised
     again, with the number of the others. A full disk and Ctrl-C stop at once. Records are whole or absent at any time.
     Several processes that are asked for the same cells share the work: each takes what no other one is at.
+
+    Args:
+        cells: of any kinds.
+        results: a profile's name, or a folder in place of `results/<profile>`.
+        execute: runs one cell.
+        say: is told beforehand about how long it will take, and how far it is.
     """
     folder = results if isinstance(results, Path) else results_root(results)
     cells = list(cells)
-    executor = executor or (lambda cell: run_cell(cell, folder, execute))
     remove_stale_partials(folder / "records")
     done = {cell.key(): _read(cell, folder) for cell in cells}
     queue = _queue([cell for cell in cells if done[cell.key()] is None], folder)
@@ -87,13 +85,12 @@ def run_cells(
         cell = _free(queue, folder)
         queue.remove(cell)
         number = total - len(queue)
-        training = getattr(cell, "training", None)
-        if training is not None and training.key() in errors:
-            errors[cell.key()] = errors[training.key()]
+        if failed := [need.key() for need in cell.needs if need.key() in errors]:
+            errors[cell.key()] = errors[failed[0]]
             continue
         start = time.perf_counter()
         try:
-            executor(cell)
+            run_cell(cell, folder, execute)
         except Exception as error:
             if is_disk_full(error):
                 raise (error if isinstance(error, DiskFull) else disk_full(folder, error)) from error
@@ -112,111 +109,88 @@ def run_cells(
 
 
 def run_cell(cell: Cell, folder: Path, execute: Execute) -> None:
-    """Run one cell in this process and record it, unless that has just been done by another process.
+    """Run one cell and record it, unless that has just been done by another process.
 
-    `folder` is `results/<profile>`. A training counts as done when both its record and its finished checkpoint are
-    there: records are committed, checkpoints are not.
+    `folder` is `results/<profile>`. A cell that keeps files counts as done when both its record and its finished
+    files are there: records are committed, most checkpoints are not.
     """
-    training = cell if isinstance(cell, TrainingCell) else cell.training
-    checkpoints = None if training is None else checkpoint_folder(folder, training)
-    with locked(_lock(cell, folder)):
+    with lock(_lock(cell, folder)):
         if not _missing(cell, folder):
             return
         provenance.reset_peak_memory()
         start = time.perf_counter()
-        result = execute(cell, checkpoints)
+        result = execute(cell, folder)
         seconds = time.perf_counter() - start if result.seconds is None else result.seconds
         memory, card = provenance.peak_memory_mb()
         commit, dirty = provenance.git_state()
-        known = _read(cell, folder)  # a record without its checkpoint knows other tables that show it
+        known = _read(cell, folder)  # a record without its files knows other tables that show it
         record = Record(
-            key=cell.key(), kind="training" if cell is training else "evaluation", cell=plain_cell(cell),
+            key=cell.key(), kind=cell.kind, cell=plain_cell(cell),
             tables=_union(known.tables if known else (), cell.tables), objects=result.objects,
             curve=tuple(result.curve), seconds=seconds, peak_memory_mb=memory, peak_gpu_memory_mb=card,
             hardware=provenance.hardware(), precision=result.precision, packages=provenance.package_versions(),
             commit=commit, dirty=dirty, date=provenance.now(), extras=dict(result.extras),
         )  # fmt: skip
         write_record(folder / "records", record)
-        if cell is training:
-            write_atomically(_finished(checkpoints), cell_to_json(cell).encode())
-
-
-def in_subprocess(
-    folder: Path, command: Sequence[str] = (sys.executable, "-m", "samtune.commands.cli", "cell")
-) -> Executor:
-    """An executor that gives every cell a process of its own: memory is handed back, a crash costs one cell.
-
-    `command` is called with `--results <folder>` and the cell's json, and must call `run_cell`. Raises `RuntimeError`
-    with the exit status and the last line of what it said.
-    """
-
-    def run(cell: Cell) -> None:
-        done = subprocess.run(
-            [*command, "--results", str(folder), cell_to_json(cell)], stderr=subprocess.PIPE, text=True
-        )
-        if done.returncode == 0 and not _missing(cell, folder):
-            return
-        lines = done.stderr.strip().splitlines()
-        full = next((line for line in lines if DISK_FULL in line), None)
-        if full:
-            raise DiskFull(full[full.index(DISK_FULL) :])
-        if done.returncode in (-9, 137):
-            raise RuntimeError("the process was killed, most likely out of memory: a smaller batch size needs less")
-        raise RuntimeError(f"the process ended with status {done.returncode}: {lines[-1] if lines else 'no message'}")
-
-    return run
+        if cell.keeps_files:
+            write_atomically(_finished(cell, folder), json.dumps(plain_cell(cell), sort_keys=True).encode())
 
 
 def estimate_seconds(cells: Sequence[Cell], records: Sequence[Record]) -> float | None:
     """About how long `cells` take, from what recorded cells took on this hardware; None when nothing alike was run.
 
-    Trainings scale with the images they see. The most alike records count: same method, backbone and test set, else
-    same method and backbone, else same backbone.
+    Time goes with a cell's `parts` (the images that a training sees). The most alike records count: same method,
+    backbone and test set, else same method and backbone, else same backbone.
     """
     here = provenance.hardware()
-    levels: list[dict[tuple, list[float]]] = [{}, {}, {}]
+    seconds: dict[tuple, list[float]] = {}
     for record in records:
-        if record.hardware == here and record.kind in ("training", "evaluation"):
-            cost = record.seconds / max(record.images, 1) if record.kind == "training" else record.seconds
-            likeness = (record.kind, record.backbone, record.method, record.dataset)
-            for level, length in zip(levels, (4, 3, 2), strict=True):
-                level.setdefault(likeness[:length], []).append(cost)
+        if record.hardware == here:
+            cell = cell_of(record)
+            for likeness in _likenesses(cell):
+                seconds.setdefault(likeness, []).append(record.seconds / max(cell.parts, 1))
     total = 0.0
     for cell in cells:
-        kind = "training" if isinstance(cell, TrainingCell) else "evaluation"
-        likeness = (kind, cell.backbone, cell.method, getattr(cell, "dataset", ""))
-        costs = next(
-            (level[likeness[:n]] for level, n in zip(levels, (4, 3, 2), strict=True) if likeness[:n] in level), None
-        )
+        costs = next((seconds[likeness] for likeness in _likenesses(cell) if likeness in seconds), None)
         if costs is None:
             return None
-        total += sum(costs) / len(costs) * (cell.images if kind == "training" else 1)
+        total += sum(costs) / len(costs) * cell.parts
     return total
 
 
+def _likenesses(cell: Cell) -> list[tuple]:
+    """What a cell has in common with others of about its cost, from much to little."""
+    names = ("backbone", "method", "dataset")
+    values = [getattr(cell, name, "") for name in names]
+    return [(cell.kind, *values[:count]) for count in (3, 2, 1)]
+
+
 def _queue(cells: Sequence[Cell], folder: Path) -> list[Cell]:
-    """`cells` once each, every evaluation after the training whose checkpoint it needs."""
+    """`cells` once each, every one after those that it needs and that are missing."""
     queue: dict[str, Cell] = {}
     tables: dict[str, tuple[str, ...]] = {}
-    for cell in cells:
-        training = getattr(cell, "training", None)
-        if training is not None and _missing(training, folder):
-            queue.setdefault(training.key(), training)
+
+    def add(cell: Cell) -> None:
+        for need in cell.needs:
+            if _missing(need, folder):
+                add(need)
         queue.setdefault(cell.key(), cell)
+
+    for cell in cells:
+        add(cell)
         tables[cell.key()] = _union(tables.get(cell.key(), ()), cell.tables)
     return [replace(cell, tables=tables.get(key, cell.tables)) for key, cell in queue.items()]
 
 
 def _free(queue: Sequence[Cell], folder: Path) -> Cell:
-    """The first cell that no other process is at and whose training is done; if there is none, the first (to wait).
+    """The first cell that no other process is at and whose needs are met; if there is none, the first (to wait).
 
     Rather not one of a model that another process is measuring on the same pictures: both would have to encode them.
     """
     measured = {_model_and_pictures(cell) for cell in queue if is_locked(_lock(cell, folder))}
     second_choice = None
     for cell in queue:
-        training = getattr(cell, "training", None)
-        if training is not None and _missing(training, folder):
+        if any(_missing(need, folder) for need in cell.needs):
             continue
         if is_locked(_lock(cell, folder)):  # asked again: reading records took its time, others choose meanwhile
             continue
@@ -227,7 +201,10 @@ def _free(queue: Sequence[Cell], folder: Path) -> Cell:
 
 
 def _model_and_pictures(cell: Cell) -> tuple:
-    return (cell,) if isinstance(cell, TrainingCell) else (cell.training, cell.method, cell.dataset, cell.split)
+    """What two cells share that would do the same work."""
+    if isinstance(cell, EvaluationCell):
+        return cell.training, cell.method, cell.dataset, cell.split
+    return (cell,)
 
 
 def _lock(cell: Cell, folder: Path) -> Path:
@@ -239,20 +216,19 @@ def _announce(asked: Mapping[str, Record | None], queue: Sequence[Cell], known: 
     text = f"{len(asked)} cell{'s' if len(asked) != 1 else ''}: {recorded} recorded"
     if not queue:
         return f"{text}, nothing to run"
-    trainings = sum(isinstance(cell, TrainingCell) for cell in queue)
+    kinds = Counter(cell.kind for cell in queue)
     seconds = estimate_seconds(queue, known)
     duration = "time unknown until the first are done" if seconds is None else f"about {_duration(seconds)}"
-    return f"{text}, to run: {trainings} trainings and {len(queue) - trainings} measurements, {duration}"
+    return f"{text}, to run: {' and '.join(f'{kinds[kind]} {kind}s' for kind in KINDS if kinds[kind])}, {duration}"
 
 
 def _missing(cell: Cell, folder: Path) -> bool:
-    """Must the cell be run: no record, or, of a training, no finished checkpoint."""
-    absent = _read(cell, folder) is None
-    return absent or (isinstance(cell, TrainingCell) and not _finished(checkpoint_folder(folder, cell)).is_file())
+    """Must the cell be run: no record, or not the finished files that it keeps."""
+    return _read(cell, folder) is None or (cell.keeps_files and not _finished(cell, folder).is_file())
 
 
-def _finished(checkpoints: Path) -> Path:
-    return checkpoints / "finished.json"
+def _finished(cell: Cell, folder: Path) -> Path:
+    return files_folder(folder, cell) / "finished.json"
 
 
 def _read(cell: Cell, folder: Path) -> Record | None:
@@ -264,7 +240,7 @@ def _shown_in(cell: Cell, folder: Path) -> Record:
     record = _read(cell, folder)
     if set(cell.tables) <= set(record.tables):
         return record
-    with locked(_lock(cell, folder)):  # another process may add tables of its own
+    with lock(_lock(cell, folder)):  # another process may add tables of its own
         record = _read(cell, folder)
         record = replace(record, tables=_union(record.tables, cell.tables))
         write_record(folder / "records", record)

@@ -76,7 +76,7 @@ def sam_sp_plan(
     **options: object,
 ) -> Plan:
     """No user prompt, in training or in use; SAMed's recipe; `options` hold for every cell."""
-    return Plan(profile, datasets, methods, "none", ("none",), variants, **SAMED | options)
+    return Plan(profile, "none", ("none",), **SAMED | options).choose_rates(datasets, methods, variants)
 
 
 def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:

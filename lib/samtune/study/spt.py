@@ -75,14 +75,14 @@ def run_main(
 
     `union`: also one model for all sets together. Last come the profile's other backbones, with neither.
     """
-    plan = Plan(profile, datasets, TUNED)
+    plan = Plan(profile).choose_rates(datasets, TUNED)
     truth = [cell for dataset in datasets for cell in plan.truth(dataset, seeds[0], MAIN)]
     records = plan.run([*truth, *main_cells(plan, datasets, seeds)])
-    records += run_controls(profile, [name for name in datasets if name in controls], seeds)
+    records += run_controls(plan, [name for name in datasets if name in controls], seeds)
     if union and len(datasets) > 1:
-        records += run_union(profile, datasets, seeds)
+        records += run_union(plan, datasets, seeds)
     for backbone in profile.other_backbones:
-        plan = Plan(profile.model_copy(update={"backbone": backbone}), datasets, TUNED)
+        plan = Plan(profile.model_copy(update={"backbone": backbone})).choose_rates(datasets, TUNED)
         records += plan.run(main_cells(plan, datasets, seeds))
     return records
 
@@ -104,14 +104,14 @@ def main_cells(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> lis
     return cells
 
 
-def run_controls(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+def run_controls(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
     """What a critical reader asks for (the sheet's section 5), in `spt_main`: is it the method, or the compute?
 
     Two decoders trained end to end, with neither detaching nor VRA; LoRA of a rank with as many parameters; stock SAM
     prompted by its own logits ("untrained"). Those that are trained have learning rates of their own.
     """
-    rank = matching_rank(profile.backbone)
-    plan = Plan(profile, datasets, (), variants=[("spt", END_TO_END), ("lora", {"rank": rank})])
+    rank = matching_rank(plan.profile.backbone)
+    plan.choose_rates(datasets, variants=[("spt", END_TO_END), ("lora", {"rank": rank})])
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in seeds:
@@ -124,10 +124,10 @@ def run_controls(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]
     return plan.run(cells)
 
 
-def run_union(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+def run_union(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
     """One model for all of `datasets`, measured on each, in `spt_main`."""
     together = "+".join(datasets)
-    plan = Plan(profile, [together], TUNED)
+    plan.choose_rates([together], TUNED)
     cells: list[EvaluationCell] = []
     for seed in seeds:
         for method in TUNED:
@@ -155,7 +155,8 @@ def run_ablations(
     for name in transfer if "transfer" in groups else ():
         open_dataset(name)  # one that is not here is said now, not after hours
     parts = [("spt", changes) for changes in PARTS.values()] if "parts" in groups else ()
-    plan = Plan(profile, datasets, TUNED if "plateau" in groups else ("lora", "spt"), variants=parts)
+    tuned = TUNED if "plateau" in groups else ("lora", "spt")
+    plan = Plan(profile).choose_rates(datasets, tuned, parts)
     first, few = datasets[0], profile.ablation_seeds
     cells: list[EvaluationCell] = []
     for dataset in datasets if "parts" in groups else ():
@@ -188,7 +189,7 @@ def run_ablations(
                 training = plan.training(method, first, seed, profile.plateau_images)
                 cells += plan.measured(training, first, f"{ABLATION}:plateau")
     records = plan.run(cells)
-    return records + (run_transfer(profile, transfer or datasets, seeds) if "transfer" in groups else [])
+    return records + (run_transfer(plan, transfer or datasets, seeds) if "transfer" in groups else [])
 
 
 def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
@@ -212,15 +213,15 @@ def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell
     return sorted(cells, key=lambda cell: cell.method)  # a method's cells together: its embeddings are kept
 
 
-def run_transfer(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+def run_transfer(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
     """Tuned on one set and measured on every other, box prompt; zero-shot beside it."""
-    plan = Plan(profile, datasets, ("lora", "spt"))
+    plan.choose_rates(datasets, ("lora", "spt"))
     cells: list[EvaluationCell] = []
-    shared = {"max_images": profile.evaluation.max_images, "tables": (f"{ABLATION}:transfer",)}
+    shared = {"max_images": plan.profile.evaluation.max_images, "tables": (f"{ABLATION}:transfer",)}
     for seed in seeds:
         for trained_on in datasets:
             for method in ("lora", "spt"):
                 training = plan.training(method, trained_on, seed)
                 cells += [training.evaluation(other, **shared) for other in datasets if other != trained_on]
-        cells += [zero_shot_cell(profile, other, seed, plan.hash, **shared) for other in datasets]
+        cells += [zero_shot_cell(plan.profile, other, seed, plan.hash, **shared) for other in datasets]
     return plan.run(cells)
