@@ -140,7 +140,7 @@ class SptAblations(NotebookParameters):
     profile: ProfileName
     datasets: list[DatasetName]
     seeds: list[Seed]
-    groups: list[Annotated[str, AfterValidator(partial(_known_group, "study_spt"))]]
+    groups: list[Annotated[str, AfterValidator(partial(_known_group, "study.spt"))]]
     transfer: list[DatasetName]
 
 
@@ -161,7 +161,7 @@ class SamSpAblations(NotebookParameters):
     profile: ProfileName
     datasets: list[DatasetName]
     seeds: list[Seed]
-    groups: list[Annotated[str, AfterValidator(partial(_known_group, "study_sam_sp"))]]
+    groups: list[Annotated[str, AfterValidator(partial(_known_group, "study.sam_sp"))]]
 
 
 class TrainNanoModels(NotebookParameters):
