@@ -270,7 +270,7 @@ def test_out_of_memory_says_what_was_tried_and_what_to_set(
 
 
 def test_a_loss_that_is_no_number_names_the_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lora, "loss", lambda self, prediction, masks, generator: prediction["logits"].sum() * np.nan)
+    monkeypatch.setattr(Lora, "loss", lambda self, prediction, masks, generator: prediction["final"].sum() * np.nan)
     error = refused(tune(folder))
     assert "loss is nan at step 0, on samples pictures/" in error and "smaller learning rate" in error
 

@@ -9,7 +9,6 @@ import torch
 from segment_anything import SamAutomaticMaskGenerator
 from torch import Tensor
 
-from samtune import evaluation
 from samtune.common.errors import InputError
 from samtune.data.sample import Sample
 from samtune.embeddings import EmbeddingCache
@@ -228,7 +227,7 @@ def test_prompts_of_one_picture_are_decoded_in_parts(monkeypatch: pytest.MonkeyP
     method = build_method("zero_shot", small_sam())
     tables = []
     for size in (64, 2):
-        monkeypatch.setattr(evaluation, "PROMPTS_A_PASS", size)
+        monkeypatch.setattr("samtune.sam.decode.PROMPTS_A_PASS", size)
         rows, _ = evaluate(predict_with(method, CONFIG), many, replace(CONFIG, metrics=("mae",)), progress=False)
         tables.append(rows["mae"].to_numpy())
     assert len(tables[0]) == 5 and np.abs(tables[0] - tables[1]).max() < 1e-5

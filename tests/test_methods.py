@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import matplotlib.colors
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
@@ -29,7 +30,7 @@ def images(count: int = 2, seed: int = 0) -> Tensor:
 
 def predict(method: Method, kind: str) -> Tensor:
     with torch.no_grad():
-        return method(images(), some_prompts(kind, [0, 1, 1], method.sam))["logits"]
+        return method(images(), some_prompts(kind, [0, 1, 1], method.sam))["final"]
 
 
 def predict_officially(sam: OfficialSam, kind: str) -> Tensor:
@@ -135,7 +136,7 @@ def test_gradient_reaches_what_trains_and_nothing_else(name: str) -> None:
 
 def test_at_the_start_only_the_zero_factor_learns() -> None:
     method = build_method("lora", small_sam())
-    method(images(), some_prompts("box", [0, 1], method.sam))["logits"].square().mean().backward()
+    method(images(), some_prompts("box", [0, 1], method.sam))["final"].square().mean().backward()
     for name, parameter in method.trainable().items():
         assert bool(parameter.grad.any()) == ("lora_B" in name), name
         assert bool(parameter.any()) == ("lora_A" in name), name
@@ -145,8 +146,8 @@ def test_encode_and_decode_make_forward() -> None:
     method = tuned_lora()
     prompts = some_prompts("box", [1, 0], method.sam)
     with torch.no_grad():
-        whole = method(images(), prompts)["logits"]
-        assert torch.equal(whole, method.decode(method.encode(images()), prompts)["logits"])
+        whole = method(images(), prompts)["final"]
+        assert torch.equal(whole, method.decode(method.encode(images()), prompts)["final"])
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
@@ -202,7 +203,7 @@ def test_trainable_state_that_does_not_fit_is_named_and_nothing_is_loaded() -> N
 def test_sam_is_frozen_and_left_on_its_weights() -> None:
     sam = small_sam()
     before = copy.deepcopy(sam.state_dict())
-    for name in METHODS.keys() - {"unet"}:  # which has no SAM
+    for name in (name for name, method in METHODS.items() if method.needs_sam):
         method = build_method(name, copy.deepcopy(sam))
         parts = ("lora_", "mask_decoder", "relation_scales", "prompt_encoder")
         assert all(any(part in n for part in parts) for n in method.trainable())
@@ -217,9 +218,30 @@ def test_one_prompt_kind_does_not_disturb_another() -> None:
     method = build_method("zero_shot", small_sam())
     prompts = some_prompts("point", [0, 1, 1], method.sam)
     with torch.no_grad():
-        together = method(images(), prompts)["logits"]
-        alone = [method(images(), Prompts.concatenate([prompts[i : i + 1]]))["logits"] for i in range(3)]
+        together = method(images(), prompts)["final"]
+        alone = [method(images(), Prompts.concatenate([prompts[i : i + 1]]))["final"] for i in range(3)]
     assert (together - torch.cat(alone)).abs().max() < 1e-5
+
+
+def test_what_is_known_of_a_method_stands_on_its_class() -> None:
+    for name, method in METHODS.items():
+        assert method.name == name and method.epochs > 0
+        assert matplotlib.colors.is_color_like(method.colour) and method.title
+        assert method.takes_prompts or method.prompts == ("none",)
+    for attribute in ("title", "colour"):
+        assert len({getattr(method, attribute) for method in METHODS.values()}) == len(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sizes_are_those_of_the_pictures_and_the_logits_and_takes_prompts_says_whether_one_matters(name: str) -> None:
+    sizes = {} if METHODS[name].needs_sam else {"image_size": 64}
+    method = build_method(name, small_sam() if METHODS[name].needs_sam else None, **sizes).eval()
+    assert hasattr(method, "sam") == method.needs_sam
+    pictures = torch.randn(1, 3, method.image_size, method.image_size)
+    with torch.no_grad():
+        one, other = (method(pictures, some_prompts("box", [0], small_sam(), seed))["final"] for seed in (0, 1))
+    assert one.shape == (1, 1, method.mask_size, method.mask_size)
+    assert torch.equal(one, other) != method.takes_prompts
 
 
 def test_unknown_method_lists_the_nearest_first() -> None:

@@ -75,7 +75,7 @@ def test_many_prompts_are_decoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> N
     predictor.set_image(DISC.image)
     boxes = torch.from_numpy(BOX)[None].float() + torch.arange(5)[:, None]
     whole = predictor.predict_torch(None, None, boxes, return_logits=True)
-    monkeypatch.setattr("samtune.methods.predictor.PROMPTS_A_PASS", 2)
+    monkeypatch.setattr("samtune.sam.decode.PROMPTS_A_PASS", 2)
     parts = predictor.predict_torch(None, None, boxes, return_logits=True)
     assert whole[0].shape == (5, 1, 48, 64)
     assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(whole, parts, strict=True))

@@ -1,14 +1,17 @@
 """Pre-training of the nano SAM: exact resume, what a step learns from, its losses, its optimisers."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from segment_anything import SamPredictor
 from torch import Tensor, distributed
 
+from samtune.metrics import iou
 from samtune.nano import pretraining
 from samtune.nano.losses import (
     balanced_loss,
@@ -18,12 +21,12 @@ from samtune.nano.losses import (
     warm_up_prompts,
 )
 from samtune.nano.optimisers import Muon, average_gradients, optimisers, orthogonalise, rank_and_processes
-from samtune.nano.pretraining import Pretraining, Scenes, Stage, plan, pretrain
+from samtune.nano.pretraining import Pretraining, Scenes, Stage, box_and_click_iou, plan, pretrain
 from samtune.nano.scenes import Picture, bank_picture
-from samtune.prompts import Prompts
+from samtune.prompts import Prompts, make_prompts
 from samtune.sam.build import BACKBONES, Sam, _build, initialise_nano
 from samtune.study.profile import load_profile
-from small_sam import SIZES, disc_sample, small_sam, some_prompts
+from small_sam import SIZES, ListedSamples, disc_sample, official_twin, small_sam, some_prompts
 
 
 @pytest.fixture(autouse=True)
@@ -365,3 +368,27 @@ def test_gradients_are_averaged_and_a_missing_one_is_zero(one_process: None) -> 
 
 def test_alone_a_process_is_the_first_of_one() -> None:
     assert rank_and_processes() == (0, 1)
+
+
+def test_validation_is_the_iou_of_segment_anythings_masks_over_objects_of_16_pixels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    samples = [disc_sample(number, 64, 64) for number in range(4)]  # needs no resizing
+    small = np.zeros((1, 64, 64), bool)
+    small[0, 20:40, 3:18] = True  # 15 pixels wide: left out
+    samples[0] = replace(samples[0], masks=np.concatenate([samples[0].masks, small]))
+    monkeypatch.setattr(pretraining, "open_dataset", lambda name: ListedSamples(samples, name))
+    sam = small_sam()
+    found = box_and_click_iou(sam, limit=3)
+    predictor = SamPredictor(official_twin(sam))
+    for name in ("bsds500", "ccp", "car-parts"):
+        expected: dict[str, list[float]] = {"box": [], "point1": []}
+        for sample in samples[:3]:
+            predictor.set_image(sample.image)
+            box, click = (make_prompts(kind, sample.masks[:1], f"{name}/{sample.id}") for kind in expected)
+            masks = predictor.predict(box=box.boxes[0].numpy(), multimask_output=False)[0]
+            expected["box"].append(iou(masks[0], sample.masks[0]))
+            masks = predictor.predict(click.points[0].numpy(), click.labels[0].numpy())[0]
+            expected["point1"].append(max(iou(mask, sample.masks[0]) for mask in masks))
+        for kind, values in expected.items():
+            assert found[f"{name} {kind}"] == pytest.approx(np.mean(values), abs=2e-3)  # a pixel on the threshold

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from samtune.sam.decode import decode_masks, encode_prompts
+from samtune.prompts import Prompts
+from samtune.sam.decode import decode_in_parts, decode_masks, encode_prompts
 from small_sam import official_twin, small_sam, some_prompts
 
 IMAGES = [2, 0, 1, 0, 2, 2]  # which image each prompt is for: mixed up, and not equally many
@@ -56,6 +57,23 @@ def test_nothing_asked_is_one_answer_an_image() -> None:
         logits, _ = decode_masks(sam, embedding, some_prompts("none", [1, 0, 1], sam))
     assert sparse.shape == (3, 0, 32) and dense.shape == (3, 32, 8, 8)
     assert torch.allclose(logits[0], logits[2], atol=1e-6) and not torch.allclose(logits[0], logits[1], atol=1e-3)
+
+
+def test_parts_come_back_in_the_prompts_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samtune.sam.decode.PROMPTS_A_PASS", 2)
+    sam, seen = small_sam(), []
+    embedding = torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompts = some_prompts("box", [0] * 5, sam)
+
+    def decode(few: Prompts) -> dict[str, torch.Tensor]:
+        seen.append(len(few))
+        logits, quality = decode_masks(sam, embedding, few)
+        return {"final": logits, "quality": quality}
+
+    with torch.no_grad():
+        found, (logits, quality) = decode_in_parts(decode, prompts), decode_masks(sam, embedding, prompts)
+    assert seen == [2, 2, 1]
+    assert torch.allclose(found["final"], logits, atol=1e-5) and torch.allclose(found["quality"], quality, atol=1e-5)
 
 
 def test_gradient_reaches_the_embeddings_of_the_asked_images_alone() -> None:

@@ -133,7 +133,7 @@ def test_empty_predictions_take_the_unprompted_pass_again_and_are_counted(monkey
         found = method(images(), NOTHING)
     assert torch.equal(found["pass0"][0], found["pass1"][0]) and torch.equal(found["pass0"][0], found["pass2"][0])
     assert torch.equal(found["pass1"][1], plain["pass1"][1]) and not torch.equal(plain["pass0"][1], plain["pass1"][1])
-    assert torch.isfinite(found["logits"]).all()
+    assert torch.isfinite(found["final"]).all()
     assert method.counts["first predictions"] == 6 and method.counts["empty first predictions"] == 1
     assert method.counts["full first predictions"] == 1
 
@@ -170,7 +170,7 @@ def test_each_pass_is_sam_prompted_by_the_pass_before(kind: str) -> None:
             own = Prompts(NOTHING.image_index, own.boxes, own.points, own.labels, own.masks)
             expected = decode_masks(method.sam, embedding, own)[0]
             assert torch.equal(found[f"pass{number}"], expected)
-    assert torch.equal(found["logits"], found["pass2"]) and set(found) == {"logits", "pass0", "pass1", "pass2"}
+    assert torch.equal(found["final"], found["pass2"]) and set(found) == {"final", "pass0", "pass1", "pass2"}
 
 
 def test_image_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +184,7 @@ def test_image_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_loss_is_that_of_every_pass_and_the_distillation_between_them() -> None:
     prediction = {f"pass{number}": torch.randn(3, 1, 16, 16, requires_grad=True) for number in range(3)}
-    prediction["logits"] = prediction["pass2"]
+    prediction["final"] = prediction["pass2"]
     masks = torch.rand(3, 1, 64, 64).round()
     method = trained(iterations=2, distillation_weight=0.7, temperature=3.0)
     passes = [prediction[f"pass{number}"] for number in range(3)]
@@ -207,7 +207,7 @@ def test_the_later_pass_teaches_and_is_not_taught() -> None:
     for weight in (0.0, 1.0):
         for value in passes.values():
             value.grad = None
-        trained(distillation_weight=weight).loss(passes | {"logits": passes["pass1"]}, masks).backward()
+        trained(distillation_weight=weight).loss(passes | {"final": passes["pass1"]}, masks).backward()
         grads[weight] = {name: value.grad.clone() for name, value in passes.items()}
     assert torch.equal(grads[0.0]["pass1"], grads[1.0]["pass1"])
     assert not torch.allclose(grads[0.0]["pass0"], grads[1.0]["pass0"])
@@ -241,7 +241,7 @@ def test_without_iterations_it_is_the_same_as_lora_samed() -> None:
     alone = SamSP(small_sam(), iterations=0).eval()
     masks = torch.rand(3, 1, 64, 64).round()
     one, other = plain(images(), NOTHING), alone(images(), NOTHING)
-    assert torch.equal(one["logits"], other["logits"])
+    assert torch.equal(one["final"], other["final"])
     assert torch.equal(plain.loss(one, masks), alone.loss(other, masks))
 
 

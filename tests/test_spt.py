@@ -54,7 +54,7 @@ def test_before_training_the_draft_is_sam_and_the_refined_mask_sam_prompted_by_i
         plain = decode_masks(sam, embedding, prompts)[0]
         again = decode_masks(sam, embedding, prompts.with_masks(plain))[0]
         found = SPT(copy.deepcopy(sam)).eval()(images(), prompts)
-    assert torch.equal(found["draft"], plain) and torch.equal(found["logits"], again)
+    assert torch.equal(found["draft"], plain) and torch.equal(found["final"], again)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,7 +88,7 @@ def test_without_draft_and_relation_it_is_lora() -> None:
         name: value.shape for name, value in plain.items()
     }
     assert all(torch.equal(value, plain[name]) for name, value in neither.trainable_state().items())
-    assert set(neither(images(), some_prompts("box", INDEX, neither.sam))) == {"logits"}
+    assert set(neither(images(), some_prompts("box", INDEX, neither.sam))) == {"final"}
 
 
 # ---------------------------------------------------------------- what learns
@@ -129,21 +129,21 @@ def test_gradient_reaches_lora_and_scales_and_nothing_else() -> None:
 
 def test_detached_draft_learns_from_its_own_loss_only() -> None:
     refine = {"encoder", "refine", "refine scale"}
-    assert gradients(trained(), "logits") == refine
-    assert gradients(trained(detach_draft=False), "logits") == EVERYTHING
+    assert gradients(trained(), "final") == refine
+    assert gradients(trained(detach_draft=False), "final") == EVERYTHING
 
 
 def test_detached_relation_stops_one_way_to_the_encoder() -> None:
     """The gradient at the embedding: of the draft another with the relation detached, of the refined mask the same."""
     found = {}
     for detach in (False, True):
-        for output in ("draft", "logits"):
+        for output in ("draft", "final"):
             method = trained(detach_relation=detach)
             embedding = method.encode(images()).detach().requires_grad_()
             method.decode(embedding, some_prompts("box", INDEX, method.sam))[output].square().mean().backward()
             found[output, detach] = embedding.grad
     assert not torch.allclose(found["draft", False], found["draft", True])
-    assert torch.equal(found["logits", False], found["logits", True])
+    assert torch.equal(found["final", False], found["final", True])
 
 
 def test_loss_is_that_of_both_masks() -> None:
@@ -154,7 +154,7 @@ def test_loss_is_that_of_both_masks() -> None:
     both = method.loss(prediction, masks, generator)
     generator = torch.Generator().manual_seed(0)
     lora = build_method("lora", small_sam())
-    expected = lora.loss(prediction, masks, generator) + lora.loss({"logits": prediction["draft"]}, masks, generator)
+    expected = lora.loss(prediction, masks, generator) + lora.loss({"final": prediction["draft"]}, masks, generator)
     assert torch.allclose(both, expected)
 
 
@@ -225,7 +225,7 @@ def test_prompts_of_several_images_do_not_mix() -> None:
         together = method(images(), prompts)
         for place, image in enumerate(INDEX):
             alone = method(images()[image : image + 1], prompts[place : place + 1].at_image(0))
-            for name in ("logits", "draft"):
+            for name in ("final", "draft"):
                 assert (alone[name][0] - together[name][place]).abs().max() < 1e-4
 
 
@@ -240,7 +240,7 @@ def test_handoffs() -> None:
             found = method(images(), prompts())
             box = prompts().with_masks(torch.as_tensor(shown(found["draft"])).float())
             expected, _ = decode_masks(method.sam, method.encode(images()), box)  # the refine decoder is SAM's own
-        assert torch.allclose(found["logits"], expected, atol=1e-5), name
+        assert torch.allclose(found["final"], expected, atol=1e-5), name
     with pytest.raises(InputError, match="unknown handoff 'mask'; known: "):
         SPT(small_sam(), handoff="mask")
     with pytest.raises(InputError, match="relation_block 2: the decoder's blocks are 0 to 1"):
@@ -345,7 +345,7 @@ def test_released_checkpoint_gives_the_reference_formulas_masks(tmp_path: Path, 
     method = load_released(tmp_path / "spt.pth", small_sam())
     with torch.no_grad():
         found = method(images(1), Prompts(torch.tensor([0]), boxes=box))
-    assert (found["draft"] - draft).abs().max() < 1e-4 and (found["logits"] - final).abs().max() < 1e-4
+    assert (found["draft"] - draft).abs().max() < 1e-4 and (found["final"] - final).abs().max() < 1e-4
     assert (draft - final).abs().max() > 0.1
 
 

@@ -84,7 +84,7 @@ class Shaken(DecoderTuning):
 
     def decode(self, embedding: Tensor, prompts) -> dict[str, Tensor]:
         prediction = super().decode(embedding, prompts)
-        return {"logits": prediction["logits"] + torch.randn(())}
+        return {"final": prediction["final"] + torch.randn(())}
 
 
 def test_global_random_numbers_go_on_where_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,11 +177,11 @@ def test_curve_shows_the_iou_of_every_output_before_the_step() -> None:
     masks = torch.cat([one["masks"] for one in batch])
     with torch.no_grad():
         outputs = method_of("spt")(torch.stack([one["image"] for one in batch]), prompts)
-    small = torch.nn.functional.interpolate(masks, outputs["logits"].shape[-2:], mode="area") > 0.5
-    for name, output in (("final", "logits"), ("draft", "draft")):
+    small = torch.nn.functional.interpolate(masks, outputs["final"].shape[-2:], mode="area") > 0.5
+    for output in ("final", "draft"):
         predicted = (outputs[output][:, 0] > 0).numpy()
         found = np.mean([iou(mask, truth) for mask, truth in zip(predicted, small[:, 0].numpy(), strict=True)])
-        assert row[f"iou_{name}"] == pytest.approx(found, abs=1e-5)
+        assert row[f"iou_{output}"] == pytest.approx(found, abs=1e-5)
 
 
 def test_steps_are_whole_batches_and_at_least_one() -> None:
@@ -200,8 +200,8 @@ class MeanLoss(DecoderTuning):
     name = "mean_loss"
 
     def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        target = torch.nn.functional.adaptive_avg_pool2d(masks, prediction["logits"].shape[-1])
-        return torch.nn.functional.binary_cross_entropy_with_logits(prediction["logits"], target)
+        target = torch.nn.functional.adaptive_avg_pool2d(masks, prediction["final"].shape[-1])
+        return torch.nn.functional.binary_cross_entropy_with_logits(prediction["final"], target)
 
 
 def test_accumulated_batches_equal_a_larger_one() -> None:

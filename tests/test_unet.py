@@ -25,8 +25,8 @@ def small_unet(seed: int = 0) -> UNet:
 def test_prompts_do_not_matter_and_masks_have_the_pictures_size() -> None:
     method, images = small_unet().eval(), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        box = method(images, some_prompts("box", [0, 1, 1], small_sam()))["logits"]
-        nothing = method(images, Prompts(torch.tensor([0, 1, 1])))["logits"]
+        box = method(images, some_prompts("box", [0, 1, 1], small_sam()))["final"]
+        nothing = method(images, Prompts(torch.tensor([0, 1, 1])))["final"]
     assert box.shape == (3, 1, 64, 64) and torch.equal(box, nothing) and torch.equal(box[1], box[2])
     assert not torch.allclose(box[0], box[1]) and method.merged() is None
     assert method.count_trainable() == sum(parameter.numel() for parameter in method.parameters())

@@ -19,11 +19,10 @@ from samtune.methods import Method
 from samtune.methods.classical import ellipse, grabcut
 from samtune.metrics import MAP_METRICS, METRICS
 from samtune.prompts import MASK_VALUES, Prompts, make_prompts, tight_boxes
-from samtune.sam.decode import decode_masks
+from samtune.sam.decode import decode_in_parts, decode_masks
 from samtune.sam.preprocess import Preprocess
 
 KNOWN_BYTES = 2**31  # embeddings kept in memory from one kind of prompt to the next
-PROMPTS_A_PASS = 64  # prompts decoded at once: bounds memory on pictures of many objects
 
 
 @dataclass(frozen=True)
@@ -171,11 +170,14 @@ def predict_with(
 ) -> Predict:
     """How `evaluate` asks a method: encode a batch of pictures once, decode all their prompts, resize in one step.
 
-    Outputs: "final" for `logits`, the others under the names that the method gives them. `known`: embeddings
-    `(C, h, w)` by the sample's id, of this very method and data set; it is filled with what is encoded, so that the
-    next kind of prompt finds them.
+    Args:
+        method: its outputs come under the names that its `decode` gives them, "final" first.
+        config: its preprocess, multimask, device and precision count.
+        cache: where embeddings of frozen encoders lie.
+        known: embeddings `(C, h, w)` by the sample's id, of this very method and data set; it is filled with what is
+            encoded, so that the next kind of prompt finds them.
     """
-    preprocess = Preprocess(method.sam.image_size, config.preprocess)
+    preprocess = Preprocess(method.image_size, config.preprocess)
     method = method.to(config.device).eval()
     cache = cache if method.frozen_encoder else None
 
@@ -188,7 +190,7 @@ def predict_with(
             side = max(max(sample.image.shape[:2]) for sample in samples)
             half = len(samples) // 2
             smaller = f"batch_size {half}" if half else "a smaller backbone, or smaller pictures"
-            tried = f"batch_size {len(samples)}, {method.sam.image_size} px, pictures of up to {side} px"
+            tried = f"batch_size {len(samples)}, {method.image_size} px, pictures of up to {side} px"
             raise InputError(f"out of memory in prediction at {tried}: set {smaller}") from error
 
     @torch.no_grad()
@@ -203,20 +205,20 @@ def predict_with(
                 embedding = method.encode(torch.stack(images).to(config.device))
                 if known is not None and len(known) * embedding[0].nbytes < KNOWN_BYTES:
                     known.update(zip((sample.id for sample in samples), embedding.cpu(), strict=True))
-            answers = []
-            for index, (sample, own) in enumerate(zip(samples, prompts, strict=True)):
-                size = sample.image.shape[:2]
-                moved = model_prompts(own, preprocess, size, method.sam.mask_size).at_image(0).to(config.device)
-                parts, of_picture = [], embedding[index : index + 1]
-                for first in range(0, len(moved), PROMPTS_A_PASS):
-                    chunk = moved[first : first + PROMPTS_A_PASS]
-                    low = method.decode(of_picture, chunk)
-                    if config.multimask:
-                        low = low | {"best_of_3": decode_masks(method.sam, of_picture, chunk, multimask=True)[0]}
-                    parts.append({name: preprocess.logits(value.float().cpu(), size) for name, value in low.items()})
-                names = {"logits": "final"}
-                answers.append({names.get(name, name): torch.cat([part[name] for part in parts]) for name in parts[0]})
-        return answers
+            return [
+                masks_of(own, embedding[index : index + 1], sample.image.shape[:2])
+                for index, (sample, own) in enumerate(zip(samples, prompts, strict=True))
+            ]
+
+    def masks_of(prompts: Prompts, embedding: Tensor, size: tuple[int, int]) -> Outputs:
+        def decode(few: Prompts) -> Outputs:
+            low = method.decode(embedding, few)
+            if config.multimask:
+                low = low | {"best_of_3": decode_masks(method.sam, embedding, few, multimask=True)[0]}
+            return {name: preprocess.logits(logits.float().cpu(), size) for name, logits in low.items()}
+
+        moved = model_prompts(prompts, preprocess, size, method.mask_size)
+        return decode_in_parts(decode, moved.at_image(0).to(config.device))
 
     return predict
 
@@ -238,7 +240,7 @@ def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
     generator's thresholds of predicted IoU and stability are set to 0: a small SAM hardly passes them. A picture
     without any mask gets an empty one. The generator runs in fp32.
     """
-    preprocess = Preprocess(method.sam.image_size, config.preprocess)
+    preprocess = Preprocess(method.image_size, config.preprocess)
     generator = SamAutomaticMaskGenerator(
         method.sam.to(config.device).eval(), config.everything, pred_iou_thresh=0.0, stability_score_thresh=0.0
     )

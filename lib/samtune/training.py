@@ -236,7 +236,7 @@ def train(
         mixed_precision="bf16" if precision == "bf16" else "no",
         gradient_accumulation_steps=config.accumulate,
     )
-    samples = TrainingSamples(sources, method.sam.image_size, config, method.frozen_encoder, method.sam.mask_size)
+    samples = TrainingSamples(sources, method.image_size, config, method.frozen_encoder, method.mask_size)
     parameters = list(method.trainable().values())
     if not parameters:
         raise InputError(f"{method.name} has nothing to train")
@@ -327,12 +327,11 @@ def _step(
             raise
         smaller = f"batch_size {config.batch_size // 2} and accumulate {config.accumulate * 2}"
         raise InputError(
-            f"out of memory in training at batch_size {config.batch_size}, {plain.sam.image_size} px, {len(prompts)} "
+            f"out of memory in training at batch_size {config.batch_size}, {plain.image_size} px, {len(prompts)} "
             f"prompts: set {smaller if config.batch_size > 1 else 'a smaller backbone'}"
         ) from error
     row = {"loss": loss.detach()}
-    for name, logits in prediction.items():
-        output = "final" if name == "logits" else name
+    for output, logits in prediction.items():
         row[f"iou_{output}"] = low_resolution_iou(logits.detach(), at_size(masks, logits)).mean()
     return {name: round(float(value), 6) for name, value in row.items()}
 

@@ -8,6 +8,8 @@ class DecoderTuning(Method):
     """All parameters of the mask decoder train (4,058,340 for ViT-B, L and H); embeddings may be cached."""
 
     name = "decoder_tuning"
+    title = "decoder tuning"
+    colour = "#E69F00"
     frozen_encoder = True
 
     def __init__(self, sam: Sam) -> None:

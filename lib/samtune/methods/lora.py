@@ -46,6 +46,8 @@ class Lora(Method):
     """
 
     name = "lora"
+    title = "LoRA"
+    colour = "#56B4E9"
     frozen_encoder = False
     learning_rate = 1e-3
 
@@ -71,9 +73,12 @@ class LoraSamed(Method):
     """
 
     name = "lora_samed"
+    title = "LoRA (as SAMed)"
+    colour = "#0072B2"
     frozen_encoder = False
-    learning_rate = 1e-3
     prompts = ("none",)
+    epochs = 160  # of SAMed's 200, where its schedule is stopped
+    learning_rate = 1e-3
     options_before = {"mask_loss": "samed"}
 
     def __init__(self, sam: Sam, rank: int = 4, alpha: float | None = None, mask_loss: str = "samed") -> None:
@@ -87,7 +92,7 @@ class LoraSamed(Method):
 
     def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """`mask_loss` of the low-resolution logits, mean over prompts."""
-        return self.mask_loss(prediction["logits"], at_size(masks, prediction["logits"])).mean()
+        return self.mask_loss(prediction["final"], at_size(masks, prediction["final"])).mean()
 
     def merged(self) -> Sam:
         """An ordinary SAM with the updates folded in: it gives the same (first) pass."""

@@ -17,26 +17,47 @@ from samtune.sam.decode import decode_masks
 class Method(nn.Module):
     """Base of all methods; as it stands, SAM itself.
 
-    `frozen_encoder` is true when nothing inside `encode` trains: only then may embeddings be cached.
+    What is known of a method stands on its class; a method says what differs from the values here.
+
+    Attributes:
+        name: as on the command line and in records.
+        title: what people read in tables and figures.
+        colour: of its lines and bars in figures, hex.
+        needs_sam: False: built without a SAM.
+        takes_prompts: False: whatever prompt a caller gives is ignored.
+        frozen_encoder: nothing inside `encode` trains: only then may embeddings be cached.
+        prompts: drawn in training, evenly.
+        epochs: over the training pictures, in its paper.
+        learning_rate: where the search in a grid begins, or without a grid.
+        metrics: beyond the profile's: what else of its outputs is worth a number.
+        named_options, options_before: what a training cell's key says of the constructor's options: those
+            `named_options`, whatever their values, and any other that differs from `options_before`, its value before
+            it could be chosen (where absent: its default). So an option added later leaves older keys as they are.
+            Never add to `named_options`.
+        image_size: of an object: side of the square pictures that `encode` takes, pixels.
+        mask_size: of an object: side of the logits that `decode` gives.
     """
 
     name = "zero_shot"
+    title = "zero-shot SAM"
+    colour = "#4a5160"
+    needs_sam = True
+    takes_prompts = True
     frozen_encoder = True
-    learning_rate = 1e-4  # where the search in a grid begins, or without a grid
-    prompts: tuple[str, ...] = ("box", "point10")  # drawn in training, evenly: SPT's
-    takes_prompts = True  # False: whatever prompt a caller gives is ignored
-    # What a training cell's key says of the constructor's options: those `named_options`, whatever their values, and
-    # any other that differs from `options_before`, its value before it could be chosen (where absent: its default).
-    # So an option added later leaves older keys as they are. Never add to `named_options`.
+    prompts: tuple[str, ...] = ("box", "point10")  # SPT's
+    epochs = 16  # SPT's
+    learning_rate = 1e-4
+    metrics: tuple[str, ...] = ()
     named_options: tuple[str, ...] = ()
     options_before: Mapping[str, object] = MappingProxyType({})
-    metrics: tuple[str, ...] = ()  # beyond the profile's: what else of its outputs is worth a number
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam | None) -> None:
+        """On `sam`, which is changed in place; None: the method has no `sam` and says its sizes itself."""
         super().__init__()
         self.counts: Counter[str] = Counter()  # what is worth a line in the record, by what it is
-        self.sam = sam
-        self.sam.requires_grad_(False)
+        if sam is not None:
+            self.sam = sam.requires_grad_(False)
+            self.image_size, self.mask_size = sam.image_size, sam.mask_size
 
     def encode(self, images: Tensor) -> Tensor:
         """Normalised images float32 `(B, 3, S, S)` -> embeddings `(B, C, h, w)`."""
@@ -48,8 +69,8 @@ class Method(nn.Module):
         return [decode_masks(self.sam, embedding, prompts)]
 
     def decode(self, embedding: Tensor, prompts: Prompts) -> dict[str, Tensor]:
-        """Embeddings and P prompts in model pixels -> {"logits": `(P, 1, 4h, 4w)`}, further outputs by their names."""
-        return {"logits": self.passes(embedding, prompts)[-1][0]}
+        """Embeddings and P prompts in model pixels -> {"final": logits `(P, 1, 4h, 4w)`}, further outputs' by name."""
+        return {"final": self.passes(embedding, prompts)[-1][0]}
 
     def forward(self, images: Tensor, prompts: Prompts) -> dict[str, Tensor]:
         """`encode`, then `decode`."""
@@ -57,7 +78,7 @@ class Method(nn.Module):
 
     def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Mean over prompts of BCE + Dice on uncertainty-sampled points; `masks` float or bool `(P, 1, H, W)`."""
-        return point_sampled_loss(prediction["logits"], masks, generator=generator).mean()
+        return point_sampled_loss(prediction["final"], masks, generator=generator).mean()
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training changes, by name."""

@@ -8,9 +8,8 @@ from torch import Tensor
 from samtune.methods.method import Method
 from samtune.methods.spt import SPT
 from samtune.prompts import Prompts
+from samtune.sam.decode import decode_in_parts
 from samtune.sam.preprocess import Preprocess
-
-PROMPTS_A_PASS = 64  # decoded at once: bounds memory on pictures of many objects
 
 
 class _Frame:
@@ -37,7 +36,7 @@ class MethodPredictor(SamPredictor):
         """`preprocess`: "stretch" (SPT, ASAM) or "pad" (`SamPredictor`'s own), as in tuning."""
         super().__init__(method.sam)
         self.method = method.eval()
-        self.preprocess = Preprocess(method.sam.image_size, preprocess)
+        self.preprocess = Preprocess(method.image_size, preprocess)
         self.transform = _Frame(self.preprocess)
 
     @torch.no_grad()
@@ -82,13 +81,14 @@ class MethodPredictor(SamPredictor):
     @torch.no_grad()
     def predict_prompts(self, prompts: Prompts, return_logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """The same for P prompts in model pixels."""
-        parts = []
-        for first in range(0, len(prompts), PROMPTS_A_PASS):
-            *_, last = self.method.passes(self.features, prompts[first : first + PROMPTS_A_PASS])
-            parts.append([value.float() for value in last])
-        low, quality = (torch.cat(values) for values in zip(*parts, strict=True))
-        masks = self.preprocess.logits(low, self.original_size)
-        return masks if return_logits else masks > self.model.mask_threshold, quality, low
+
+        def decode(few: Prompts) -> dict[str, Tensor]:
+            *_, (low, quality) = self.method.passes(self.features, few)
+            return {"low": low.float(), "quality": quality.float()}
+
+        found = decode_in_parts(decode, prompts)
+        masks = self.preprocess.logits(found["low"], self.original_size)
+        return masks if return_logits else masks > self.model.mask_threshold, found["quality"], found["low"]
 
 
 class SPTPredictor(MethodPredictor):

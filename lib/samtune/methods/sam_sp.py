@@ -112,6 +112,8 @@ class SamSP(LoraSamed):
     """
 
     name = "sam_sp"
+    title = "SAM-SP"
+    colour = "#009E73"
     takes_prompts = False
     metrics = ("box_iou",)  # how good the boxes are that it prompts itself with: pass 0's
     named_options = (
@@ -180,9 +182,9 @@ class SamSP(LoraSamed):
         return Prompts(given.image_index, own.boxes, own.points, own.labels, own.masks), empty
 
     def decode(self, embedding: Tensor, prompts: Prompts) -> dict[str, Tensor]:
-        """{"logits": the last pass, "pass0", "pass1" ...: every pass}, each `(P, 1, 4h, 4w)`."""
+        """{"final": the last pass, "pass0", "pass1" ...: every pass}, each `(P, 1, 4h, 4w)`."""
         every = [logits for logits, _ in self.passes(embedding, prompts)]
-        return {"logits": every[-1]} | {f"pass{number}": logits for number, logits in enumerate(every)}
+        return {"final": every[-1]} | {f"pass{number}": logits for number, logits in enumerate(every)}
 
     def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Eq. (3): the last pass against the truth, and each pass taught by the next one; mean over prompts."""

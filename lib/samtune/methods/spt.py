@@ -89,6 +89,8 @@ class SPT(Method):
     """
 
     name = "spt"
+    title = "SPT"
+    colour = "#D55E00"
     frozen_encoder = False
     learning_rate = 1e-3
     named_options = (
@@ -129,9 +131,9 @@ class SPT(Method):
         return [*draft, self.sam.mask_decoder]
 
     def decode(self, embedding: Tensor, prompts: Prompts) -> dict[str, Tensor]:
-        """{"logits": the refined mask's, "draft": the draft's (with `draft`)}, each `(P, 1, 4h, 4w)`."""
+        """{"final": the refined mask's, "draft": the draft's (with `draft`)}, each `(P, 1, 4h, 4w)`."""
         *draft, (final, _) = self.passes(embedding, prompts)
-        return {"logits": final} | ({"draft": draft[0][0]} if draft else {})
+        return {"final": final} | ({"draft": draft[0][0]} if draft else {})
 
     def passes(self, embedding: Tensor, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
         """The draft (with `draft`) and the refined mask, see `Method.passes`."""

@@ -5,7 +5,7 @@ segmentation_models_pytorch builds it; from scratch it sees as many images as th
 
 import segmentation_models_pytorch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from samtune.losses import at_size, samed_loss
 from samtune.methods.method import Method
@@ -14,31 +14,31 @@ from samtune.sam.build import Sam
 from samtune.sam.checkpoints import check_fits
 
 
-class Square(nn.Module):
-    """What stands where other methods hold their SAM: the side of the pictures, which is that of the masks too."""
-
-    def __init__(self, image_size: int) -> None:
-        super().__init__()
-        self.image_size = self.mask_size = image_size
-
-
 class UNet(Method):
-    """All of a U-Net trains; `sam` is not used (None where there is none).
+    """All of a U-Net trains. The decoder has half the library's widths: a step costs what the other methods' does.
 
-    `image_size`: side of its pictures, pixels; `encoder`: a name of segmentation_models_pytorch's; `encoder_weights`
-    None (from scratch) or "imagenet", which it downloads. The decoder has half the library's widths, which brings a
-    step to the cost of the other methods'.
+    Args:
+        sam: not used.
+        image_size: side of its pictures and of its masks, pixels.
+        encoder: a name of segmentation_models_pytorch's.
+        encoder_weights: None (from scratch) or "imagenet", which it downloads.
     """
 
     name = "unet"
+    title = "U-Net"
+    colour = "#a98600"
+    needs_sam = False
+    takes_prompts = False
     frozen_encoder = False
-    learning_rate = 1e-3
     prompts = ("none",)
+    epochs = 160  # as many as the methods without a prompt that it stands beside
+    learning_rate = 1e-3
 
     def __init__(
         self, sam: Sam | None, image_size: int = 256, encoder: str = "resnet18", encoder_weights: str | None = None
     ) -> None:
-        super().__init__(Square(image_size))
+        super().__init__(None)
+        self.image_size = self.mask_size = image_size
         self.network = segmentation_models_pytorch.Unet(
             encoder, encoder_weights=encoder_weights, decoder_channels=(128, 64, 32, 16, 8), classes=1
         )
@@ -54,7 +54,7 @@ class UNet(Method):
 
     def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """SAMed's loss, as `lora_samed` and `sam_sp` have it."""
-        return samed_loss(prediction["logits"], at_size(masks, prediction["logits"])).mean()
+        return samed_loss(prediction["final"], at_size(masks, prediction["final"])).mean()
 
     def trainable_state(self) -> dict[str, Tensor]:
         """All values, the running means of its batch norms among them."""

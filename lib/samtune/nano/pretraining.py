@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -23,13 +23,13 @@ from tqdm.auto import tqdm
 
 from samtune.common.errors import InputError
 from samtune.data.registry import open_dataset
+from samtune.evaluation import EvaluationConfig, evaluate, predict_with
+from samtune.methods.zero_shot import ZeroShot
 from samtune.nano.losses import picture_loss, warm_up_prompts
 from samtune.nano.optimisers import average_gradients, optimisers, rank_and_processes
 from samtune.nano.scenes import Picture, picture_bank, training_scene
-from samtune.prompts import jitter_boxes, make_prompts, tight_boxes
+from samtune.prompts import jitter_boxes, tight_boxes
 from samtune.sam.build import Sam, initialise_nano, new_sam, set_image_size
-from samtune.sam.decode import decode_masks
-from samtune.sam.preprocess import Preprocess
 from samtune.study.profile import Profile
 
 
@@ -197,29 +197,19 @@ def box_and_click_iou(sam: Sam, limit: int = 40) -> dict[str, float]:
     """Validation: mean IoU at original resolution over objects of at least 16 x 16 pixels, a set at a time.
 
     `limit` pictures each of bsds500 val, ccp val and car-parts val; one true box, and one click with the best of
-    three masks. Pictures are padded as `SamPredictor` pads them.
+    three masks. Pictures are padded as `SamPredictor` pads them. Freezes `sam`.
     """
-    preprocess, scores = Preprocess(sam.image_size, "pad"), {}
+    asked = EvaluationConfig(
+        "val", "instances", preprocess="pad", metrics=("iou",), max_images=limit, min_side=16, mask_size=sam.mask_size
+    )
+    scores = {}
     for name in ("bsds500", "ccp", "car-parts"):
-        dataset, rows = open_dataset(name), []
-        for id in dataset.ids("val")[:limit]:
-            sample = dataset.load(id)
-            boxes = tight_boxes(sample.masks)
-            masks = sample.masks[((boxes[:, 2:] - boxes[:, :2] + 1) >= 16).all(1)]
-            if len(masks) == 0:
-                continue
-            size = sample.image.shape[:2]
-            with torch.no_grad():
-                embedding = sam.image_encoder(preprocess.image(sample.image)[None])
-                for kind, multimask in (("box", False), ("point1", True)):
-                    prompts = preprocess.prompts(make_prompts(kind, masks, f"{name}/{id}"), size)
-                    logits, _ = decode_masks(sam, embedding, prompts, multimask)
-                    predicted = preprocess.logits(logits, size) > 0
-                    truth = torch.from_numpy(masks)[:, None]
-                    iou = (predicted & truth).sum((2, 3)) / (predicted | truth).sum((2, 3))
-                    rows += [(kind, value) for value in iou.amax(1).tolist()]
-        for kind in ("box", "point1"):
-            scores[f"{name} {kind}"] = float(np.mean([value for k, value in rows if k == kind]))
+        known: dict[str, Tensor] = {}  # both kinds of prompt need a picture's embedding
+        for kind, output in (("box", "final"), ("point1", "best_of_3")):
+            config = replace(asked, prompt=kind, multimask=output == "best_of_3")
+            ask = predict_with(ZeroShot(sam), config, known=known)
+            rows, _ = evaluate(ask, open_dataset(name), config, progress=False)
+            scores[f"{name} {kind}"] = float(rows[rows["output"] == output]["iou"].mean())
     return scores
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from samtune.data.sample import Dataset, Sample, target_masks
-from samtune.evaluation import model_prompts
+from samtune.evaluation import EvaluationConfig, predict_with
 from samtune.methods import Method
 from samtune.methods.sam_sp import SamSP
 from samtune.methods.spt import relation_matrix
@@ -18,19 +18,12 @@ from samtune.sam.preprocess import Preprocess
 from samtune.study.records import Record
 
 
-@torch.no_grad()
 def predict_masks(method: Method, sample: Sample, prompts: Prompts, mode: str) -> dict[str, np.ndarray]:
     """The method's masks bool `(N, H, W)` for N prompts in pixels of the sample's picture: its other outputs by their
     names ("draft"), then "final"."""
-    preprocess = Preprocess(method.sam.image_size, mode)
-    size = sample.image.shape[:2]
-    embedding = method.eval().encode(preprocess.image(sample.image)[None])
-    outputs = method.decode(embedding, model_prompts(prompts, preprocess, size, method.sam.mask_size))
-    final = outputs.pop("logits")
-    return {
-        name: (preprocess.logits(logits, size) > 0)[:, 0].numpy()
-        for name, logits in (outputs | {"final": final}).items()
-    }
+    (outputs,) = predict_with(method, EvaluationConfig(preprocess=mode))([sample], [prompts])
+    final = outputs.pop("final")
+    return {name: (logits[:, 0] > 0).numpy() for name, logits in (outputs | {"final": final}).items()}
 
 
 def of_pictures(
@@ -78,7 +71,7 @@ def relation_example(encoders: Mapping[str, Method], temperatures: Sequence[floa
     height, width = masks[0].shape
     maps = {}
     for name, method in encoders.items():
-        embedding = method.eval().encode(Preprocess(method.sam.image_size, "stretch").image(sample.image)[None])
+        embedding = method.eval().encode(Preprocess(method.image_size, "stretch").image(sample.image)[None])
         side = embedding.shape[-1]
         token = row * side // height * side + column * side // width
         for temperature in temperatures:

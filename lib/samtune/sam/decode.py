@@ -1,10 +1,14 @@
 """SAM's mask decoder batched over images and prompts at once (segment_anything's own takes one image a call)."""
 
+from collections.abc import Callable
+
 import torch
 from segment_anything.modeling import MaskDecoder
 from torch import Tensor
 
 from samtune.prompts import Prompts
+
+PROMPTS_A_PASS = 64  # decoded at once: bounds memory on pictures of many objects
 
 
 class BatchedMaskDecoder(MaskDecoder):
@@ -62,3 +66,14 @@ def decode_masks(
         dense_prompt_embeddings=dense,
         multimask_output=multimask,
     )
+
+
+def decode_in_parts(decode: Callable[[Prompts], dict[str, Tensor]], prompts: Prompts) -> dict[str, Tensor]:
+    """What `decode` gives for P prompts, by name `(P, ...)`: asked for `PROMPTS_A_PASS` at a time."""
+    whole: dict[str, Tensor] = {}
+    for places in torch.arange(len(prompts)).split(PROMPTS_A_PASS):
+        for name, part in decode(prompts[places]).items():
+            if name not in whole:
+                whole[name] = part.new_empty(len(prompts), *part.shape[1:])
+            whole[name][places] = part
+    return whole

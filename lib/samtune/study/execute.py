@@ -88,7 +88,7 @@ def executor(profile: Profile) -> Execute:
         options = {name: value for name, value in cell.options if name in EVALUATION_OPTIONS}
         method = None if cell.method in (*CLASSICAL, TRUTH) else cell_method(cell, results)
         if method is not None:
-            options["mask_size"] = method.sam.mask_size
+            options["mask_size"] = method.mask_size
         measured = profile.evaluation
         by_domain = {"medical": measured.medical_metrics, "camouflage": measured.camouflage_metrics}
         metrics = measured.metrics + by_domain.get(describe(cell.dataset).domain, ())

@@ -74,7 +74,7 @@ def _prepare(cell: Cell, images: int, device: str, precision: str) -> tuple[Call
     torch.manual_seed(0)
     method = build_method(cell.method, new_sam(cell.backbone)).to(device)
     sample = open_dataset(DATASET).load(open_dataset(DATASET).ids("train")[0])
-    preprocess = Preprocess(method.sam.image_size, cell.preprocess)
+    preprocess = Preprocess(method.image_size, cell.preprocess)
     masks = target_masks(sample, cell.target)
     prompts = preprocess.prompts(make_prompts(cell.prompt, masks, sample.id), sample.image.shape[:2]).to(device)
     image = preprocess.image(sample.image)[None].to(device)
