@@ -9,7 +9,7 @@ from PIL import Image
 
 from fake_records import fake_cells, fake_execute
 from samtune.data.registry_entry import Description
-from samtune.report import figures
+from samtune.report import figures, labels
 from samtune.report.tables import build_tables, image_values
 from samtune.study.records import read_records
 from samtune.study.runner import run_cells
@@ -87,10 +87,10 @@ def test_robustness_curve_sorts_and_bands():
 
 
 def test_every_method_keeps_its_colour_and_others_get_distinct_ones():
-    assert figures.colours(["spt", "lora"])["spt"] == figures.colours(["zero_shot", "spt"])["spt"]
+    assert labels.colours(["spt", "lora"])["spt"] == labels.colours(["zero_shot", "spt"])["spt"]
     names = ["SDT", "VRA", "both", "neither"]
-    assert len(set(figures.colours(names).values())) == 4
-    assert figures.label("lora") == "LoRA" and figures.label("spt draft") == "SPT draft"
+    assert len(set(labels.colours(names).values())) == 4
+    assert labels.label("lora") == "LoRA" and labels.label("spt draft") == "SPT draft"
 
 
 def test_saved_twice_the_files_are_the_same_and_carry_their_title(tmp_path):

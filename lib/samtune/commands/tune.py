@@ -380,4 +380,4 @@ def _digest(state: Mapping[str, Tensor]) -> str:
 
 
 def _tunable() -> list[str]:
-    return sorted(METHODS.keys() - {"zero_shot", "unet"})
+    return sorted(name for name, method in METHODS.items() if method.needs_sam and name != "zero_shot")

@@ -14,14 +14,15 @@ from samtune.methods.unet import UNet
 from samtune.methods.zero_shot import ZeroShot
 from samtune.sam.build import Sam
 
+# From simple to elaborate: the order of rows in tables and of bars in figures.
 METHODS: dict[str, type[Method]] = {
     "zero_shot": ZeroShot,
     "decoder_tuning": DecoderTuning,
     "lora": Lora,
     "lora_samed": LoraSamed,
+    "unet": UNet,
     "spt": SPT,
     "sam_sp": SamSP,
-    "unet": UNet,
 }
 
 

@@ -16,7 +16,8 @@ from samtune.common import provenance
 from samtune.common.paths import asset
 from samtune.data.registry import open_dataset
 from samtune.nano.pretraining import Pretraining
-from samtune.report.figures import STYLE, Picture, colours, panels
+from samtune.report.figures import STYLE, Picture, panels
+from samtune.report.labels import colours
 from samtune.sam.build import Sam, new_sam, set_image_size
 from samtune.sam.checkpoints import NANO, save_safetensors, weights_hash
 from samtune.study.records import Record

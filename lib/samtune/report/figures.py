@@ -1,7 +1,7 @@
 """Figures: pure functions of records and tables that give matplotlib figures; `save` writes them.
 
-Every figure has a title that says what to look at. Colours belong to methods and stay the same everywhere; they are
-Okabe and Ito's, which colour-blind readers can tell apart.
+Every figure has a title that says what to look at. Colours belong to methods (`Method.colour`) and stay the same
+everywhere; they are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 import io
@@ -18,25 +18,12 @@ from matplotlib.figure import Figure
 
 from samtune.common.atomic import write_atomically
 from samtune.data import registry
+from samtune.report.labels import colours, in_order, label
 from samtune.report.readable_tables import METRIC_LABELS
 from samtune.report.statistics import paired_bootstrap
-from samtune.report.tables import METHOD_ORDER
 from samtune.study.records import Record
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
 INK, SOFT, LINE = "#1f2430", "#667085", "#d5d9e0"
-OCHRE = "#a98600"
-METHODS = {  # what people read, and the method's colour
-    "ellipse": ("inscribed ellipse", "#c4c9d2"), "grabcut": ("GrabCut", "#8a93a3"),
-    "zero_shot": ("zero-shot SAM", "#4a5160"), "decoder_tuning": ("decoder tuning", ORANGE), "lora": ("LoRA", SKY),
-    "lora_samed": ("LoRA (as SAMed)", BLUE), "unet": ("U-Net", OCHRE), "spt": ("SPT", RED), "sam_sp": ("SAM-SP", GREEN),
-    "clean_tuning": ("tuned on clean images", ORANGE), "generated": ("tuned on generated images", SKY),
-    "classical_augmentation": ("classical augmentation", OCHRE), "pgd": ("tuned on PGD images", BLUE),
-    "dat": ("tuned on DAT images", RED), "asam": ("ASAM", PINK),
-}  # fmt: skip
-OTHERS = (PINK, GREEN, OCHRE, BLUE, RED, SKY, ORANGE)  # colours of what is no method of the kit
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": LINE,
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
@@ -47,18 +34,6 @@ STYLE = {
 }  # fmt: skip
 DPI = 144
 PRIVATE = "private"  # the folder of figures that show pictures which may not be passed on
-
-
-def label(method: str) -> str:
-    """A method's name for people; of one of its outputs ("spt draft") with the output's."""
-    name, _, output = method.partition(" ")
-    return f"{METHODS[name][0]} {output}".strip() if name in METHODS else method.replace("_", " ")
-
-
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each name: the method's own; other names share the rest in order."""
-    others = iter(OTHERS * (len(names) // len(OTHERS) + 1))
-    return {name: METHODS[name][1] if name in METHODS else next(others) for name in names}
 
 
 @matplotlib.rc_context(STYLE)
@@ -79,7 +54,7 @@ def learning_curves(records: Iterable[Record], title: str, y: str | Sequence[str
                 name = record.method if isinstance(y, str) else f"{record.method} {column.removeprefix('iou_')}"
                 curves.setdefault("+".join(record.train_datasets), {}).setdefault(name, []).append(values)
     figure, axes = panels(title, max(len(curves), 1), width=4.2, height=3.1)
-    names = _ordered(dict.fromkeys(name for lines in curves.values() for name in lines))
+    names = in_order(dict.fromkeys(name for lines in curves.values() for name in lines))
     for axis, (dataset, lines) in zip(axes, sorted(curves.items()), strict=False):
         for name in (name for name in names if name in lines):
             colour, seeds = colours(names)[name], lines[name]
@@ -103,7 +78,7 @@ def metric_bars(table: pd.DataFrame, title: str, metric: str = "iou", by: str = 
     `by`: the column that is told apart by colour, "method", "variant", "output" or "prompt".
     """
     rows = table[table["metric"] == metric]
-    sets, names = sorted(rows["dataset"].unique()), _ordered(rows[by].unique())
+    sets, names = sorted(rows["dataset"].unique()), in_order(rows[by].unique())
     figure, (axis,) = panels(title, 1, width=max(4.8, 0.34 * len(sets) * (len(names) + 1.2) + 1.2), height=3.3)
     width = 0.8 / max(len(names), 1)
     for number, name in enumerate(names):
@@ -159,7 +134,7 @@ def robustness_curve(
     frame: pd.DataFrame, title: str, x_label: str, metric: str = "iou", by: str = "method", note: str = ""
 ) -> Figure:
     """How a metric falls, or holds, along `x`: columns x, `by`, mean and, where known, low and high (a band)."""
-    names = _ordered(frame[by].unique())
+    names = in_order(frame[by].unique())
     figure, (axis,) = panels(title, 1, width=5.4, height=3.3)
     for name in names:
         rows = frame[frame[by] == name].sort_values("x")
@@ -249,8 +224,3 @@ def _legend(figure: Figure, axis: Axes) -> None:
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
         legend.remove()
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    """Methods from simple to elaborate, other names after them as they come."""
-    return sorted(names, key=lambda name: METHOD_ORDER.index(name) if name in METHOD_ORDER else len(METHOD_ORDER))

@@ -15,8 +15,10 @@ from matplotlib.patches import Patch, Rectangle
 
 from samtune.data.sample import Sample
 from samtune.prompts import Prompts
-from samtune.report.figures import BLACK, GREEN, INK, OTHERS, RED, SKY, SOFT, STYLE, YELLOW, Picture, label, set_title
+from samtune.report.figures import INK, SOFT, STYLE, Picture, set_title
+from samtune.report.labels import OTHERS, label
 
+BLACK, SKY, GREEN, YELLOW, RED = "#000000", "#56B4E9", "#009E73", "#F0E442", "#D55E00"  # Okabe and Ito's
 HIT, FALSE_ALARM, MISSED = GREEN, RED, SKY
 LONGEST = 200  # pixels of the longer side of a picture inside a figure
 

@@ -11,7 +11,8 @@ import yaml
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import asset
-from samtune.report.tables import METHOD_ORDER, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
+from samtune.report.labels import method_order
+from samtune.report.tables import METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
 from samtune.study.cells import NO_BACKBONE
 
 NOT_RUN, NOT_AVAILABLE, MEAN = "not run", "not available", "mean of sets"
@@ -171,7 +172,7 @@ def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | Non
     if rest.empty:
         return None
     rest = rest.assign(measure=[_measure_label(*pair) for pair in zip(rest["prompt"], rest["metric"], strict=True)])
-    methods = sorted(rest["method"].unique(), key=METHOD_ORDER.index)
+    methods = sorted(rest["method"].unique(), key=method_order().index)
     places = rest[["dataset", "measure", "metric"]].drop_duplicates().sort_values(["measure", "dataset"])
     values = {(row["dataset"], row["measure"], row["method"]): row["mean"] for row in rest.to_dict("records")}
     rows = []
@@ -262,9 +263,10 @@ def _without_last_pass(table: pd.DataFrame) -> pd.DataFrame:
 
 def _in_order(keys: Iterable[tuple]) -> list[tuple]:
     """By set, and within a set from simple to elaborate methods; the table's own order decides the rest."""
+    order = method_order()
 
     def rank(key: tuple) -> tuple:
-        return (key[0], next((METHOD_ORDER.index(part) for part in key[1:] if part in METHOD_ORDER), len(METHOD_ORDER)))
+        return (key[0], next((order.index(part) for part in key[1:] if part in order), len(order)))
 
     return sorted(keys, key=rank)
 

@@ -17,6 +17,7 @@ from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import results_root
 from samtune.metrics import size_class
+from samtune.report.labels import method_order
 from samtune.report.statistics import paired_bootstrap
 from samtune.study.records import SUFFIX, Record, read_records
 
@@ -39,10 +40,6 @@ COLUMNS = [
     "backbone", "train_dataset", "split",
 ]  # fmt: skip
 NUMBERS = ["mean", "std", "low", "high"]
-METHOD_ORDER = [
-    "truth", "ellipse", "grabcut", "zero_shot", "decoder_tuning", "lora", "lora_samed", "unet", "clean_tuning",
-    "classical_augmentation", "generated", "pgd", "dat", "spt", "sam_sp", "asam",
-]  # fmt: skip
 METRIC_ORDER = [
     "iou", "boundary_iou", "dice", "box_iou", "hd95_transunet", "hd95_strict", "s_measure", "e_measure_max",
     "e_measure_mean", "e_measure_adaptive", "weighted_f", "mae", "psnr", "ssim",
@@ -275,7 +272,7 @@ def _sorted(table: pd.DataFrame) -> pd.DataFrame:
 
     Numbers inside names count as numbers: rank 2 before rank 16, a rate of 3e-05 before 0.0001.
     """
-    orders = {"method": METHOD_ORDER, "metric": METRIC_ORDER, "prompt": PROMPT_ORDER}
+    orders = {"method": method_order(), "metric": METRIC_ORDER, "prompt": PROMPT_ORDER}
     keys = ["dataset", "train_dataset", "method", "variant", "backbone", "output", "split", "prompt", "metric"]
     keys += [column for column in table.columns if column not in COLUMNS]
 

@@ -10,14 +10,12 @@ from samtune.data.registry import open_dataset
 from samtune.methods import METHODS, Method, options_in_key
 from samtune.sam.checkpoints import load_sam, weights_hash
 from samtune.study.cells import NO_BACKBONE, EvaluationCell, TrainingCell
-from samtune.study.execute import CLASSICAL, TRUTH, executor
+from samtune.study.execute import TRUTH, executor
 from samtune.study.profile import Profile
 from samtune.study.records import Record
 from samtune.study.runner import run_cells
 
-WITHOUT_SAM = (*CLASSICAL, "unet")
 BOX_AND_POINTS = ",".join(Method.prompts)
-EPOCHS, UNPROMPTED_EPOCHS = 16, 160  # SPT's; and for SAM-SP, of SAMed's 200, where its schedule is stopped
 SCORE_TIE = 0.005  # of mean IoU on validation
 ON_BOXES = "trained on boxes"
 
@@ -99,20 +97,20 @@ def training_cell(
     **hyper: object,
 ) -> TrainingCell:
     """The profile's training of `method` on `dataset`, or on the union "a+b" of several, with prompts of `prompt`."""
-    without_sam = method in WITHOUT_SAM
+    needs_sam = METHODS[method].needs_sam
     hyper = options_in_key(method, hyper)
     accumulated = {"accumulate": profile.accumulate} if profile.accumulate > 1 else {}
     return TrainingCell(
         method,
         tuple(dataset.split("+")),
-        NO_BACKBONE if without_sam else profile.backbone,
+        profile.backbone if needs_sam else NO_BACKBONE,
         seed,
         max(images or images_seen(profile, prompt, dataset), profile.batch_size),
         profile.preprocess,
         prompt,
         "union",
         {"learning_rate": rate, "batch_size": profile.batch_size} | accumulated | hyper,
-        "" if without_sam else hash,
+        hash if needs_sam else "",
     )
 
 
@@ -124,10 +122,13 @@ def zero_shot_cell(profile: Profile, dataset: str, seed: int, hash: str, **optio
 
 
 def images_seen(profile: Profile, prompts: str, dataset: str) -> int:
-    """Images that a training with `prompts` sees: the profile's number, or, where that is null, the paper's epochs."""
+    """Images that a training with `prompts` sees: the profile's number, or, where that is null, the paper's epochs.
+
+    All methods of a table see as many: trained without prompts SAM-SP's epochs, else SPT's.
+    """
     if profile.images is not None:
         return profile.images
-    epochs = UNPROMPTED_EPOCHS if prompts == "none" else EPOCHS
+    epochs = METHODS["sam_sp" if prompts == "none" else "spt"].epochs
     return epochs * sum(len(open_dataset(name).ids("train")) for name in dataset.split("+"))
 
 
@@ -170,7 +171,7 @@ class Plan:
 
     def all_options(self, method: str, changes: Mapping[str, object]) -> dict[str, object]:
         """What holds for every cell, and `changes`; a U-Net's pictures are as large as the backbone's."""
-        return self.options | ({"image_size": self.image_size} if method == "unet" else {}) | changes
+        return self.options | ({} if METHODS[method].needs_sam else {"image_size": self.image_size}) | changes
 
     def training(self, method: str, dataset: str, seed: int, images: int = 0, **changes: object) -> TrainingCell:
         """`method` trained on `dataset`; `changes` are options of the method or its training, or the `prompt`."""
