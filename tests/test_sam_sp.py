@@ -10,13 +10,14 @@ from torch import Tensor
 
 from samtune.common.errors import InputError
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
-from samtune.losses import at_size, distillation_loss, samed_loss
+from samtune.losses import binary_cross_entropy
 from samtune.methods import build_method
 from samtune.methods.sam_sp import SamSP, self_prompts
 from samtune.prompts import Prompts
 from samtune.sam.attention import merge_qkv
 from samtune.sam.build import new_sam
 from samtune.sam.decode import decode_masks
+from samtune.study.sam_sp import TRUTH_ON_BOTH
 from small_sam import ListedSamples, disc_sample, official_twin, small_sam, some_prompts
 
 INDEX = [0, 1, 1]
@@ -182,35 +183,109 @@ def test_image_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [2]
 
 
-def test_loss_is_that_of_every_pass_and_the_distillation_between_them() -> None:
-    prediction = {f"pass{number}": torch.randn(3, 1, 16, 16, requires_grad=True) for number in range(3)}
-    prediction["final"] = prediction["pass2"]
-    masks = torch.rand(3, 1, 64, 64).round()
-    method = trained(iterations=2, distillation_weight=0.7, temperature=3.0)
-    passes = [prediction[f"pass{number}"] for number in range(3)]
-    target = at_size(masks, passes[0])
-    plain = sum(samed_loss(logits, target) for logits in passes)
-    between = sum(distillation_loss(passes[n], passes[n + 1], 3.0) for n in (0, 1))
-    assert torch.allclose(method.loss(prediction, masks), (plain + 0.7 * between).mean())
-    reverse = trained(iterations=2, distillation_weight=0.7, temperature=3.0, reverse=True)
-    between = sum(distillation_loss(passes[n + 1], passes[n], 3.0) for n in (0, 1))
-    assert torch.allclose(reverse.loss(prediction, masks), (plain + 0.7 * between).mean())
-    assert torch.allclose(trained(iterations=2, distillation_weight=0.0).loss(prediction, masks), plain.mean())
-    twice = trained(iterations=2, distillation_weight=0.0, first_weight=2.0)
-    assert torch.allclose(twice.loss(prediction, masks), (plain + samed_loss(passes[0], target)).mean())
+def dice(logits: Tensor, truth: Tensor) -> Tensor:
+    """1 - (2 |p t| + 1) / (|p| + |t| + 1) of each mask `(P, 1, h, w)`, written out."""
+    probability = 1 / (1 + torch.exp(-logits))
+    overlap, sizes = (probability * truth).sum((1, 2, 3)), probability.sum((1, 2, 3)) + truth.sum((1, 2, 3))
+    return 1 - (2 * overlap + 1) / (sizes + 1)
 
 
-def test_the_later_pass_teaches_and_is_not_taught() -> None:
-    passes = {f"pass{number}": torch.randn(3, 1, 16, 16, requires_grad=True) for number in range(2)}
-    masks = torch.rand(3, 1, 64, 64).round()
-    grads = {}
-    for weight in (0.0, 1.0):
-        for value in passes.values():
-            value.grad = None
-        trained(distillation_weight=weight).loss(passes | {"final": passes["pass1"]}, masks).backward()
-        grads[weight] = {name: value.grad.clone() for name, value in passes.items()}
-    assert torch.equal(grads[0.0]["pass1"], grads[1.0]["pass1"])
-    assert not torch.allclose(grads[0.0]["pass0"], grads[1.0]["pass0"])
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """The mean over pixels of p log(p / q) + (1 - p) log((1 - p) / (1 - q)), p the teacher's foreground."""
+    p, q = teacher.sigmoid(), student.sigmoid()
+    return (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean((1, 2, 3))
+
+
+def random_passes(count: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """A prediction of `count` random passes, masks of four times its size, and those on the logits' grid."""
+    passes = {f"pass{number}": torch.randn(3, 1, 16, 16, requires_grad=True) for number in range(count)}
+    truth = torch.rand(3, 1, 16, 16).round()
+    masks = truth.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    return passes | {"final": passes[f"pass{count - 1}"]}, masks, truth
+
+
+def test_loss_is_the_papers() -> None:
+    """Dice of the last pass and the truth, and alpha times the divergence of each pass from the one that teaches it."""
+    prediction, masks, truth = random_passes(2)
+    first, second = prediction["pass0"], prediction["pass1"]
+    for alpha in (0.0, 1.0, 10.0):
+        expected = (dice(second, truth) + alpha * divergence(first, second)).mean()
+        assert torch.allclose(trained(distillation_weight=alpha).loss(prediction, masks), expected)
+    reverse = trained(reverse=True).loss(prediction, masks)
+    assert torch.allclose(reverse, (dice(second, truth) + divergence(second, first)).mean())
+    prediction, masks, truth = random_passes(3)
+    first, second, third = (prediction[f"pass{number}"] for number in range(3))
+    expected = (dice(third, truth) + 0.7 * divergence(first, second) + 0.7 * divergence(second, third)).mean()
+    assert torch.allclose(trained(iterations=2, distillation_weight=0.7).loss(prediction, masks), expected)
+
+
+def test_truth_on_both_passes_is_the_kits_first_loss() -> None:
+    prediction, masks, truth = random_passes(2)
+    first, second = prediction["pass0"], prediction["pass1"]
+    both = sum(0.2 * binary_cross_entropy(one, truth)[:, 0] + 0.8 * dice(one, truth) for one in (first, second))
+    taught = 0.1 * 2**2 * divergence(first / 2, second / 2)  # at temperature 2
+    assert torch.allclose(trained(**TRUTH_ON_BOTH).loss(prediction, masks), (both + taught).mean())
+
+
+def gradients(method: SamSP, loss: Tensor) -> dict[str, Tensor]:
+    """Of `loss`, by trainable parameter."""
+    method.zero_grad()
+    loss.backward()
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in method.trainable().items()}
+
+
+def test_without_distillation_a_step_of_training_learns_through_the_second_pass_alone() -> None:
+    """The same step as that of a first pass which has no gradient at all."""
+    truth = torch.zeros(3, 1, 32, 32)  # on the logits' grid
+    truth[:, :, 8:20, 10:24] = 1
+    masks = truth.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    method, twin = trained(distillation_weight=0.0), trained()
+    prediction = method(images(), NOTHING)
+    prediction["pass0"].retain_grad()
+    method.loss(prediction, masks).backward()
+    assert not prediction["pass0"].grad.any()
+    with torch.no_grad():
+        boxes = self_prompts(decode_masks(twin.sam, twin.encode(images()), NOTHING)[0], "box", 64)[0].boxes
+    second = decode_masks(twin.sam, twin.encode(images()), Prompts(NOTHING.image_index, boxes))[0]
+    dice(second, truth).mean().backward()
+    before = method.trainable_state()
+    for one in (method, twin):
+        torch.optim.SGD(one.trainable().values(), lr=1.0).step()
+    expected = twin.trainable()
+    for name, parameter in method.trainable().items():
+        assert torch.allclose(parameter, expected[name], atol=1e-6), name
+    assert any(not torch.equal(parameter, before[name]) for name, parameter in method.trainable().items())
+
+
+def test_distillation_reaches_the_parameters_through_the_first_pass_alone() -> None:
+    masks = torch.zeros(3, 1, 64, 64)
+    masks[:, :, 16:40, 20:50] = 1
+    with torch.no_grad():
+        teacher = trained()(images(), NOTHING)["pass1"]
+    found = {}
+    for name, options in {
+        "none": {"distillation_weight": 0.0}, "detached": {}, "not detached": {"detach_teacher": False}
+    }.items():  # fmt: skip
+        method = trained(**options)
+        found[name] = gradients(method, method.loss(method(images(), NOTHING), masks))
+    method = trained()
+    alone = gradients(method, divergence(decode_masks(method.sam, method.encode(images()), NOTHING)[0], teacher).mean())
+    assert any(gradient.any() for gradient in alone.values())
+    for name, gradient in alone.items():
+        assert torch.allclose(found["detached"][name] - found["none"][name], gradient, atol=1e-5), name
+    assert any(not torch.allclose(found["not detached"][name], found["detached"][name], atol=1e-5) for name in alone)
+
+
+def test_a_teacher_that_is_not_detached_is_taught_too() -> None:
+    for detach in (True, False):
+        slopes = {}
+        for weight in (0.0, 1.0):
+            torch.manual_seed(0)
+            prediction, masks, _ = random_passes(2)
+            trained(distillation_weight=weight, detach_teacher=detach).loss(prediction, masks).backward()
+            slopes[weight] = [prediction[name].grad for name in ("pass0", "pass1")]
+        assert slopes[0.0][0] is None and slopes[1.0][0].any()
+        assert torch.equal(slopes[0.0][1], slopes[1.0][1]) == detach
 
 
 def test_what_trains() -> None:
@@ -236,13 +311,14 @@ def test_parameters_of_vit_b() -> None:
 
 def test_without_iterations_it_is_the_same_as_lora_samed() -> None:
     torch.manual_seed(0)
-    plain = build_method("lora_samed", small_sam()).eval()
+    plain = build_method("lora_samed", small_sam(), mask_loss="dice").eval()
     torch.manual_seed(0)
     alone = SamSP(small_sam(), iterations=0).eval()
     masks = torch.rand(3, 1, 64, 64).round()
     one, other = plain(images(), NOTHING), alone(images(), NOTHING)
     assert torch.equal(one["final"], other["final"])
     assert torch.equal(plain.loss(one, masks), alone.loss(other, masks))
+    assert not torch.equal(plain.loss(one, masks), build_method("lora_samed", small_sam()).loss(one, masks))
 
 
 # ---------------------------------------------------------------- export and options
@@ -267,3 +343,5 @@ def test_unknown_options_list_the_known_ones() -> None:
         SamSP(small_sam(), self_prompt="box+circle")
     with pytest.raises(InputError, match="unknown distillation 'js'; known: "):
         SamSP(small_sam(), distillation="js")
+    with pytest.raises(InputError, match="unknown mask loss 'focal'; known: dice, samed"):
+        SamSP(small_sam(), mask_loss="focal")

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 
+from samtune.losses import dice_loss, samed_loss
 from samtune.methods import SamSP
 from samtune.report.claims import build_claims
 from samtune.report.tables import build_tables
@@ -17,6 +18,7 @@ from samtune.study.sam_sp import (
     SAMED,
     SIZES,
     START,
+    TRUTH_ON_BOTH,
     TUNED,
     WHOLE,
     group_names,
@@ -25,6 +27,7 @@ from samtune.study.sam_sp import (
     run_main,
     sam_sp_plan,
 )
+from small_sam import small_sam
 
 DATA = "synthetic-medical"
 pytestmark = pytest.mark.usefixtures("small_backbone")
@@ -37,6 +40,10 @@ def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
     assert everything["best_by_truth"] >= everything["final"] and set(everything.index) == {"final", "best_by_truth"}
     assert set(table[table["variant"] == "a box an object"]["prompt"]) == {"box"}
     dice = table[table["variant"] == ""]
+    both = table[table["variant"] == "truth on both passes"]
+    assert set(zip(both["method"], both["output"], strict=True)) == {
+        ("sam_sp", output) for output in ("pass0", "pass1", "final")
+    }
     rows = set(zip(dice["method"], dice["prompt"], dice["output"], strict=True))
     unprompted = {
         (method, "none", "final") for method in ("zero_shot", "decoder_tuning", "lora_samed", "unet", "sam_sp")
@@ -66,7 +73,7 @@ def test_nothing_in_training_or_use_has_a_prompt(profile: Profile, asked: list[E
 
 def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[EvaluationCell]) -> None:
     profile = profile.model_copy(update={"plateau_images": 50, "images": 40})
-    run_ablations(profile, [DATA], [0], ["size", "strategies", "prompt quality", "plateau"])
+    run_ablations(profile, [DATA], [0], ["controls", "size", "prompt quality", "plateau"])
     default = sam_sp_plan(profile, [DATA]).training("sam_sp", DATA, 0).key()
     variants = {(cell.tables[0].partition(":")[2], cell.method): cell for cell in asked}
     assert {cell.split for cell in asked} == {"test"}
@@ -75,8 +82,14 @@ def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[Evalu
     assert {method for variant, method in variants if variant == "25% of the pictures"} == {
         "lora_samed", "unet", "sam_sp"
     }  # fmt: skip
-    changed = ("one-pass training", "random box", "no distillation", "true box in training")
-    assert len({default, *(variants[variant, "sam_sp"].training.key() for variant in changed)}) == 5
+    changed = [variants[variant, "sam_sp"].training for variant in (*CONTROLS, "true box in training")]
+    assert len({default, *(training.key() for training in changed)}) == 1 + len(changed)
+    for training, changes in zip(changed, CONTROLS.values(), strict=False):
+        method, usual = cell_method(training), SamSP(small_sam())
+        assert all(getattr(method, name) == value != getattr(usual, name) for name, value in changes.items())
+    direct = variants["Dice loss", "lora_samed"].training
+    assert dict(direct.hyper)["mask_loss"] == "dice" and cell_method(direct).mask_loss is dice_loss
+    assert direct.images == variants["SAM-SP", "sam_sp"].training.images
     taught = variants["true box in training", "sam_sp"]  # it prompts itself at test time
     assert cell_method(taught).self_prompt == "box" and cell_method(taught.training).self_prompt == "given"
     assert variants["true box", "sam_sp"].training.key() == variants["SAM-SP", "sam_sp"].training.key() == default
@@ -99,10 +112,13 @@ def test_choices_change_one_option_and_do_not_depend_on_defaults(profile: Profil
     assert trained["val"] == trained["test"]
     start = trained["val"].pop("starting point")
     assert len(trained["val"]) == sum(map(len, GROUPS.values()))
-    assert START.keys() == inspect.signature(SamSP).parameters.keys() - {"sam", "alpha"} | SAMED.keys()
+    in_groups = inspect.signature(SamSP).parameters.keys() - {"sam", "alpha", "detach_teacher"}
+    assert START.keys() == in_groups | SAMED.keys()
     for options in trained["val"].values():
-        assert set(START) <= set(options)  # in full: a new default of SamSP leaves the record what it is
-        assert 1 <= len(set(options.items()) - set(start.items())) <= 3
+        # In full: a new default of SamSP leaves the record what it is.
+        assert set(START) - {"mask_loss"} <= set(options)
+        assert options.get("mask_loss", "samed") == ("samed" if options is trained["val"]["SAMed's loss"] else "dice")
+        assert 1 <= len(set(options.items()) ^ set(start.items())) <= 6
 
 
 def test_what_claims_rest_on_has_all_seeds_and_the_rest_the_profiles_few(
@@ -112,12 +128,29 @@ def test_what_claims_rest_on_has_all_seeds_and_the_rest_the_profiles_few(
     seeds: dict[str, set[int]] = {}
     for cell in asked:
         seeds.setdefault(cell.tables[0].partition(":")[2], set()).add(cell.seed)
-    claimed = {"no distillation", "SAM-SP", "true box", "iterations"}
+    bounds = {"SAM-SP", "true box", "true box in training", "true box in training and test"}
+    claimed = {*CONTROLS, *bounds, "Dice loss", "iterations"}
     assert {variant for variant in seeds if seeds[variant] == {1, 2}} == claimed
     assert {variant for variant in seeds if seeds[variant] == {0, 1, 2}} == set(REPEATED)
     others = seeds.keys() - claimed - set(REPEATED)
     assert all(seeds[variant] == {0} for variant in others)  # the profile's, whatever is asked for
-    assert {*CONTROLS, "trained with 2 iterations", "trained with 3 iterations"} <= seeds.keys()
+
+
+def test_truth_on_both_passes_is_the_cell_of_the_kits_first_version(profile: Profile) -> None:
+    """Its key says nothing of what could not be chosen then, so that the committed records are its."""
+    both = sam_sp_plan(profile, [DATA], ("sam_sp",), **TRUTH_ON_BOTH).training("sam_sp", DATA, 0)
+    hyper = dict(both.hyper)
+    assert set(SamSP.named_options) | set(SAMED) | {"learning_rate", "batch_size"} == set(hyper)
+    assert (hyper["first_weight"], hyper["distillation_weight"], hyper["temperature"]) == (1, 0.1, 2)
+    method = cell_method(both)
+    assert method.mask_loss is samed_loss and method.detach_teacher
+    plan = sam_sp_plan(profile, [DATA])
+    assert dict(plan.training("sam_sp", DATA, 0).hyper) == hyper | {
+        "first_weight": 0, "distillation_weight": 1, "temperature": 1, "mask_loss": "dice"
+    }  # fmt: skip
+    # The same for LoRA: SAMed's loss, which was its only one, is no part of its key.
+    assert "mask_loss" not in dict(plan.training("lora_samed", DATA, 0).hyper)
+    assert cell_method(plan.training("lora_samed", DATA, 0)).mask_loss is samed_loss
 
 
 def test_a_new_default_makes_other_cells(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,9 +163,8 @@ def test_a_new_default_makes_other_cells(profile: Profile, monkeypatch: pytest.M
 
 
 def test_iterations_at_test_reach_the_method_and_not_its_training(profile: Profile) -> None:
-    first, *others = iteration_cells(sam_sp_plan(profile, [DATA]), DATA, [0], [0])
-    assert cell_method(first).iterations == 3 and cell_method(first.training).iterations == 1
-    assert [cell_method(cell.training).iterations for cell in others] == [2, 3]
+    (cell,) = iteration_cells(sam_sp_plan(profile, [DATA]), DATA, [0])
+    assert cell_method(cell).iterations == 3 and cell_method(cell.training).iterations == 1
 
 
 def test_groups_can_be_asked_for_alone(profile: Profile, asked: list[EvaluationCell]) -> None:
