@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,6 +7,8 @@ from PIL import Image
 from layout_trees import HEIGHT, NOTHING, WIDTH, all_ids, blob, photo, save
 from samtune.common.errors import InputError
 from samtune.data.medical_layouts import DATASETS
+from samtune.data.polyps import DATASETS as POLYPS
+from samtune.data.registry import open_dataset
 
 
 def opened(name, folder):
@@ -33,6 +37,57 @@ def test_kvasir_masks_are_noisy_jpeg(tmp_path):
     (folder / "masks" / "cju7.jpg").unlink()
     with pytest.raises(InputError, match="masks/cju7"):
         opened("kvasir-seg", tmp_path)
+
+
+def polyp_tree(folder, training=("image", "mask")):
+    """PraNet's archives: both ends of five sequences of CVC-ClinicDB, ten pictures of Kvasir, and five test sets."""
+    frames = [1, 25, 26, 50, 51, 67, 68, 78, 79, 103]
+    for number, stem in enumerate([*map(str, frames), *(f"cju{number}" for number in range(10))]):
+        photo(folder / "TrainDataset" / training[0] / f"{stem}.png")
+        save(folder / "TrainDataset" / training[1] / f"{stem}.png", blob(number % 10, 3))
+    for number, place in enumerate(("CVC-300", "CVC-ClinicDB", "Kvasir", "CVC-ColonDB", "ETIS-LaribPolypDB")):
+        for stem in range(100, 102 + number):
+            photo(folder / "TestDataset" / place / "images" / f"{stem}.png", seed=stem)
+            save(folder / "TestDataset" / place / "masks" / f"{stem}.png", blob(number, stem - 100))
+
+
+@pytest.mark.parametrize("training", [("image", "mask"), ("images", "masks")])
+def test_polyps_train_one_model_for_five_test_sets(tmp_path, training):
+    polyp_tree(tmp_path / "polyps", training)
+    whole = open_dataset("polyps", tmp_path)
+    assert [len(whole.ids(split)) for split in ("train", "val", "test")] == [16, 4, 2 + 3 + 4 + 5 + 6]
+    frames = {int(id.partition("/")[2]) for id in whole.ids("val") if id.startswith("CVC-ClinicDB/")}
+    assert frames in ({1, 25}, {26, 50}, {51, 67}, {68, 78}, {79, 103})  # a sequence is on one side
+    counts = {}
+    for name in [name for name in POLYPS if name != "polyps"]:
+        alone = open_dataset(name, tmp_path)
+        assert alone.ids("train") == alone.ids("val") == [] and set(alone.ids("test")) <= set(whole.ids("test"))
+        for id in alone.ids("test"):
+            assert (alone.load(id).masks == whole.load(id).masks).all()
+        counts[name] = len(alone.ids("test"))
+    assert counts == {
+        "polyps-cvc-300": 2,
+        "polyps-cvc-clinicdb": 3,
+        "polyps-kvasir": 4,
+        "polyps-cvc-colondb": 5,
+        "polyps-etis": 6,
+    }
+    sample = open_dataset("polyps-cvc-colondb", tmp_path).load("CVC-ColonDB/102")
+    assert (sample.masks == blob(3, 2)).all() and sample.object_class == ("polyp",) and sample.split == "test"
+
+
+def test_polyp_test_sets_open_without_the_training_part(tmp_path):
+    polyp_tree(tmp_path / "polyps")
+    shutil.rmtree(tmp_path / "polyps" / "TrainDataset")
+    assert len(open_dataset("polyps-etis", tmp_path).ids("test")) == 6
+    with pytest.raises(InputError, match="polyps.*TrainDataset"):
+        open_dataset("polyps", tmp_path)
+
+
+def test_the_counts_of_the_protocol_are_those_of_the_paper():
+    tests = {name: about.images for name, about in POLYPS.items() if name != "polyps"}
+    assert sum(tests.values()) == 798 and POLYPS["polyps"].images == 900 + 550 + 798
+    assert all(POLYPS[name].folder == "polyps" for name in tests)
 
 
 def isic_part(folder, part, numbers):

@@ -1,4 +1,4 @@
-"""The ten sets of the kit's data folder: each loader on a small tree of the real layout, quirks included."""
+"""The eleven sets of the kit's data folder: each loader on a small tree of the real layout, quirks included."""
 
 import json
 from dataclasses import replace
@@ -269,6 +269,46 @@ def test_cvc_clinicdb_reads_minisblack_colour_and_splits_between_sequences(tmp_p
         f"sequence {number}" for number in (1, 17, 18, 23, 24, 29)
     ]
     assert np.array_equal(sample.image, noise(24, 32, 364)) and np.array_equal(sample.masks[0], square(24, 32))
+
+
+LEGEND = ",,\n,,\ngends f,,\n0 - Co,,\n1 - At,,\n2 - Me,,\nP  - P,,\n"  # as in the copy at hand
+
+
+def ph2_tree(folder: Path, suffixes: tuple[str, str], header: str = "Name,Clinical Diagnosis,Asymmetry") -> Path:
+    """Ten pictures of each diagnosis, the sheet with its legend below the rows, and one row without pictures."""
+    rows = []
+    for number in range(30):
+        id = f"IMD{number:03}"
+        place = folder / "ph2" / "PH2Dataset" / "PH2 Dataset images" / id
+        save(place / f"{id}_Dermoscopic_Image" / f"{id}.{suffixes[0]}", noise(20, 30, number))
+        save(place / f"{id}_lesion" / f"{id}_lesion.{suffixes[1]}", square(20, 30, left=number % 20))
+        rows.append(f"{id},{number % 3},0")
+    table = folder / "ph2" / "PH2Dataset" / "PH2_dataset.csv"
+    table.write_text("\n".join([header, *rows, "IMD099,2,1"]) + "\n" + LEGEND, encoding="utf-8-sig")
+    return folder
+
+
+@pytest.mark.parametrize("suffixes", [("bmp", "bmp"), ("jpg", "png")])
+def test_ph2_in_the_formats_of_the_download_and_of_smaller_copies(tmp_path, suffixes):
+    dataset = open_dataset("ph2", ph2_tree(tmp_path, suffixes))
+    assert len(everything(dataset)) == 30 and dataset.dropped == {"image or mask not there": 1}
+    for split, count in (("train", 6), ("val", 2), ("test", 2)):
+        kinds = [dataset.load(id).object_class[0] for id in dataset.ids(split)]
+        assert {kind: kinds.count(kind) for kind in kinds} == dict.fromkeys(
+            ("common naevus", "atypical naevus", "melanoma"), count
+        )
+    sample = dataset.load("IMD007")
+    assert np.array_equal(sample.masks, square(20, 30, left=7)[None]) and sample.object_class == ("atypical naevus",)
+    if suffixes[0] == "bmp":
+        assert np.array_equal(sample.image, noise(20, 30, 7))
+
+
+@pytest.mark.parametrize("header", ["Image,Clinical Diagnosis,Asymmetry", "Name,Diagnosis,Asymmetry"])
+def test_ph2_without_a_column_that_is_needed(tmp_path, header):
+    ph2_tree(tmp_path, ("bmp", "bmp"), header)
+    with pytest.raises(InputError, match="PH2_dataset.csv: expected columns Name and Clinical Diagnosis") as error:
+        open_dataset("ph2", tmp_path)
+    assert "\n" not in str(error.value)
 
 
 # --- natural ---

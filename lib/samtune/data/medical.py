@@ -137,6 +137,11 @@ class ClinicDB(ListedDataset):
         split_of = {id: self._block(id) for id in images & masks}
         super().__init__("cvc-clinicdb", by_split(split_of), without)
 
+    @classmethod
+    def sequence(cls, frame: int) -> str:
+        """The sequence that a frame, counted from 1, belongs to."""
+        return f"sequence {1 + bisect_left(cls.SEQUENCE_ENDS, frame)}"
+
     def _block(self, id: str) -> str:
         return "train" if int(id) <= self.LAST_TRAIN else "val" if int(id) <= self.LAST_VAL else "test"
 
@@ -146,8 +151,7 @@ class ClinicDB(ListedDataset):
         image, mask = read_image(path), read_mask(mask_path)
         check_same_size(image, mask, path, mask_path)
         masks = mask[None] if mask.any() else np.zeros((0, *mask.shape), dtype=bool)
-        sequence = f"sequence {1 + bisect_left(self.SEQUENCE_ENDS, int(id))}"
-        return Sample(id, self.name, split, image, masks, None, ("polyp",) * len(masks), sequence)
+        return Sample(id, self.name, split, image, masks, None, ("polyp",) * len(masks), self.sequence(int(id)))
 
 
 class PH2(ListedDataset):

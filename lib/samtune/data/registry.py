@@ -13,6 +13,7 @@ from samtune.data import (
     medical_layouts,
     natural,
     natural_layouts,
+    polyps,
 )
 from samtune.data.listed import SPLITS
 from samtune.data.procedural import synthetic
@@ -25,6 +26,7 @@ DATASETS: dict[str, Description] = {
     **natural.DATASETS,
     **industrial_layouts.DATASETS,
     **medical_layouts.DATASETS,
+    **polyps.DATASETS,
     **natural_layouts.DATASETS,
     **synthetic.DATASETS,
 }
@@ -38,8 +40,8 @@ def describe(name: str) -> Description:
 
 
 def dataset_folder(name: str, root: str | Path | None = None) -> Path:
-    """The data set's own folder: `<root>/<name>`, with `root` the data root (`SAMTUNE_DATA`) unless given."""
-    return (data_root() if root is None else resolve(root)) / name
+    """The data set's folder in `root`, the data root (`SAMTUNE_DATA`) unless given: by its own name for most sets."""
+    return (data_root() if root is None else resolve(root)) / (describe(name).folder or name)
 
 
 def missing_parts(name: str, root: str | Path | None = None) -> list[str]:

@@ -29,13 +29,20 @@ class LinkSource:
 class Description:
     """One data set.
 
-    `factory(folder, **options)` opens it from its own folder, `<data root>/<name>`; for procedural sets
-    (`layout` empty) the folder need not exist. `layout` names the paths (shell patterns, relative to the folder) of
-    which each must match something, in words that a user can act on when it does not. `source` is a `GitSource` or
-    a `LinkSource` that `download` can fetch, or None where a site asks for a form or has no plain link; then
-    `how_to_get` says what to do by hand. `images` is the number of pictures with masks in the full download,
-    where it is known. `committed_pictures`: may its pictures appear in figures that are committed. `pretraining`:
-    what of it may be used for training anything general.
+    name: as it is asked for.
+    factory: `factory(folder, **options)` opens it from its folder; sets made on the fly do not look at the folder.
+    title: one line for people.
+    domain: the field it comes from.
+    licence, citation: as its authors state them.
+    how_to_get: what to do by hand where a site asks for a form or there is no plain link.
+    splits: where the parts come from.
+    source: what `download` can fetch, or None.
+    folder: its folder in the data root where that is not its name: sets that come in one archive share one.
+    layout: paths (shell patterns, relative to the folder) of which each must match something, in words that a user
+        can act on when it does not; empty for sets made on the fly.
+    images: number of pictures with masks in the full download, where it is known.
+    committed_pictures: may its pictures appear in figures that are committed.
+    pretraining: what of it may be used for training anything general.
     """
 
     name: str
@@ -47,6 +54,7 @@ class Description:
     how_to_get: str
     splits: str
     source: GitSource | LinkSource | None = None
+    folder: str = ""
     layout: tuple[str, ...] = ()
     images: int | None = None
     committed_pictures: bool = False

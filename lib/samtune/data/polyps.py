@@ -1,0 +1,103 @@
+"""PraNet's protocol for polyps, by which SAM-SP's table is made: one training part, five test sets.
+
+Fan et al., "PraNet: Parallel Reverse Attention Network for Polyp Segmentation", MICCAI 2020: 900 pictures of Kvasir
+and 550 of CVC-ClinicDB train one model, which is tested on what is left of these two and on three sets never seen.
+The data set `polyps` is the whole; `polyps-kvasir` and its like are its five test sets, each alone.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from samtune.data.entries import Entry, EntryDataset, Pairing, binary_entry, first_layout, read_bright
+from samtune.data.medical import ClinicDB
+from samtune.data.registry_entry import Description
+
+# Name in the registry -> folder of the test set, number of its pictures.
+TEST_SETS = {
+    "polyps-cvc-300": ("CVC-300", 60),
+    "polyps-cvc-clinicdb": ("CVC-ClinicDB", 62),
+    "polyps-kvasir": ("Kvasir", 100),
+    "polyps-cvc-colondb": ("CVC-ColonDB", 380),
+    "polyps-etis": ("ETIS-LaribPolypDB", 196),
+}
+TRAINING = tuple(
+    (Pairing("train", f"TrainDataset/{images}", f"TrainDataset/{masks}"),)
+    for images, masks in (("image", "mask"), ("images", "masks"))
+)
+
+
+def polyps(folder: Path) -> EntryDataset:
+    """`TrainDataset/{image,mask}/<name>.png` and the five test sets, one after the other, as the test part.
+
+    A fifth of the training part is validation, stratified by origin. Frames of CVC-ClinicDB keep their numbers as
+    names, so those of one sequence stay together in that split. Ids are `<origin>/<name>`.
+    """
+    entries = []
+    for part, image, mask in first_layout(folder, TRAINING):
+        frame = image.stem.isdigit()
+        origin = "CVC-ClinicDB" if frame else "Kvasir"
+        group = ClinicDB.sequence(int(image.stem)) if frame else ""
+        entries.append(_entry(image, mask, origin, part, group))
+    for place, _ in TEST_SETS.values():
+        entries += _test_entries(folder, place)
+    return EntryDataset("polyps", entries)
+
+
+def polyp_test_set(folder: Path, *, name: str) -> EntryDataset:
+    """`TestDataset/<set>/{images,masks}/<name>.png`: one of the five test sets; no other part."""
+    return EntryDataset(name, _test_entries(folder, TEST_SETS[name][0]))
+
+
+def _test_entries(folder: Path, place: str) -> list[Entry]:
+    pairs = first_layout(folder, [[Pairing("test", f"TestDataset/{place}/images", f"TestDataset/{place}/masks")]])
+    return [_entry(image, mask, place, part) for part, image, mask in pairs]
+
+
+def _entry(image: Path, mask: Path, origin: str, part: str, group: str = "") -> Entry:
+    """Masks of Kvasir were JPEG once and those of other sets resized: grey rims, cut at 127."""
+    entry = binary_entry(f"{origin}/{image.stem}", image, mask, "polyp", part, read_bright)
+    return replace(entry, stratum=origin, group=group)
+
+
+_CITATION = (
+    "Fan, Ji, Zhou, Chen, Fu, Shen, Shao: PraNet: Parallel Reverse Attention Network for Polyp Segmentation. MICCAI "
+    "2020; and the authors of the five sets"
+)
+_HOW_TO_GET = (
+    "TrainDataset.zip and TestDataset.zip linked at https://github.com/DengPingFan/PraNet; unpack so that "
+    "polyps/TrainDataset and polyps/TestDataset exist"
+)
+
+
+def _test_set(name: str, place: str, images: int) -> Description:
+    return Description(
+        name=name,
+        factory=partial(polyp_test_set, name=name),
+        title=f"{place}: polyps, test set of PraNet's protocol (train on `polyps`)",
+        domain="medical",
+        licence="research and education only",
+        citation=_CITATION,
+        how_to_get=_HOW_TO_GET,
+        splits="test only",
+        folder="polyps",
+        layout=(f"**/TestDataset/{place}/images/*", f"**/TestDataset/{place}/masks/*"),
+        images=images,
+    )
+
+
+DATASETS: dict[str, Description] = {
+    "polyps": Description(
+        name="polyps",
+        factory=polyps,
+        title="Polyps by PraNet's protocol: 900 pictures of Kvasir and 550 of CVC-ClinicDB train, five test sets",
+        domain="medical",
+        licence="research and education only",
+        citation=_CITATION,
+        how_to_get=_HOW_TO_GET,
+        splits="the protocol's 1,450 for training, a fifth of them for validation, and 798 for test; neighbouring "
+        "frames of CVC-ClinicDB are near-duplicates and lie on both sides of the protocol's train and test parts",
+        layout=("**/TrainDataset/*/*", *(f"**/TestDataset/{place}/images/*" for place, _ in TEST_SETS.values())),
+        images=1450 + sum(images for _, images in TEST_SETS.values()),
+    ),
+} | {name: _test_set(name, *about) for name, about in TEST_SETS.items()}
