@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from samtune.study import execute, plan, spt
+from samtune.study import execute, plan
 from samtune.study.cells import EvaluationCell
 from samtune.study.profile import Profile, load_profile
 from small_sam import small_sam
@@ -13,10 +13,9 @@ from small_sam import small_sam
 @pytest.fixture
 def small_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ "nano" is the small SAM, and results go to a folder of the test's own."""
-    for module in (execute, plan, spt):
+    for module in (execute, plan):
         monkeypatch.setattr(module, "load_sam", lambda backbone: small_sam())
     monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path / "results"))
-    spt.matching_rank.cache_clear()
 
 
 @pytest.fixture

@@ -40,9 +40,13 @@ def bank() -> list[Picture]:
     return [bank_picture(sample.image, sample.masks, {0}, main=0) for sample in samples]
 
 
+def stage(image_size: int, learning_rate: float, decay: bool = False) -> Stage:
+    return Stage(steps=2, image_size=image_size, batch=2, learning_rate=learning_rate, decay=decay)
+
+
 # Two steps on small pictures, two on larger ones, then two more of the same size, whose optimiser goes on.
 CONFIG = Pretraining(
-    (Stage(2, 64, 2, 1e-3), Stage(2, 96, 2, 1e-3), Stage(2, 96, 2, 5e-4, decay=True)),
+    (stage(64, 1e-3), stage(96, 1e-3), stage(96, 5e-4, decay=True)),
     warm_up_steps=4,
     objects=3,
     checkpoint_every=1,

@@ -295,14 +295,30 @@ def profiles() -> None:
 
 
 @app.command()
-def results(profile: ProfileOption = "quick") -> None:
+def results(
+    profile: ProfileOption = "quick",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what is left, hours and disk.")] = False,
+    cells_only: Annotated[
+        bool, typer.Option("--cells-only", help="No notebooks, for more processes beside one that runs them.")
+    ] = False,
+) -> None:
     """Run the notebooks of a profile, and report.
 
     What has a record already is not run again. Exit status 1 when a notebook fails; the others are run and reported.
     """
     from samtune.commands.notebooks import NotebookError, run_profile
     from samtune.report.pages import build_report
+    from samtune.study.notebooks import ask_for_cells
+    from samtune.study.profile import load_profile
 
+    chosen = load_profile(profile)
+    say_outlook(chosen)
+    if dry_run:
+        return
+    if cells_only:
+        for notebook in chosen.notebooks:
+            ask_for_cells(notebook, chosen)
+        return
     failure = None
     try:
         run_profile(profile)
@@ -312,6 +328,57 @@ def results(profile: ProfileOption = "quick") -> None:
     if failure:
         say_error(failure)
         raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    profile: ProfileOption = "quick",
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="From small to large, may be given again; without: what fits the device.")
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0.1, help="In all.")] = 5.0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+) -> None:
+    """Time every method on this machine, and say what a profile would take here.
+
+    Pictures a second and memory of encoding, decoding and a training step, into the table `speed` of the profile; the
+    fastest batch size, precision and compilation. Do nothing else on the machine meanwhile.
+    """
+    from samtune.study.bench import recommendations, run_bench, speed_table
+    from samtune.study.profile import load_profile
+
+    chosen = load_profile(profile)
+    typer.echo(f"about {minutes:g} minutes")
+    table = speed_table(run_bench(chosen.name, backbone or (), minutes, device, typer.echo))
+    columns = ["method", "backbone", "batch", "precision", "compiled", "images_per_second", "peak_memory_mb"]
+    for name, fastest in recommendations(table).groupby("device"):
+        typer.echo(f"\nThe fastest training steps on {name}:\n{fastest[columns].to_string(index=False)}")
+    say_outlook(chosen)
+
+
+def _cost(seconds: float | None, size: int) -> str:
+    """What cells still cost, as the end of a sentence; "" where there is nothing to run."""
+    if not size:
+        return ""
+    time = "time unknown (`samtune bench` measures it)" if seconds is None else f"about {duration_text(seconds / 60)}"
+    return f": {time} on this machine in one process, {size / 1e9:.1f} GB"
+
+
+def say_outlook(profile: Any) -> None:
+    """A line a notebook: how many of its cells are there, and time and disk for the others; then all together."""
+    from samtune.study.notebooks import outlook
+
+    known = True
+    seconds = size = missing = 0
+    for left in outlook(profile):
+        if left.lacking:
+            typer.echo(f"{left.notebook}: not counted: {left.lacking}")
+            known = False
+            continue
+        known &= left.seconds is not None
+        seconds, size, missing = seconds + (left.seconds or 0), size + left.bytes, missing + left.missing
+        typer.echo(f"{left.notebook}: {left.cells} cells, {left.missing} to run{_cost(left.seconds, left.bytes)}")
+    typer.echo(f"profile {profile.name}: {missing} cells to run{_cost(seconds if known else None, size)}")
 
 
 @app.command()

@@ -66,6 +66,15 @@ def hardware() -> str:
     return text
 
 
+def device_name(device: str) -> str:
+    """What computes on `device` ("cpu", "cuda", "cuda:1", "mps"): the graphics card, or the processor and its cores."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return ", ".join(hardware().split(", ")[:2])
+
+
 @functools.cache
 def package_versions() -> dict[str, str]:
     """Version of Python and of each of `PACKAGES` that is installed."""

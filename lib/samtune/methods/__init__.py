@@ -2,7 +2,10 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
+
+import torch
 
 from samtune.common.errors import unknown
 from samtune.methods.decoder_tuning import DecoderTuning
@@ -12,7 +15,7 @@ from samtune.methods.sam_sp import SamSP
 from samtune.methods.spt import SPT
 from samtune.methods.unet import UNet
 from samtune.methods.zero_shot import ZeroShot
-from samtune.sam.build import Sam
+from samtune.sam.build import Sam, new_sam
 
 # From simple to elaborate: the order of rows in tables and of bars in figures.
 METHODS: dict[str, type[Method]] = {
@@ -36,6 +39,14 @@ def build_method(name: str, sam: Sam | None, **options: Any) -> Method:
     return METHODS[name](sam, **options)
 
 
+@cache
+def trainable_parameters(name: str, backbone: str, **options: Any) -> int:
+    """How many parameters the method trains on `backbone`, whose weights need not be there."""
+    needs_sam = METHODS[name].needs_sam
+    with torch.device("meta"):
+        return build_method(name, new_sam(backbone) if needs_sam else None, **options).count_trainable()
+
+
 def options_in_key(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """What of the method's options goes into a training cell's key, see `Method.named_options`."""
     method = METHODS[name]
@@ -49,4 +60,4 @@ def options_in_key(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-__all__ = ["METHODS", "Method", "build_method", "options_in_key"]
+__all__ = ["METHODS", "Method", "build_method", "options_in_key", "trainable_parameters"]

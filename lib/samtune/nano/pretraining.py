@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -30,18 +30,7 @@ from samtune.nano.optimisers import average_gradients, optimisers, rank_and_proc
 from samtune.nano.scenes import Picture, picture_bank, training_scene
 from samtune.prompts import jitter_boxes, tight_boxes
 from samtune.sam.build import Sam, initialise_nano, new_sam, set_image_size
-from samtune.study.profile import Profile
-
-
-@dataclass(frozen=True)
-class Stage:
-    """`steps` of `batch` pictures at `image_size` pixels; the rate stays, or falls to 0 (`decay`)."""
-
-    steps: int
-    image_size: int
-    batch: int
-    learning_rate: float
-    decay: bool = False
+from samtune.study.profile import Profile, Stage
 
 
 @dataclass(frozen=True)
@@ -58,6 +47,10 @@ class Pretraining:
     average: float = 0.998
     checkpoint_every: int = 200
     validate_every: int = 1500
+
+    def plain(self) -> dict:
+        """As plain data."""
+        return vars(self) | {"stages": [stage.model_dump() for stage in self.stages]}
 
 
 class Scenes:
@@ -175,7 +168,7 @@ def pretrain(config: Pretraining, bank: list[Picture], folder: Path, validate=No
         optimiser_states = [optimiser.state_dict() for optimiser in optimiser_list]
         if rank == 0:
             save_checkpoint(checkpoint, sam, average, optimiser_list, state)
-    return {"sam": sam, "average": average.eval(), "config": asdict(config), **state}
+    return {"sam": sam, "average": average.eval(), "config": config.plain(), **state}
 
 
 def save_checkpoint(path: Path, sam: Sam, average: Sam, optimiser_list: list, state: dict) -> None:
@@ -216,8 +209,7 @@ def box_and_click_iou(sam: Sam, limit: int = 40) -> dict[str, float]:
 def plan(profile: Profile) -> Pretraining:
     """The recipe of a profile."""
     chosen = profile.pretraining
-    stages = tuple(Stage(**stage.model_dump()) for stage in chosen.stages)
-    return Pretraining(stages, chosen.warm_up_steps, chosen.sets, chosen.pictures)
+    return Pretraining(chosen.stages, chosen.warm_up_steps, chosen.sets, chosen.pictures)
 
 
 def run_processes(config: Pretraining, folder: Path, processes: int) -> dict:
@@ -228,7 +220,7 @@ def run_processes(config: Pretraining, folder: Path, processes: int) -> dict:
     """
     folder.mkdir(parents=True, exist_ok=True)
     recipe = folder / "pretraining.json"
-    recipe.write_text(json.dumps(asdict(config), indent=1))
+    recipe.write_text(json.dumps(config.plain(), indent=1))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
     command += ["-m", "samtune.nano.pretraining", str(recipe), str(folder)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -130,6 +130,11 @@ def official_checkpoint(backbone: str) -> Path:
     return path
 
 
+def must_be_downloaded(backbone: str) -> bool:
+    """Is `backbone` an official one whose checkpoint is not in the cache folder?"""
+    return backbone in OFFICIAL and not (checkpoint_root() / OFFICIAL[backbone][0]).is_file()
+
+
 def download(url: str, path: Path) -> None:
     """Fetch `url` to `path` with a progress bar, going on where an earlier try broke off.
 

@@ -151,8 +151,39 @@ class EvaluationCell(Cell):
         return f"measure {self.method} on {self.dataset} {self.split}, {self.prompt} prompt, seed {self.seed}"
 
 
+@dataclass(frozen=True)
+class TimingCell(Cell):
+    """A step of a method timed on one device (`samtune.study.bench`).
+
+    Fields:
+        phase: "encode", "decode" or "train".
+        batch: pictures in a step.
+        precision: "fp32" or "bf16".
+        compiled: is the image encoder compiled?
+        device: what was timed, in words: here the machine is part of the cell.
+    """
+
+    kind: ClassVar[str] = "timing"
+
+    method: str
+    backbone: str
+    phase: str
+    batch: int
+    precision: str
+    compiled: bool
+    device: str
+    tables: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def parts(self) -> int:
+        return self.batch
+
+    def describe(self) -> str:
+        return f"time {self.phase} of {self.method} on {self.backbone}, batch {self.batch}, {self.precision}"
+
+
 _SHARED = ("method", "backbone", "seed", "weights_hash", "preprocess", "target")
-KINDS: dict[str, type[Cell]] = {kind.kind: kind for kind in (TrainingCell, EvaluationCell)}
+KINDS: dict[str, type[Cell]] = {kind.kind: kind for kind in (TrainingCell, EvaluationCell, TimingCell)}
 
 
 def plain_cell(cell: Cell) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from samtune.evaluation import (
     predict_with,
 )
 from samtune.methods import METHODS, Method, build_method
-from samtune.metrics import METRICS
+from samtune.metrics import MAP_METRICS, MASK_METRICS
 from samtune.prompts import parse_kind
 from samtune.sam.checkpoints import load_sam, save_safetensors
 from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, TrainingCell
@@ -47,9 +47,10 @@ def executor(profile: Profile) -> Execute:
     asked = profile.evaluation
     for prompt in asked.prompts:
         parse_kind(prompt)
+    known_metrics = [*MASK_METRICS, *MAP_METRICS]
     for metric in (*asked.metrics, *asked.medical_metrics, *asked.camouflage_metrics):
-        if metric not in METRICS:
-            raise unknown("metric", metric, METRICS)
+        if metric not in known_metrics:
+            raise unknown("metric of masks", metric, known_metrics)
     device = usable_device(profile.device)
     precision = choose_precision(profile.precision, device)
     # Of the trained method that was measured last, so that one kind of prompt after another finds its embeddings.

@@ -5,15 +5,17 @@ from contextlib import suppress
 from types import MappingProxyType
 
 import numpy as np
+import torch
 
 from samtune.data.registry import open_dataset
 from samtune.methods import METHODS, Method, options_in_key
-from samtune.sam.checkpoints import load_sam, weights_hash
+from samtune.sam.build import new_sam
+from samtune.sam.checkpoints import load_sam, must_be_downloaded, weights_hash
 from samtune.study.cells import NO_BACKBONE, EvaluationCell, TrainingCell
 from samtune.study.execute import TRUTH, executor
 from samtune.study.profile import Profile
 from samtune.study.records import Record
-from samtune.study.runner import run_cells
+from samtune.study.runner import is_only_planned, run_cells
 
 BOX_AND_POINTS = ",".join(Method.prompts)
 SCORE_TIE = 0.005  # of mean IoU on validation
@@ -51,6 +53,7 @@ def choose_learning_rates(
     if len(grid) <= 1:
         return {place: grid[0] if grid else own[place] for place in places}
     chosen = {place: min(grid, key=lambda rate: abs(np.log(rate / own[place]))) for place in places}
+    first = dict(chosen)
     scores: dict[tuple[Place, float], float] = {}
 
     def untried(place: Place) -> list[tuple[Place, float]]:
@@ -65,6 +68,9 @@ def choose_learning_rates(
         for tried, one in zip(wanted, cells, strict=True):
             try:
                 records = run_cells(one, profile.name, executor(profile), say=lambda line: None)
+                if is_only_planned() and len(records) < len(one):  # suppose that the first rate is the best
+                    scores[tried] = float(tried[1] == first[tried[0]])
+                    continue
                 scores[tried] = float(np.mean([mean_iou(record) for record in records]))
             except FloatingPointError:  # again, soon after its last checkpoint
                 scores[tried] = -np.inf
@@ -145,8 +151,13 @@ class Plan:
     def __init__(
         self, profile: Profile, trained_with: str = BOX_AND_POINTS, prompts: Sequence[str] = (), **options: object
     ) -> None:
-        sam = load_sam(profile.backbone)
-        self.profile, self.hash = profile, weights_hash(sam)
+        self.profile = profile
+        if is_only_planned() and must_be_downloaded(profile.backbone):
+            with torch.device("meta"):  # without weights no cell has a record, but all can be counted
+                sam, self.hash = new_sam(profile.backbone), ""
+        else:
+            sam = load_sam(profile.backbone)
+            self.hash = weights_hash(sam)
         self.image_size, self.mask_size = sam.image_size, sam.mask_size
         self.trained_with, self.options = trained_with, options
         self.prompts = tuple(prompts) or profile.evaluation.prompts

@@ -6,7 +6,8 @@ A notebook asks for cells; those with a record are read, the others are run and 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from samtune.common.atomic import (
 )
 from samtune.common.paths import results_root
 from samtune.study.cells import KINDS, Cell, EvaluationCell, plain_cell
-from samtune.study.records import SUFFIX, Record, cell_of, read_record, read_records, write_record
+from samtune.study.estimate import estimate_seconds
+from samtune.study.records import SUFFIX, Record, read_record, read_records, write_record
 
 
 @dataclass
@@ -73,6 +75,9 @@ def run_cells(
     """
     folder = results if isinstance(results, Path) else results_root(results)
     cells = list(cells)
+    if is_only_planned():
+        _planned.extend(cells)
+        return [record for cell in cells if (record := _read(cell, folder)) is not None]
     remove_stale_partials(folder / "records")
     done = {cell.key(): _read(cell, folder) for cell in cells}
     queue = _queue([cell for cell in cells if done[cell.key()] is None], folder)
@@ -136,33 +141,28 @@ def run_cell(cell: Cell, folder: Path, execute: Execute) -> None:
             write_atomically(_finished(cell, folder), json.dumps(plain_cell(cell), sort_keys=True).encode())
 
 
-def estimate_seconds(cells: Sequence[Cell], records: Sequence[Record]) -> float | None:
-    """About how long `cells` take, from what recorded cells took on this hardware; None when nothing alike was run.
-
-    Time goes with a cell's `parts` (the images that a training sees). The most alike records count: same method,
-    backbone and test set, else same method and backbone, else same backbone.
-    """
-    here = provenance.hardware()
-    seconds: dict[tuple, list[float]] = {}
-    for record in records:
-        if record.hardware == here:
-            cell = cell_of(record)
-            for likeness in _likenesses(cell):
-                seconds.setdefault(likeness, []).append(record.seconds / max(cell.parts, 1))
-    total = 0.0
-    for cell in cells:
-        costs = next((seconds[likeness] for likeness in _likenesses(cell) if likeness in seconds), None)
-        if costs is None:
-            return None
-        total += sum(costs) / len(costs) * cell.parts
-    return total
+@contextmanager
+def only_planned() -> Iterator[list[Cell]]:
+    """Within it `run_cells` runs nothing: it notes the cells in this list, and gives the records that are there."""
+    global _planned
+    _planned = []
+    try:
+        yield _planned
+    finally:
+        _planned = None
 
 
-def _likenesses(cell: Cell) -> list[tuple]:
-    """What a cell has in common with others of about its cost, from much to little."""
-    names = ("backbone", "method", "dataset")
-    values = [getattr(cell, name, "") for name in names]
-    return [(cell.kind, *values[:count]) for count in (3, 2, 1)]
+_planned: list[Cell] | None = None
+
+
+def is_only_planned() -> bool:
+    """Are cells noted at present, and not run?"""
+    return _planned is not None
+
+
+def missing_cells(cells: Sequence[Cell], folder: Path) -> list[Cell]:
+    """Those of `cells` without a record, each once, and before them what they need and what is missing of that."""
+    return _queue([cell for cell in cells if _read(cell, folder) is None], folder)
 
 
 def _queue(cells: Sequence[Cell], folder: Path) -> list[Cell]:

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 
 from samtune.data.registry import open_dataset
-from samtune.methods import build_method
-from samtune.sam.checkpoints import load_sam
+from samtune.methods import trainable_parameters
 from samtune.study.cells import EvaluationCell
 from samtune.study.execute import NOTHING
 from samtune.study.plan import ON_BOXES, Plan, zero_shot_cell
@@ -61,10 +59,9 @@ def group_names() -> list[str]:
     return ["parts", *GROUPS, *EVALUATED]
 
 
-@cache
 def matching_rank(backbone: str) -> int:
     """The least rank at which LoRA alone has as many trainable parameters as SPT."""
-    counts = {name: build_method(name, load_sam(backbone)).count_trainable() for name in ("lora", "spt")}
+    counts = {name: trainable_parameters(name, backbone) for name in ("lora", "spt")}
     return -(-8 * counts["spt"] // counts["lora"])
 
 

@@ -1,0 +1,79 @@
+"""How long cells take here, and how much disk: from what recorded cells took, else from the bench."""
+
+from collections.abc import Sequence
+
+from samtune.common import provenance
+from samtune.data.registry import open_dataset
+from samtune.methods import METHODS, trainable_parameters
+from samtune.study.cells import Cell, EvaluationCell, TimingCell, TrainingCell
+from samtune.study.records import Record, cell_of
+
+CHECKPOINT_COPIES = 4  # trained weights, and to resume from: the same with Adam's two averages
+RECORD_BYTES = 10_000
+
+
+def estimate_seconds(cells: Sequence[Cell], records: Sequence[Record]) -> float | None:
+    """About how long `cells` take on this hardware; None when nothing alike was run or timed.
+
+    Time goes with a cell's `parts` (the images that a training sees). The most alike recorded cells count: same method,
+    backbone and test set, else same method and backbone, else what the bench timed, else same backbone.
+    """
+    here = provenance.hardware()
+    costs: dict[tuple, list[float]] = {}
+    speeds: dict[tuple[str, str, str], float] = {}
+    for record in records:
+        if record.hardware != here:
+            continue
+        cell = cell_of(record)
+        if isinstance(cell, TimingCell):
+            place = (cell.method, cell.backbone, cell.phase)
+            speeds[place] = max(speeds.get(place, 0.0), record.extras["images_per_second"])
+        for likeness in _likenesses(cell):
+            costs.setdefault(likeness, []).append(record.seconds / max(cell.parts, 1))
+    total = 0.0
+    for cell in cells:
+        *near, far = ([costs[likeness]] if likeness in costs else [] for likeness in _likenesses(cell))
+        found = next((one[0] for one in near if one), None)
+        timed = _timed(cell, speeds) if found is None else None
+        if timed is not None:
+            total += timed
+            continue
+        found = found or (far[0] if far else None)
+        if found is None:
+            return None
+        total += sum(found) / len(found) * cell.parts
+    return total
+
+
+def _likenesses(cell: Cell) -> list[tuple]:
+    """What a cell has in common with others of about its cost, from much to little."""
+    values = [getattr(cell, name, "") for name in ("backbone", "method", "dataset")]
+    return [(cell.kind, *values[:count]) for count in (3, 2, 1)]
+
+
+def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | None:
+    """Seconds of a cell by the bench's pictures a second, where it timed the method on its backbone."""
+
+    def seconds(phase: str, images: int) -> float:
+        method = cell.method if cell.method in METHODS and cell.method != "zero_shot" else "decoder_tuning"
+        return images / speeds[method, cell.backbone, phase]
+
+    try:
+        if isinstance(cell, TrainingCell):
+            return seconds("train", cell.images)
+        if isinstance(cell, EvaluationCell):
+            images = cell.max_images or len(open_dataset(cell.dataset).ids(cell.split))
+            return seconds("encode", images) + seconds("decode", images)
+    except (KeyError, ZeroDivisionError):  # not timed, or did not fit
+        pass
+    return None
+
+
+def disk_bytes(cells: Sequence[Cell]) -> int:
+    """About what `cells` leave on disk: a record each, and the checkpoints of trainings."""
+    checkpoints = sum(
+        4 * CHECKPOINT_COPIES * trainable_parameters(cell.method, cell.backbone)
+        for cell in cells
+        if cell.kind == "training"
+    )
+    return checkpoints + RECORD_BYTES * len(cells)
