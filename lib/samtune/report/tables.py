@@ -19,6 +19,7 @@ from samtune.common.paths import results_root
 from samtune.metrics import size_class
 from samtune.report.labels import method_order
 from samtune.report.statistics import paired_bootstrap
+from samtune.study.bench import speed_table
 from samtune.study.records import SUFFIX, Record, read_records
 
 TABLES = {
@@ -33,7 +34,7 @@ TABLES = {
     "asam_main": "ASAM on data that it was not tuned on",
     "asam_ablation": "ASAM: what each part contributes",
     "learning_rates": "Learning rates on validation pictures: the smallest within half a point of the best is taken",
-    "speed": "What a training step and a prediction take",
+    "speed": "Pictures a second and memory, of encoding, decoding and a training step, by device",
 }
 COLUMNS = [
     "method", "dataset", "prompt", "metric", "mean", "std", "low", "high", "seeds", "images", "variant", "output",
@@ -63,7 +64,7 @@ def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
     for name in [*TABLES, *sorted(named - set(TABLES))]:
         chosen = [record for record in records if record.variants(name)]
         if name == "speed":
-            tables[name] = _sorted(pd.DataFrame(_speed_rows(chosen), columns=COLUMNS))
+            tables[name] = speed_table(chosen)
             continue
         groups = _groups(name, [record for record in chosen if record.objects is not None])
         tables[name] = _sorted(pd.DataFrame(_rows(groups), columns=COLUMNS))
@@ -229,34 +230,6 @@ def _grouped(objects: pd.DataFrame) -> pd.DataFrame:
 
 def _sized(objects: pd.DataFrame) -> pd.DataFrame:
     return objects.assign(size=[size_class(area) for area in objects["area"]]) if "area" in objects else objects
-
-
-def _speed_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Seconds an image and trainable parameters, averaged over seeds.
-
-    No memory: all methods that are timed together are in one process.
-    """
-    groups: dict[tuple, list[Record]] = {}
-    for record in records:
-        for variant in record.variants("speed"):
-            trained_on = "+".join(record.train_datasets)
-            split = "train" if record.kind == "training" else record.cell["split"]
-            dataset = record.dataset or trained_on
-            prompt = "" if record.kind == "training" else record.cell["prompt"]
-            row = (record.method, dataset, prompt, variant, record.backbone, trained_on, split)
-            groups.setdefault((*row, record.kind), []).append(record)
-    rows = []
-    for (*row, kind), group in sorted(groups.items()):
-        group = sorted(group, key=lambda record: record.seed)
-        measured = {
-            f"{kind}_seconds_per_image": [record.seconds / max(record.images, 1) for record in group],
-            "trainable_parameters": [record.extras.get("trainable_parameters") for record in group],
-        }
-        for metric, values in measured.items():
-            if all(value is not None for value in values) and not (metric.startswith("train") and kind != "training"):
-                numbers = _summary(np.array(values, float)[:, None]) | {"images": group[0].images}
-                rows.append(dict(zip(_ROW, row, strict=True)) | {"metric": metric, "output": ""} | numbers)
-    return rows
 
 
 def _summary(values: np.ndarray, groups: Sequence[str] | None = None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from samtune.common import provenance
 from samtune.data.registry import open_dataset
 from samtune.methods import METHODS, trainable_parameters
-from samtune.study.cells import Cell, EvaluationCell, TimingCell, TrainingCell
+from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, TimingCell, TrainingCell
 from samtune.study.records import Record, cell_of
 
 CHECKPOINT_COPIES = 4  # trained weights, and to resume from: the same with Adam's two averages
@@ -52,11 +52,18 @@ def _likenesses(cell: Cell) -> list[tuple]:
 
 
 def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | None:
-    """Seconds of a cell by the bench's pictures a second, where it timed the method on its backbone."""
+    """Seconds of a cell by the bench's pictures a second, where it timed the method on its backbone.
+
+    Zero-shot SAM costs what decoder tuning does after training; yardsticks without a network are not counted.
+    """
+    if cell.method not in METHODS:
+        return 0.0
+    method = "decoder_tuning" if cell.method == "zero_shot" else cell.method
 
     def seconds(phase: str, images: int) -> float:
-        method = cell.method if cell.method in METHODS and cell.method != "zero_shot" else "decoder_tuning"
-        return images / speeds[method, cell.backbone, phase]
+        if cell.backbone != NO_BACKBONE:
+            return images / speeds[method, cell.backbone, phase]
+        return images / min(speed for (name, _, what), speed in speeds.items() if (name, what) == (method, phase))
 
     try:
         if isinstance(cell, TrainingCell):
@@ -64,7 +71,7 @@ def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | Non
         if isinstance(cell, EvaluationCell):
             images = cell.max_images or len(open_dataset(cell.dataset).ids(cell.split))
             return seconds("encode", images) + seconds("decode", images)
-    except (KeyError, ZeroDivisionError):  # not timed, or did not fit
+    except (KeyError, ValueError, ZeroDivisionError):  # not timed, or did not fit
         pass
     return None
 

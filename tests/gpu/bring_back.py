@@ -1,0 +1,47 @@
+"""Put what `pack.py` packed into this checkout: `bring_back.py OUT`. Every record is checked before it is placed."""
+
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from samtune.common.atomic import write_atomically
+from samtune.common.errors import InputError
+from samtune.common.paths import repository_root
+from samtune.study.records import SUFFIX, cell_of, read_record
+
+
+def bring_back(out: Path, root: Path) -> tuple[int, list[str]]:
+    """Place the files of all archives in `out` under `root`; how many, and what was refused and why.
+
+    A record must have the key of its cell; one that is there already stays.
+    """
+    placed, refused = 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        for archive in sorted(out.glob("results-*.tar.gz")):
+            with tarfile.open(archive) as packed:
+                packed.extractall(folder, filter="data")
+        for path in sorted(Path(folder).rglob("*")):
+            target = root / path.relative_to(folder)
+            if not path.is_file():
+                continue
+            if path.name.endswith(SUFFIX):
+                if target.is_file():
+                    continue
+                try:
+                    record = read_record(path)
+                except InputError as error:
+                    refused.append(str(error))
+                    continue
+                if record is None or cell_of(record).key() != record.key:
+                    refused.append(f"{path.name}: damaged, or not the key of its cell")
+                    continue
+            write_atomically(target, path.read_bytes())
+            placed += 1
+    return placed, refused
+
+
+if __name__ == "__main__":
+    count, problems = bring_back(Path(sys.argv[1]), repository_root())
+    print(f"placed {count} files", *problems, sep="\n")
+    raise SystemExit(bool(problems))

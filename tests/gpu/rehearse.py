@@ -1,0 +1,87 @@
+"""The notebooks of the profile gpu on a handful of pictures: what would fail on the card fails here, in minutes.
+
+    rehearse.py [--device cuda] [--backbone vit_b] [--dataset NAME ...] [NOTEBOOK ...]
+
+A checkpoint of the backbone with random weights is made in SAM's own format and loaded as a file ("nano": the shipped
+one). Then one training step of ViT-L and ViT-H each. Everything is written to results/rehearsal, which git ignores.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import yaml
+
+from samtune.commands.notebooks import run_notebook
+from samtune.common.paths import resolve
+from samtune.methods import build_method
+from samtune.prompts import Prompts
+from samtune.sam.build import new_sam
+from samtune.sam.checkpoints import save_official
+from samtune.study.profile import Profile, load_profile
+
+FOLDER = resolve("results/rehearsal")
+
+
+def random_checkpoint(backbone: str) -> str:
+    """A checkpoint of random weights in SAM's own format: its path; of "nano" its name."""
+    path = FOLDER / f"random_{backbone}.pth"
+    if backbone == "nano":
+        return backbone
+    if not path.is_file():
+        torch.manual_seed(0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_official(new_sam(backbone), path)
+    return str(path)
+
+
+def rehearsal_profile(backbone: str, device: str) -> Path:
+    """The profile gpu with 8 pictures a training, two a measurement, one seed and one learning rate, as a file."""
+    gpu: Profile = load_profile("gpu")
+    values = gpu.model_dump(mode="json") | {
+        "name": "rehearsal", "backbone": backbone, "device": device, "images": 8, "plateau_images": None,
+        "seeds": [0], "ablation_seeds": [0], "batch_size": 2, "learning_rates": [1e-3],
+    }  # fmt: skip
+    values["evaluation"] |= {"max_images": 2, "batch_size": 2}
+    path = FOLDER / "rehearsal.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def one_step(backbone: str, device: str) -> None:
+    """One training step of SPT in bf16: does it fit, does it run?"""
+    method = build_method("spt", new_sam(backbone)).to(device).train()
+    images = torch.randn(1, 3, method.image_size, method.image_size, device=device)
+    prompts = Prompts(torch.zeros(1, dtype=torch.int64), torch.tensor([[100.0, 100.0, 500.0, 500.0]])).to(device)
+    masks = torch.ones(1, 1, 256, 256, device=device)
+    with torch.autocast(device.partition(":")[0], torch.bfloat16):
+        loss = method.loss(method(images, prompts), masks, torch.Generator(device).manual_seed(0))
+    loss.backward()
+    print(f"{backbone}: one step of SPT, loss {loss.item():.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--backbone", default="vit_b")
+    parser.add_argument("--dataset", action="append", help="in place of the profile's; may be given again")
+    parser.add_argument("notebooks", nargs="*")
+    asked = parser.parse_args()
+    profile = rehearsal_profile(random_checkpoint(asked.backbone), asked.device)
+    listed = load_profile(str(profile)).notebooks
+    failures = []
+    for name in asked.notebooks or listed:
+        try:
+            sets = {"datasets": asked.dataset} if asked.dataset else {}
+            run_notebook(name, str(profile), listed[name].parameters | sets)
+        except Exception as error:  # one that fails must not hide what the others do
+            print(f"FAILED {name}: {error}", flush=True)
+            failures.append(name)
+    for backbone in ("vit_l", "vit_h") if asked.device.startswith("cuda") else ():
+        try:
+            one_step(backbone, asked.device)
+        except Exception as error:
+            print(f"FAILED {backbone}: {error}", flush=True)
+            failures.append(backbone)
+    raise SystemExit(f"rehearsal: failed: {', '.join(failures)}" if failures else 0)

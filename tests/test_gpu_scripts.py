@@ -1,0 +1,80 @@
+"""tests/gpu/run.sh on the CPU with tiny settings: its parts run, and what they make comes back."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from samtune.common.paths import repository_root
+from samtune.study.records import read_records
+
+GPU = repository_root() / "tests" / "gpu"
+sys.path.insert(0, str(GPU))
+from bring_back import bring_back  # noqa: E402
+from pack import pack  # noqa: E402
+
+
+def run(out: Path, *parts: str, **settings: str) -> tuple[int, str]:
+    environment = os.environ | {"DEVICE": "cpu", "PYTHON": sys.executable, "EVERY": "1"} | settings
+    done = subprocess.run([GPU / "run.sh", out, *parts], env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def small_profile(path: Path) -> Path:
+    """The smoke profile with notebook 90 alone: five measurements, no training."""
+    smoke = yaml.safe_load((repository_root() / "lib/samtune/profiles/smoke.yaml").read_text())
+    smoke["notebooks"] = {"90_train_nano_models": smoke["notebooks"]["90_train_nano_models"]}
+    path.write_text(yaml.safe_dump(smoke | {"name": "smoke-queue"}))
+    return path
+
+
+def test_queue_leaves_records_that_come_back(tmp_path: Path) -> None:
+    results = repository_root() / "results" / "smoke-queue"
+    shutil.rmtree(results, ignore_errors=True)
+    profile = small_profile(tmp_path / "small.yaml")
+    try:
+        code, said = run(tmp_path / "out", "queue", QUEUE=str(profile), PROCESSES="2")
+        assert code == 0 and "failed: none" in said, said
+        records = read_records(results / "records")
+        assert len(records) == 5
+        shutil.rmtree(results)
+        elsewhere = tmp_path / "checkout"
+        placed, refused = bring_back(tmp_path / "out", elsewhere)
+        assert refused == [] and placed >= 5
+        back = read_records(elsewhere / "results" / "smoke-queue" / "records")
+        assert [record.key for record in back] == [record.key for record in records]
+        assert bring_back(tmp_path / "out", elsewhere)[0] == placed - 5  # records that are there stay
+    finally:
+        shutil.rmtree(results, ignore_errors=True)
+
+
+def test_rehearsal_runs_a_notebook_on_the_cpu(tmp_path: Path) -> None:
+    code, said = run(
+        tmp_path / "out", "rehearsal", REHEARSED="--backbone nano --dataset synthetic-industrial 00_start_here"
+    )
+    assert code == 0 and "00_start_here: done" in said, said
+
+
+def test_a_failing_part_does_not_stop_the_others(tmp_path: Path) -> None:
+    code, said = run(tmp_path / "out", "rehearsal", "queue", REHEARSED="no_such_notebook", QUEUE="no-such-profile")
+    assert code == 1 and "failed: rehearsal queue" in said, said
+
+
+def test_records_are_packed_first_and_damaged_ones_refused(tmp_path: Path) -> None:
+    root, out = tmp_path / "root", tmp_path / "out"
+    out.mkdir()
+    (out / "started").touch()
+    weights, record = "results/cpu/checkpoints/a/trainable.safetensors", "results/cpu/records/b.json.gz"
+    left_out = ("results/cpu/checkpoints/a/last.pt", "results/cpu/records/.b.partial", "results/rehearsal/x.json")
+    for name in (weights, record, *left_out):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"damaged")
+    assert pack(out, root) == 2  # the trained weights, and the record
+    with pytest.warns(UserWarning, match="damaged record"):
+        placed, refused = bring_back(out, tmp_path / "back")
+    assert placed == 1 and refused == ["b.json.gz: damaged, or not the key of its cell"]

@@ -1,0 +1,97 @@
+"""The bench: a record a step of every method, medians in turns, what does not fit, the fastest; and hours from it."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from samtune.common import provenance
+from samtune.report.tables import build_tables
+from samtune.study import bench
+from samtune.study.bench import bench_methods, recommendations, run_bench, speed_table
+from samtune.study.cells import EvaluationCell, TrainingCell
+from samtune.study.estimate import estimate_seconds
+from samtune.study.records import Record, cell_of
+from small_sam import small_sam
+
+STEPS = {(name, phase) for name in bench_methods() for phase in bench.PHASES}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every backbone is the small SAM; which were built."""
+    built: list[str] = []
+    monkeypatch.setattr(bench, "new_sam", lambda backbone: built.append(backbone) or small_sam())
+    monkeypatch.setattr(bench, "BATCHES", (1, 2))
+    return built
+
+
+def test_every_method_is_timed_once_and_read_afterwards(tmp_path: Path, small: list[str]) -> None:
+    records = run_bench(tmp_path, ["nano"], 1.0, "cpu", say=lambda line: None)
+    table = speed_table(records)
+    first = table[table["batch"] == 1]
+    assert set(zip(first["method"], first["phase"], strict=True)) == STEPS and len(first) == len(STEPS)
+    assert (table["images_per_second"] > 0).all() and table["device"].unique() == [provenance.device_name("cpu")]
+    assert build_tables(records)["speed"].equals(table)
+    built = len(small)
+    again = run_bench(tmp_path, ["nano"], 1.0, "cpu", say=lambda line: None)
+    assert len(small) == built and [record.key for record in again] == [record.key for record in records]
+    fastest = recommendations(table)
+    trained = table[table["phase"] == "train"].groupby("method")["images_per_second"].max()
+    assert dict(zip(fastest["method"], fastest["images_per_second"], strict=True)) == trained.to_dict()
+
+
+def test_time_that_is_up_leaves_one_round_and_no_larger_batch(tmp_path: Path, small: list[str]) -> None:
+    records = run_bench(tmp_path, ["nano", "vit_b"], 0.0, "cpu", say=lambda line: None)
+    table = speed_table(records)
+    assert set(table["batch"]) == {1} and set(table["backbone"]) == {"nano", "vit_b"}
+
+
+def test_median_in_turns_leaves_the_first_round_out_and_what_does_not_fit_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+    taken = {"a": iter([9.0, 1.0, 2.0, 7.0]), "b": iter([50.0, 3.0, 30.0, 4.0])}
+
+    def run(step, device):
+        called.append(step)
+        if step == "c":
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return next(taken[step]), None
+
+    monkeypatch.setattr(bench, "_run", run)
+    monkeypatch.setattr(bench, "_step", lambda method, cell, device: cell.method)
+    cells = {(name, "train"): bench.TimingCell(name, "nano", "train", 4, "fp32", False, "x") for name in "abc"}
+    method = bench.build_method("decoder_tuning", small_sam())
+    found = bench._time(cells, dict.fromkeys("abc", method), "cpu", float("inf"))
+    speeds = [found[cell.key()].extras["images_per_second"] for cell in cells.values()]
+    assert speeds == [4 / 2, 4 / 4, 0.0]
+    assert called == ["a", "b", "c"] + ["a", "b"] * 3
+
+
+def test_compilation_and_bf16_are_tried_on_cuda_alone() -> None:
+    assert {compiled for _, compiled in bench.settings("cpu")} == {False} and ("fp32", False) in bench.settings("cpu")
+    assert len(bench.settings("cuda:1")) == 4
+
+
+def test_hours_come_from_the_bench_where_nothing_alike_was_run() -> None:
+    def timing(method: str, phase: str, speed: float) -> Record:
+        cell = bench.TimingCell(method, "vit_b", phase, 1, "fp32", False, "x")
+        values = {"method": method, "backbone": "vit_b", "phase": phase, "batch": 1, "precision": "fp32"}
+        return Record(cell.key(), "timing", values | {"compiled": False, "device": "x"}, seconds=1 / speed,
+                      hardware=provenance.hardware(), extras={"images_per_second": speed})  # fmt: skip
+
+    records = [timing("lora", "train", 0.5), timing("lora", "encode", 4.0), timing("lora", "decode", 20.0)]
+    records += [timing("decoder_tuning", phase, 10.0) for phase in ("encode", "decode")]
+    assert cell_of(records[0]).key() == records[0].key
+    training = TrainingCell("lora", ("neu-seg",), "vit_b", images=30)
+    assert estimate_seconds([training], records) == pytest.approx(60)
+    measured = training.evaluation("neu-seg", max_images=8)
+    assert estimate_seconds([measured], records) == pytest.approx(8 / 4 + 8 / 20)
+    untuned = EvaluationCell("zero_shot", "vit_b", "neu-seg", max_images=10)
+    truth = EvaluationCell("truth", "none", "neu-seg", max_images=10)
+    assert estimate_seconds([untuned, truth], records) == pytest.approx(2)
+    assert estimate_seconds([TrainingCell("spt", ("neu-seg",), "vit_b", images=30)], records) is None
+
+
+def test_an_empty_table_has_its_columns() -> None:
+    assert isinstance(speed_table([]), pd.DataFrame) and "images_per_second" in speed_table([])

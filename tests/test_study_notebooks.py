@@ -1,0 +1,53 @@
+"""What is left of a profile: counted without weights, device or a training."""
+
+from pathlib import Path
+
+import pytest
+
+from samtune.common.errors import InputError
+from samtune.common.paths import repository_root
+from samtune.study import execute, plan
+from samtune.study.notebooks import ASKED, ask_for_cells, outlook
+from samtune.study.profile import load_profile, profile_names
+
+
+def test_every_notebook_of_every_profile_is_known_and_is_a_file() -> None:
+    for name in profile_names():
+        assert set(load_profile(name).notebooks) <= set(ASKED), name
+    assert {path.stem for path in (repository_root() / "notebooks").glob("*.ipynb")} == set(ASKED)
+    with pytest.raises(InputError, match="unknown notebook '12_spt'; known: 1"):
+        ask_for_cells("12_spt", load_profile("smoke"))
+
+
+def test_nothing_is_run_and_no_weights_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a GPU's profile, where neither the card nor the checkpoint is here."""
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("SAMTUNE_CHECKPOINTS", str(tmp_path / "none"))
+    for module in (execute, plan):
+        monkeypatch.setattr(module, "load_sam", lambda backbone: pytest.fail(f"loads {backbone}"))
+    gpu = load_profile("gpu")
+    synthetic = {"10_spt": ("synthetic-industrial",), "11_spt_ablations": ("synthetic-industrial",)}
+    notebooks = {name: gpu.notebooks[name].model_copy(update={"parameters": {}}) for name in synthetic}
+    gpu = gpu.model_copy(update={"datasets": gpu.datasets | synthetic, "notebooks": notebooks})
+    main, ablations = outlook(gpu)
+    # Zero-shot and three methods, 3 seeds and 3 prompts, and the truth's 3 prompts; rates: 3 tried, 2 prompts each.
+    assert main.cells == 4 * 3 * 3 + 3 + 3 * 3 * 2 and main.seconds is None
+    assert main.missing == main.cells + 3 * (3 + 2)  # and the trainings: of each method 3 rates, and 2 more seeds
+    assert main.bytes > 10_000 * main.missing
+    assert ablations.missing > 0 and not (tmp_path / "results").exists()
+
+
+def test_what_is_recorded_is_not_left_and_a_missing_data_set_is_told(
+    small_backbone: None, profile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    notebooks = {"00_start_here": profile.notebooks["00_start_here"]}
+    smoke = profile.model_copy(update={"notebooks": notebooks})
+    (before,) = outlook(smoke)
+    assert before.missing > before.cells > 0
+    ask_for_cells("00_start_here", smoke)
+    (after,) = outlook(smoke)
+    assert (after.cells, after.missing, after.seconds, after.bytes) == (before.cells, 0, 0.0, 0)
+    monkeypatch.setenv("SAMTUNE_DATA", str(tmp_path / "nothing"))
+    elsewhere = smoke.model_copy(update={"datasets": {"00_start_here": ("neu-seg",)}, "images": None})
+    (lacking,) = outlook(elsewhere)
+    assert "data set neu-seg not found" in lacking.lacking
