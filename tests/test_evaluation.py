@@ -224,13 +224,39 @@ def test_prompts_depend_on_sample_and_seed_alone() -> None:
 def test_prompts_of_one_picture_are_decoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = np.concatenate([disc_sample(number).masks for number in range(5)])
     many = ListedSamples([replace(disc_sample(0), masks=masks, object_class=())])
-    method = build_method("zero_shot", small_sam())
+    method, config = build_method("zero_shot", small_sam()), replace(CONFIG, metrics=("mae",))
     tables = []
     for size in (64, 2):
         monkeypatch.setattr("samtune.sam.decode.PROMPTS_A_PASS", size)
-        rows, _ = evaluate(predict_with(method, CONFIG), many, replace(CONFIG, metrics=("mae",)), progress=False)
+        rows, _ = evaluate(predict_with(method, config), many, config, progress=False)
         tables.append(rows["mae"].to_numpy())
     assert len(tables[0]) == 5 and np.abs(tables[0] - tables[1]).max() < 1e-5
+
+
+def test_objects_of_few_pixels_leave_the_masks_of_their_neighbours_alone() -> None:
+    sizes = [(5, 5, 7, 7), (2, 2, 20, 20), (10, 25, 11, 26), (3, 22, 6, 24)]  # 4, 324, 1 and 6 pixels
+    masks = [rectangle(*size) for size in sizes]
+    config = replace(CONFIG, prompt="point10", metrics=("mae",))
+    ask = predict_with(build_method("zero_shot", small_sam()), config)
+    prompts = make_prompts("point10", np.array(masks), "key")
+    together = ask([sample_of("a", *masks)], [prompts])[0]["final"]
+    for index, mask in enumerate(masks):
+        own = prompts[index : index + 1].by_clicks()[0][1]
+        alone = ask([sample_of("a", mask)], [own])[0]["final"]
+        assert own.labels.shape == (1, min(10, mask.sum())) and (together[index] - alone[0]).abs().max() < 1e-5
+
+
+def test_masks_are_kept_where_no_metric_needs_logits() -> None:
+    method = build_method("zero_shot", small_sam())
+    prompts = [make_prompts("box", DISCS[0].masks, "key")]
+    answers = [
+        predict_with(method, replace(CONFIG, metrics=metrics))(DISCS[:1], prompts)[0]["final"]
+        for metrics in (("iou", "dice"), ("iou", "mae"))
+    ]
+    assert answers[0].dtype == torch.bool and torch.equal(answers[0], answers[1] > 0)
+    asked = replace(CONFIG, metrics=("mae",))
+    with pytest.raises(ValueError, match="mae needs logits"):
+        evaluate(predict_with(method, CONFIG), ListedSamples(DISCS), asked, progress=False)
 
 
 def test_multimask_adds_the_best_of_three_and_leaves_final_alone() -> None:

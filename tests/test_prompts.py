@@ -304,3 +304,18 @@ def test_parts_below_the_share_go_and_the_rest_stays() -> None:
     assert np.array_equal(large_parts(mask, 0.1)[2:8, 2:8], np.ones((6, 6), bool))
     one = mask & (np.arange(20) < 9)
     assert large_parts(one, 0.5) is one and not large_parts(np.zeros((5, 5), bool), 0.5).any()
+
+
+def test_prompts_by_clicks_are_all_of_them_without_padding() -> None:
+    labels = torch.tensor([[1, -1, 0], [-1, -1, -1], [1, 1, 0], [-1, 1, 0]])
+    points = torch.arange(24).view(4, 3, 2).float()
+    prompts = Prompts(torch.arange(4), torch.arange(16).view(4, 4).float(), points, labels)
+    groups = prompts.by_clicks()
+    assert [positions.tolist() for positions, _ in groups] == [[1], [0, 3], [2]]
+    nothing, two, three = (group for _, group in groups)
+    assert nothing.points is None and nothing.labels is None and nothing.boxes.tolist() == [[4, 5, 6, 7]]
+    assert two.labels.tolist() == [[1, 0], [1, 0]] and two.image_index.tolist() == [0, 3]
+    assert two.points.tolist() == [[[0, 1], [4, 5]], [[20, 21], [22, 23]]]
+    assert torch.equal(three.points, points[2:3]) and torch.equal(three.labels, labels[2:3])
+    (whole,) = Prompts(torch.arange(3)).by_clicks()
+    assert whole[0].tolist() == [0, 1, 2] and len(whole[1]) == 3

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from samtune.prompts import Prompts
-from samtune.sam.decode import decode_in_parts, decode_masks, encode_prompts
+from samtune.sam.decode import FullPrecisionPromptEncoder, decode_in_parts, decode_masks, encode_prompts
 from small_sam import official_twin, small_sam, some_prompts
 
 IMAGES = [2, 0, 1, 0, 2, 2]  # which image each prompt is for: mixed up, and not equally many
@@ -74,6 +74,41 @@ def test_parts_come_back_in_the_prompts_order(monkeypatch: pytest.MonkeyPatch) -
         found, (logits, quality) = decode_in_parts(decode, prompts), decode_masks(sam, embedding, prompts)
     assert seen == [2, 2, 1]
     assert torch.allclose(found["final"], logits, atol=1e-5) and torch.allclose(found["quality"], quality, atol=1e-5)
+
+
+def test_clicks_are_decoded_as_if_each_object_were_alone() -> None:
+    sam, embedding = small_sam(), torch.randn(1, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    alone = [
+        Prompts(torch.zeros(1, dtype=torch.int64)).with_points(
+            64 * torch.rand(1, count, 2, generator=generator), torch.ones(1, count, dtype=torch.int64)
+        )
+        for count in (1, 5, 2, 1, 10)
+    ]
+
+    def decode(few: Prompts) -> dict[str, torch.Tensor]:
+        return {"final": decode_masks(sam, embedding, few)[0]}
+
+    with torch.no_grad():
+        together = decode_in_parts(decode, Prompts.concatenate(alone))["final"]
+        expected = torch.cat([decode(one)["final"] for one in alone])
+        padded = decode(Prompts.concatenate(alone))["final"]
+    assert (together - expected).abs().max() < 1e-5
+    assert (padded - expected)[0].abs().max() > 1e-2  # what padding clicks would do
+
+
+def test_prompts_are_encoded_in_full_precision_whatever_the_decoder_runs_in() -> None:
+    encoder = FullPrecisionPromptEncoder(32, (64, 64), (1024, 1024), mask_in_chans=16)
+    points = torch.stack([torch.arange(900.0, 916), torch.full((16,), 500.0)], 1)[:, None]
+    labels, boxes, masks = torch.ones(16, 1), torch.rand(16, 4) * 1000, torch.randn(16, 1, 256, 256)
+    with torch.no_grad():
+        expected = *encoder((points, labels), boxes, masks), encoder.get_dense_pe()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = *encoder((points, labels), boxes, masks), encoder.get_dense_pe()
+            rounded = super(FullPrecisionPromptEncoder, encoder).forward((points, labels), boxes, None)[0]
+            encoder((points, labels), boxes, masks.bfloat16())  # a draft's logits
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert len(found[0][:, 0].unique(dim=0)) == 16 > len(rounded[:, 0].unique(dim=0))
 
 
 def test_gradient_reaches_the_embeddings_of_the_asked_images_alone() -> None:

@@ -1,6 +1,6 @@
-"""ViT-B at 1024 px from a file in the official format: the kit's predictor against segment_anything's `SamPredictor`.
+"""ViT-B at 1024 px from a file in the official format: segment_anything's `SamPredictor` on its own Sam and on ours.
 
-The slowest file of the tests: each picture is encoded once by segment_anything and once by each attention form.
+The slowest file of the tests: pictures are encoded by segment_anything and by each attention form.
 """
 
 from dataclasses import dataclass
@@ -13,11 +13,8 @@ import torch
 from segment_anything import SamPredictor, sam_model_registry
 from torch import Tensor
 
-from samtune.prompts import Prompts
 from samtune.sam.attention import set_attention_form
 from samtune.sam.checkpoints import load_sam
-from samtune.sam.predictor import Predictor
-from small_sam import official_twin, small_sam
 
 KINDS = ("box", "point", "points", "mask", "box+point+mask")
 
@@ -64,19 +61,6 @@ def arguments(kind: str, image: np.ndarray) -> dict[str, np.ndarray]:
     return given
 
 
-def prompt(kind: str, index: int) -> Prompts:
-    """The same for the kit's `predict_batch`."""
-    given = {name: torch.from_numpy(value)[None] for name, value in arguments(kind, PICTURES[index]).items()}
-    masks = given.get("mask_input")
-    return Prompts(
-        torch.tensor([index]),
-        boxes=given["box"].float() if "box" in given else None,
-        points=given["point_coords"].float() if "point_coords" in given else None,
-        labels=given.get("point_labels"),
-        masks=masks,
-    )
-
-
 @dataclass
 class Answers:
     """By (kind, picture, multimask): logits at the original size, predicted IoU, low-resolution logits; embeddings."""
@@ -87,11 +71,11 @@ class Answers:
 
 @dataclass
 class Three:
-    """segment_anything's answers, the kit's through `SamPredictor`'s interface, and the kit's for both at once."""
+    """`SamPredictor`'s answers on segment_anything's Sam, on ours with segment_anything's attention, and as it is."""
 
     official: Answers
     explicit: Answers
-    together: Answers
+    ours: Answers
 
 
 def one_by_one(predictor: SamPredictor, pictures: list[np.ndarray]) -> Answers:
@@ -114,23 +98,14 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> Three:
     official = one_by_one(SamPredictor(sam_model_registry["vit_b"](checkpoint=path).eval()), PICTURES)
     sam = load_sam("vit_b", path)
     path.unlink()
-    predictor = Predictor(sam)
     set_attention_form(sam.image_encoder, "explicit")
-    explicit = one_by_one(predictor, PICTURES[:1])
+    explicit = one_by_one(SamPredictor(sam), PICTURES[:1])
     set_attention_form(sam.image_encoder, "auto")
-    predictor.set_images(PICTURES)
-    together = Answers({}, list(predictor._batch[0].split(1)))
-    for kind in KINDS:
-        for multimask in (False, True):
-            prompts = Prompts.concatenate([prompt(kind, 1), prompt(kind, 0), prompt(kind, 1)])
-            second, first, again = predictor.predict_batch(prompts, multimask, return_logits=True)
-            assert all(np.allclose(a, b, atol=1e-4) for a, b in zip(second, again, strict=True))
-            together.of_prompts |= {(kind, 0, multimask): first, (kind, 1, multimask): second}
-    return Three(official, explicit, together)
+    return Three(official, explicit, one_by_one(SamPredictor(sam), PICTURES))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_explicit_attention_is_bit_equal_through_sam_predictors_interface(three: Three, kind: str) -> None:
+def test_explicit_attention_is_bit_equal(three: Three, kind: str) -> None:
     assert torch.equal(three.explicit.embeddings[0], three.official.embeddings[0])
     for multimask in (False, True):
         found, expected = (part.of_prompts[kind, 0, multimask] for part in (three.explicit, three.official))
@@ -139,11 +114,11 @@ def test_explicit_attention_is_bit_equal_through_sam_predictors_interface(three:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_pictures_at_once_give_segment_anythings_logits_and_masks(three: Three, kind: str) -> None:
+def test_our_attention_gives_segment_anythings_logits_and_masks(three: Three, kind: str) -> None:
     for index, image in enumerate(PICTURES):
-        assert (three.together.embeddings[index] - three.official.embeddings[index]).abs().max() < 1e-3
+        assert (three.ours.embeddings[index] - three.official.embeddings[index]).abs().max() < 1e-3
         for multimask in (False, True):
-            found = three.together.of_prompts[kind, index, multimask]
+            found = three.ours.of_prompts[kind, index, multimask]
             expected = three.official.of_prompts[kind, index, multimask]
             assert found[0].shape == (3 if multimask else 1, *image.shape[:2])
             for one, other in zip(found, expected, strict=True):
@@ -158,30 +133,3 @@ def test_random_weights_tell_prompts_and_pictures_apart(three: Three) -> None:
     assert 0.02 < np.mean([(value[0] > 0).mean() for value in logits.values()]) < 0.98
     assert np.abs(logits["box", 0, False][2] - logits["point", 0, False][2]).max() > 0.1
     assert np.abs(logits["box", 0, False][2] - logits["box", 1, False][2]).max() > 0.1
-
-
-def test_masks_are_the_logits_above_the_threshold() -> None:
-    predictor = Predictor(small_sam())
-    predictor.set_images(PICTURES)
-    prompts = Prompts.concatenate([prompt("box+point", 1), prompt("box+point", 0)])
-    masks, logits = predictor.predict_batch(prompts), predictor.predict_batch(prompts, return_logits=True)
-    for (mask, *rest), (logit, *others), index in zip(masks, logits, (1, 0), strict=True):
-        assert mask.dtype == bool and mask.shape == (1, *PICTURES[index].shape[:2])
-        assert np.array_equal(mask, logit > 0)
-        assert all(np.array_equal(one, other) for one, other in zip(rest, others, strict=True))
-
-
-def test_prompts_for_one_of_several_pictures() -> None:
-    sam = small_sam()
-    predictor, official = Predictor(sam), SamPredictor(official_twin(sam))
-    predictor.set_images(PICTURES)
-    official.set_image(PICTURES[1])
-    found = predictor.predict_batch(prompt("box", 1), multimask_output=True, return_logits=True)
-    expected = official.predict(**arguments("box", PICTURES[1]), multimask_output=True, return_logits=True)
-    assert len(found) == 1
-    assert all(np.abs(one - other).max() < 1e-4 for one, other in zip(found[0], expected, strict=True))
-
-
-def test_prediction_before_any_picture_says_what_to_call() -> None:
-    with pytest.raises(RuntimeError, match="set_images"):
-        Predictor(small_sam()).predict_batch(prompt("box", 0))

@@ -1,5 +1,7 @@
 """From picture to model square and back, against segment_anything's transform and a plain bilinear formula."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -121,3 +123,15 @@ def test_a_low_resolution_pixel_holds_the_share_that_is_covered() -> None:
 def test_unknown_mode_is_told_with_the_known_ones() -> None:
     with pytest.raises(InputError, match="unknown preprocessing 'padd'; known: pad, stretch"):
         Preprocess(64, "padd")
+
+
+@pytest.mark.parametrize("mode", ["pad", "stretch"])
+def test_masks_are_enlarged_in_parts_as_all_at_once(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    preprocess, logits = Preprocess(64, mode), torch.randn(5, 3, 16, 16)
+    expected = preprocess.logits(logits, (50, 70))
+    monkeypatch.setattr("samtune.sam.preprocess.PIXELS_AT_ONCE", 2 * 3 * 64 * 64)
+    with mock.patch.object(Preprocess, "logits", autospec=True, side_effect=Preprocess.logits) as enlarge:
+        masks = preprocess.enlarged(logits, (50, 70))
+    assert [len(call.args[1]) for call in enlarge.call_args_list] == [2, 2, 1]
+    assert masks.dtype == torch.bool and torch.equal(masks, expected > 0)
+    assert torch.equal(preprocess.enlarged(logits, (50, 70), binary=False), expected)

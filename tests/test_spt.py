@@ -16,7 +16,7 @@ from samtune.common.errors import InputError
 from samtune.data.sample import read_image
 from samtune.methods import build_method
 from samtune.methods.predictor import SPTPredictor
-from samtune.methods.spt import SPT, RelationAwareTransformer, relation_matrix
+from samtune.methods.spt import SPT, RelationAwareTransformer, related, relation_matrix
 from samtune.methods.spt_released import load_released
 from samtune.prompts import Prompts
 from samtune.sam.attention import merge_qkv
@@ -207,15 +207,49 @@ def test_adapter_stands_at_the_end_of_its_blocks(block: int | None) -> None:
     assert set(adapted.relation_scales) == ({"0", "1"} if block is None else {str(block)})
     image, position, tokens = torch.randn(2, 16, 3, 3), torch.randn(2, 16, 3, 3), torch.randn(2, 5, 16)
     relation = relation_matrix(torch.randn(2, 16, 3, 3))
+    image_index = torch.tensor([1, 0])
     keys, key_pe, queries = image.flatten(2).transpose(1, 2), position.flatten(2).transpose(1, 2), tokens
     for index, layer in enumerate(plain.layers):
         queries, keys = layer(queries, keys, tokens, key_pe)
         if block in (None, index):
-            keys = keys + torch.einsum("bij,bjc->bic", relation, keys) * adapted.relation_scales[str(index)]
+            keys = (
+                keys + torch.einsum("bij,bjc->bic", relation[image_index], keys) * adapted.relation_scales[str(index)]
+            )
     queries = queries + plain.final_attn_token_to_image(queries + tokens, keys + key_pe, keys)
-    found = adapted(image, position, tokens, relation)
+    found = adapted(image, position, tokens, relation, image_index)
     assert torch.allclose(found[0], plain.norm_final_attn(queries), atol=1e-6)
     assert torch.allclose(found[1], keys, atol=1e-6)
+
+
+@pytest.mark.parametrize("index", [[0, 1, 2], [2, 0, 1], [0, 2, 2, 0, 2], [1]])
+def test_relation_of_each_prompts_picture(index: list[int]) -> None:
+    relation, image_index = relation_matrix(torch.randn(3, 6, 3, 4)), torch.tensor(index)
+    keys = torch.randn(len(index), 12, 5, requires_grad=True)
+    found, expected = related(relation, keys, image_index), torch.einsum("pij,pjc->pic", relation[image_index], keys)
+    weights = torch.randn_like(found)
+    (gradient,) = torch.autograd.grad((found * weights).sum(), keys)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.allclose(gradient, torch.autograd.grad((expected * weights).sum(), keys)[0], atol=1e-6)
+
+
+def test_relation_is_kept_once_a_picture_however_many_prompts_it_has() -> None:
+    method, embedding = trained(), torch.randn(2, 32, 8, 8, requires_grad=True)
+    relations: dict[int, int] = {}  # by place in memory, what is kept of (64, 64) or more for the way back
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.shape[-2:] == (64, 64):
+            relations[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // (64 * 64 * 4)
+        return tensor
+
+    counts = []
+    for each in (1, 4):
+        relations.clear()
+        prompts = some_prompts("box", [0] * each + [1] * each, method.sam)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            alive = method.decode(embedding, prompts)["final"]
+        counts.append(sum(relations.values()))
+        del alive
+    assert counts[0] == counts[1] > 0
 
 
 def test_prompts_of_several_images_do_not_mix() -> None:

@@ -55,7 +55,8 @@ class EvaluationConfig:
     precision: str = "fp32"
 
 
-Outputs = dict[str, Tensor]  # per output, logits (N, M, H, W) at the original size; M > 1: the best by truth counts
+# Per output, masks bool or logits (N, M, H, W) at the original size; M > 1: the best by the truth counts.
+Outputs = dict[str, Tensor]
 Predict = Callable[[list[Sample], list[Prompts]], list[Outputs]]
 
 
@@ -156,6 +157,8 @@ def _rows(sample: Sample, truth: np.ndarray, outputs: Outputs, metrics: Sequence
                 "output": output,
             }
             for metric in metrics:
+                if metric in MAP_METRICS and logits.dtype == torch.bool:
+                    raise ValueError(f"{metric} needs logits: `predict_with` and `evaluate` take the same config")
                 value = candidates[0].sigmoid().double().numpy() if metric in MAP_METRICS else binary
                 row[metric] = METRICS[metric](value, mask, sample.ignore)
             rows.append(row)
@@ -172,7 +175,8 @@ def predict_with(
 
     Args:
         method: its outputs come under the names that its `decode` gives them, "final" first.
-        config: its preprocess, multimask, device and precision count.
+        config: its preprocess, multimask, device and precision count, and whether a metric needs logits: else outputs
+            are masks, which take a quarter of the memory.
         cache: where embeddings of frozen encoders lie.
         known: embeddings `(C, h, w)` by the sample's id, of this very method and data set; it is filled with what is
             encoded, so that the next kind of prompt finds them.
@@ -180,6 +184,7 @@ def predict_with(
     preprocess = Preprocess(method.image_size, config.preprocess)
     method = method.to(config.device).eval()
     cache = cache if method.frozen_encoder else None
+    binary = not MAP_METRICS.keys() & set(config.metrics)
 
     def predict(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
         try:
@@ -215,7 +220,7 @@ def predict_with(
             low = method.decode(embedding, few)
             if config.multimask:
                 low = low | {"best_of_3": decode_masks(method.sam, embedding, few, multimask=True)[0]}
-            return {name: preprocess.logits(logits.float().cpu(), size) for name, logits in low.items()}
+            return {name: preprocess.enlarged(logits.float().cpu(), size, binary) for name, logits in low.items()}
 
         moved = model_prompts(prompts, preprocess, size, method.mask_size)
         return decode_in_parts(decode, moved.at_image(0).to(config.device))

@@ -81,6 +81,21 @@ class Prompts:
             points, labels = torch.cat([self.points, points], 1), torch.cat([self.labels, labels], 1)
         return dataclasses.replace(self, points=points, labels=labels)
 
+    def by_clicks(self) -> list[tuple[Tensor, "Prompts"]]:
+        """The prompts of equally many clicks, without padding clicks, and their positions `(n,)` among all."""
+        if self.labels is None:
+            return [(torch.arange(len(self)), self)]
+        counts = (self.labels != PADDING).sum(1).cpu()
+        groups = []
+        for count in counts.unique().tolist():
+            positions = torch.nonzero(counts == count)[:, 0]
+            own = self[positions]
+            real = own.labels != PADDING
+            points = own.points[real].view(-1, count, 2) if count else None
+            labels = own.labels[real].view(-1, count) if count else None
+            groups.append((positions, dataclasses.replace(own, points=points, labels=labels)))
+        return groups
+
     def with_masks(self, masks: Tensor) -> "Prompts":
         """These prompts and a low-resolution mask each, `(P, 1, h, w)`, in place of the one they may have."""
         return dataclasses.replace(self, masks=masks)

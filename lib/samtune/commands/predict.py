@@ -3,7 +3,7 @@
 import csv
 import difflib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,7 +78,7 @@ def predict(
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=halved):
                 predictor.set_image(image)
                 given = predictor.preprocess.prompts(as_prompts(prompts[name]), image.shape[:2])
-                masks, _, _ = predictor.predict_prompts(given.to(device))
+                written += _write(out, name, image, predictor.each_mask(given.to(device)), prompts[name])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -87,7 +87,6 @@ def predict(
                 f"out of memory in prediction on {pictures[name]}, {width}x{height} pixels, with {tuned.backbone} at "
                 f"{predictor.preprocess.size} px: set a smaller picture, or tune a smaller backbone"
             ) from error
-        written += _write(out, name, image, masks[:, 0].cpu().numpy(), prompts[name])
     found = f"{counted(len(names), 'picture')}, {counted(len(written), 'mask')}"
     say(f"{found}: {out / 'predicted_masks'}; to look at: {out / 'overlays'}")
     if without := [name for name in pictures if name not in prompts]:
@@ -133,20 +132,21 @@ def as_prompts(objects: Sequence[ObjectPrompt]) -> Prompts:
     return Prompts.concatenate(parts)
 
 
-def overlay(image: np.ndarray, masks: np.ndarray, objects: Sequence[ObjectPrompt] = ()) -> np.ndarray:
-    """uint8 `(H, W, 3)` with masks bool `(N, H, W)` tinted and outlined, and the prompts drawn: a box, round clicks.
+def overlay(image: np.ndarray, masks: Iterable[np.ndarray], objects: Sequence[ObjectPrompt] = ()) -> np.ndarray:
+    """uint8 `(H, W, 3)` with masks bool `(H, W)` tinted and outlined, and the prompts drawn: a box, round clicks.
 
     Small pictures are enlarged to at least 512 pixels a side, so that the lines do not hide them.
     """
     scale = max(1, -(-512 // max(image.shape[:2])))
     canvas = np.repeat(np.repeat(image, scale, 0), scale, 1).copy()
     width = max(2, round(max(canvas.shape[:2]) / 400))
-    large = [np.repeat(np.repeat(mask, scale, 0), scale, 1) for mask in masks]
-    for index, mask in enumerate(large):
+    outlines = []
+    for index, mask in enumerate(masks):
+        mask = np.repeat(np.repeat(mask, scale, 0), scale, 1)
         colour = np.array(COLOURS[index % len(COLOURS)], np.float32)
         canvas[mask] = (0.6 * canvas[mask] + 0.4 * colour).round().astype(np.uint8)
-    for index, mask in enumerate(large):
-        outline, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        outlines.append(cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)[0])
+    for index, outline in enumerate(outlines):
         cv2.drawContours(canvas, outline, -1, COLOURS[index % len(COLOURS)], width)
     for index, one in enumerate(objects):
         if one.box is not None:
@@ -258,15 +258,21 @@ def _check_inside(objects: Sequence[ObjectPrompt], image: np.ndarray, path: Path
                 raise InputError(f"{one.source}: point {x:g},{y:g} lies outside {path}, {width}x{height} pixels")
 
 
-def _write(out: Path, name: str, image: np.ndarray, masks: np.ndarray, objects: Sequence[ObjectPrompt]) -> list[Path]:
-    """The masks and the overlay of one picture."""
+def _write(
+    out: Path, name: str, image: np.ndarray, masks: Iterable[np.ndarray], objects: Sequence[ObjectPrompt]
+) -> list[Path]:
+    """The masks and the overlay of one picture; one mask after another, so that one at a time is in memory."""
     folder = out / "predicted_masks"
     files = [folder / f"{name}.png"]
-    if len(masks) > 1:
-        files = [folder / name / f"{number}.png" for number in range(1, len(masks) + 1)]
-    for file, mask in zip(files, masks, strict=True):
-        write_atomically(file, _png(mask.astype(np.uint8) * 255))
-    drawn = overlay(image, masks, objects)
+    if len(objects) > 1:
+        files = [folder / name / f"{number}.png" for number in range(1, len(objects) + 1)]
+
+    def written() -> Iterator[np.ndarray]:
+        for file, mask in zip(files, masks, strict=True):
+            write_atomically(file, _png(mask.astype(np.uint8) * 255))
+            yield mask
+
+    drawn = overlay(image, written(), objects)
     write_atomically(out / "overlays" / f"{name}.png", _png(drawn[..., ::-1]))
     return files
 

@@ -1,10 +1,15 @@
 """`SamPredictor`'s interface on any method of the kit, with the preprocessing that it was tuned with."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from segment_anything import SamPredictor
+from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
+from torch.nn import functional as F
 
+from samtune.common.errors import InputError
 from samtune.methods.method import Method
 from samtune.methods.spt import SPT
 from samtune.prompts import Prompts
@@ -12,50 +17,69 @@ from samtune.sam.decode import decode_in_parts
 from samtune.sam.preprocess import Preprocess
 
 
-class _Frame:
-    """From pixels of the picture to the model's: what `SamPredictor.predict` asks of its `transform`."""
+class SamPadding(Preprocess):
+    """`Preprocess` in mode "pad", resized in every detail as `SamPredictor` does it, so that masks are the same.
+
+    Training and evaluation resize pictures by area, and masks in one step instead of two.
+    """
+
+    def resized(self, image: np.ndarray) -> np.ndarray:
+        """uint8 `(H, W, 3)` -> the same at `inner_size`, bilinear with Pillow."""
+        return ResizeLongestSide(self.size).apply_image(image)
+
+    def logits(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
+        """Low-resolution logits `(P, M, h, w)` -> `(P, M, H, W)`: to the square, the padding cut off, to the size."""
+        height, width = self.inner_size(*original_size)
+        square = F.interpolate(logits, (self.size, self.size), mode="bilinear", align_corners=False)
+        return F.interpolate(square[..., :height, :width], original_size, mode="bilinear", align_corners=False)
+
+
+class _Transform(ResizeLongestSide):
+    """`SamPredictor.transform`, coordinates as numpy arrays and tensors, for any `Preprocess`."""
 
     def __init__(self, preprocess: Preprocess) -> None:
-        self.preprocess = preprocess
+        super().__init__(preprocess.size)
+        self.apply_image = preprocess.resized
+        self.get_preprocess_shape = lambda height, width, _: preprocess.inner_size(height, width)
 
-    def apply_coords(self, coords: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
-        height, width = self.preprocess.inner_size(*original_size)
-        return coords * np.array([width / original_size[1], height / original_size[0]])
-
-    def apply_boxes(self, boxes: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
-        return self.apply_coords(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
+    def apply_image_torch(self, image: Tensor) -> Tensor:
+        """`(B, 3, H, W)` -> the same at the model's size (segment_anything's own takes B and 3 for H and W)."""
+        size = self.get_preprocess_shape(*image.shape[-2:], self.target_length)
+        return F.interpolate(image.float(), size, mode="bilinear", align_corners=False, antialias=True)
 
 
 class MethodPredictor(SamPredictor):
     """`segment_anything.SamPredictor` for a tuned method: `set_image`, then `predict` or `predict_torch`.
 
-    One mask a prompt (token 0), whatever `multimask_output` says: that is what methods are tuned on.
+    One mask a prompt (token 0), whatever `multimask_output` says: that is what methods are tuned on. A click of label
+    -1 is padding and left out.
     """
 
     def __init__(self, method: Method, preprocess: str = "stretch") -> None:
         """`preprocess`: "stretch" (SPT, ASAM) or "pad" (`SamPredictor`'s own), as in tuning."""
         super().__init__(method.sam)
         self.method = method.eval()
-        self.preprocess = Preprocess(method.image_size, preprocess)
-        self.transform = _Frame(self.preprocess)
+        self.preprocess = (SamPadding if preprocess == "pad" else Preprocess)(method.image_size, preprocess)
+        self.transform = _Transform(self.preprocess)
 
-    @torch.no_grad()
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
         """Encode one picture uint8 `(H, W, 3)`. Raises `ValueError` for a format other than RGB or BGR."""
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format {image_format!r}; known: RGB, BGR")
-        self.reset_image()
-        pixels = np.ascontiguousarray(image[..., ::-1]) if image_format != self.model.image_format else image
-        self.original_size = image.shape[:2]
-        self.input_size = self.preprocess.inner_size(*self.original_size)
-        self.features = self.method.encode(self.preprocess.image(pixels)[None].to(self.device))
-        self.is_image_set = True
-
-    def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, ...]) -> None:
-        """Not offered: how a picture is preprocessed belongs to what was tuned. Raises `TypeError`."""
-        raise TypeError("a tuned method preprocesses pictures itself: call set_image")
+        super().set_image(np.ascontiguousarray(image), image_format)
 
     @torch.no_grad()
+    def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, ...]) -> None:
+        """Encode one picture `(1, 3, h, w)`, values 0 to 255, that `transform` has resized from `original_image_size`
+        (H, W). Raises `ValueError` on another shape."""
+        inner = self.preprocess.inner_size(*original_image_size)
+        if transformed_image.shape != (1, 3, *inner):
+            raise ValueError(f"picture has shape {tuple(transformed_image.shape)}, expected {(1, 3, *inner)}")
+        self.reset_image()
+        self.original_size, self.input_size = tuple(original_image_size), inner
+        self.features = self.method.encode(self.model.preprocess(transformed_image))
+        self.is_image_set = True
+
     def predict_torch(
         self,
         point_coords: Tensor | None,
@@ -70,25 +94,37 @@ class MethodPredictor(SamPredictor):
 
         Raises `RuntimeError` before `set_image`.
         """
-        if not self.is_image_set:
-            raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
         given = [value for value in (point_coords, boxes, mask_input) if value is not None]
         index = torch.zeros(len(given[0]) if given else 1, dtype=torch.int64, device=self.device)
         labels = None if point_labels is None else point_labels.long()
         prompts = Prompts(index, None if boxes is None else boxes.reshape(-1, 4), point_coords, labels, mask_input)
         return self.predict_prompts(prompts, return_logits)
 
-    @torch.no_grad()
     def predict_prompts(self, prompts: Prompts, return_logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for P prompts in model pixels."""
+        """The same for P prompts in model pixels. Raises `InputError` on an image index other than 0."""
+        low, quality = self._decode(prompts, -1)
+        return self.preprocess.enlarged(low, self.original_size, not return_logits), quality, low
+
+    def each_mask(self, prompts: Prompts) -> Iterator[np.ndarray]:
+        """One after another the masks bool `(H, W)` of P prompts in model pixels: large pictures, many prompts."""
+        for low in self._decode(prompts, -1)[0].split(1):
+            yield self.preprocess.enlarged(low, self.original_size)[0, 0].cpu().numpy()
+
+    @torch.no_grad()
+    def _decode(self, prompts: Prompts, number: int) -> tuple[Tensor, Tensor]:
+        """Low-resolution logits `(P, 1, h, w)` and their estimated IoU `(P, 1)` of the method's pass `number`."""
+        if not self.is_image_set:
+            raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
+        if prompts.image_index.any():
+            index = int(prompts.image_index[prompts.image_index != 0][0])
+            raise InputError(f"a prompt has image index {index}, but there is one picture, with index 0")
 
         def decode(few: Prompts) -> dict[str, Tensor]:
-            *_, (low, quality) = self.method.passes(self.features, few)
+            low, quality = self.method.passes(self.features, few)[number]
             return {"low": low.float(), "quality": quality.float()}
 
         found = decode_in_parts(decode, prompts)
-        masks = self.preprocess.logits(found["low"], self.original_size)
-        return masks if return_logits else masks > self.model.mask_threshold, found["quality"], found["low"]
+        return found["low"], found["quality"]
 
 
 class SPTPredictor(MethodPredictor):
@@ -97,9 +133,12 @@ class SPTPredictor(MethodPredictor):
     def __init__(self, spt: SPT, preprocess: str = "stretch") -> None:
         super().__init__(spt, preprocess)
 
-    @torch.no_grad()
     def predict_draft(self, prompts: Prompts, return_logits: bool = False) -> Tensor:
-        """The drafts `(P, 1, H, W)` that the masks of P prompts (model pixels) were refined from."""
-        (low, _), _ = self.method.passes(self.features, prompts)
-        masks = self.preprocess.logits(low.float(), self.original_size)
-        return masks if return_logits else masks > self.model.mask_threshold
+        """The drafts `(P, 1, H, W)` that the masks of P prompts (model pixels) were refined from.
+
+        Raises `InputError` for an SPT without a draft.
+        """
+        if len(self.method.decoders()) == 1:
+            raise InputError("this SPT has no draft: it was tuned with the option draft False")
+        low, _ = self._decode(prompts, 0)
+        return self.preprocess.enlarged(low, self.original_size, not return_logits)

@@ -43,6 +43,22 @@ def relation_matrix(embedding: Tensor, threshold: float = 0.0, temperature: floa
     return relation
 
 
+def related(relation: Tensor, keys: Tensor, image_index: Tensor) -> Tensor:
+    """S K of every prompt, `(P, N, C)`: S `(B, N, N)` of its picture times its image tokens `(P, N, C)`.
+
+    A picture's prompts stand side by side in the columns of one product, so that no copy of S is made for each.
+    """
+    if len(keys) == len(relation) and torch.equal(image_index, torch.arange(len(keys), device=keys.device)):
+        return relation @ keys
+    positions, products = [], []
+    for image in image_index.unique().tolist():
+        own = torch.nonzero(image_index == image)[:, 0]
+        columns = keys[own].transpose(0, 1).flatten(1)
+        products.append((relation[image] @ columns).unflatten(1, (len(own), -1)).transpose(0, 1))
+        positions.append(own)
+    return torch.cat(products)[torch.cat(positions).argsort()]
+
+
 class RelationAwareTransformer(nn.Module):
     """SAM's two-way transformer with the VRA-Adapter at the end of its blocks: K <- K + (S K) * gamma, K image tokens.
 
@@ -61,15 +77,25 @@ class RelationAwareTransformer(nn.Module):
         width = transformer.embedding_dim
         self.relation_scales = nn.ParameterDict({str(index): std * torch.randn(width) for index in chosen})
 
-    def forward(self, image_embedding: Tensor, image_pe: Tensor, tokens: Tensor, relation: Tensor) -> tuple:
-        """`(P, C, h, w)`, its positions, prompt tokens `(P, T, C)`, S `(1 or P, N, N)` -> tokens, image `(P, N, C)`."""
+    def forward(
+        self, image_embedding: Tensor, image_pe: Tensor, tokens: Tensor, relation: Tensor, image_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of P prompts for B pictures -> their tokens `(P, T, C)` and image tokens `(P, N, C)`, N = h w.
+
+        Args:
+            image_embedding: `(P, C, h, w)`.
+            image_pe: its positions, `(P, C, h, w)`.
+            tokens: of the prompts, `(P, T, C)`.
+            relation: S of every picture, `(B, N, N)`.
+            image_index: the picture of each prompt, int64 `(P,)`.
+        """
         keys = image_embedding.flatten(2).transpose(1, 2)
         key_pe = image_pe.flatten(2).transpose(1, 2)
         queries = tokens
         for index, layer in enumerate(self.layers):
             queries, keys = layer(queries=queries, keys=keys, query_pe=tokens, key_pe=key_pe)
             if str(index) in self.relation_scales:
-                keys = keys + (relation @ keys) * self.relation_scales[str(index)]
+                keys = keys + related(relation, keys, image_index) * self.relation_scales[str(index)]
         # The last look of the tokens at the image is SAM's own, without the adapter.
         attended = self.final_attn_token_to_image(q=queries + tokens, k=keys + key_pe, v=keys)
         return self.norm_final_attn(queries + attended), keys
@@ -137,12 +163,7 @@ class SPT(Method):
 
     def passes(self, embedding: Tensor, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
         """The draft (with `draft`) and the refined mask, see `Method.passes`."""
-        relation = None
-        if self.relation:
-            relation = relation_matrix(embedding, self.threshold, self.temperature)
-            one_each = torch.arange(len(relation), device=relation.device)
-            if len(relation) > 1 and not torch.equal(prompts.image_index, one_each):  # else a copy of much for nothing
-                relation = relation[prompts.image_index]
+        relation = relation_matrix(embedding, self.threshold, self.temperature) if self.relation else None
         sparse, dense = encode_prompts(self.sam, prompts)
         *draft_decoder, refine_decoder = self.decoders()
         results = []
@@ -165,7 +186,7 @@ class SPT(Method):
     ) -> tuple[Tensor, Tensor]:
         """Mask token 0 of one decoder."""
         position = self.sam.prompt_encoder.get_dense_pe()
-        adapter = {} if relation is None else {"relation": relation}
+        adapter = {} if relation is None else {"relation": relation, "image_index": prompts.image_index}
         logits, quality = decoder.predict_masks(embedding[prompts.image_index], position, sparse, dense, **adapter)
         return logits[:, :1], quality[:, :1]
 

@@ -3,14 +3,14 @@
 from functools import partial
 
 import torch
-from segment_anything.modeling import ImageEncoderViT, PromptEncoder, TwoWayTransformer
+from segment_anything.modeling import ImageEncoderViT, TwoWayTransformer
 from segment_anything.modeling import Sam as OfficialSam
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from samtune.common.errors import InputError, unknown
 from samtune.sam.attention import split_attention
-from samtune.sam.decode import BatchedMaskDecoder
+from samtune.sam.decode import BatchedMaskDecoder, FullPrecisionPromptEncoder
 
 PIXEL_MEAN = [123.675, 116.28, 103.53]
 PIXEL_STD = [58.395, 57.12, 57.375]
@@ -70,7 +70,7 @@ def _build(
             window_size=window_size,
             out_chans=prompt_width,
         ),
-        prompt_encoder=PromptEncoder(
+        prompt_encoder=FullPrecisionPromptEncoder(
             embed_dim=prompt_width,
             image_embedding_size=(grid, grid),
             input_image_size=(image_size, image_size),

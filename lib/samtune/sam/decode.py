@@ -1,9 +1,9 @@
-"""SAM's mask decoder batched over images and prompts at once (segment_anything's own takes one image a call)."""
+"""SAM's prompt encoder in full precision, and its mask decoder batched over images and prompts at once."""
 
 from collections.abc import Callable
 
 import torch
-from segment_anything.modeling import MaskDecoder
+from segment_anything.modeling import MaskDecoder, PromptEncoder
 from torch import Tensor
 
 from samtune.prompts import Prompts
@@ -12,7 +12,10 @@ PROMPTS_A_PASS = 64  # decoded at once: bounds memory on pictures of many object
 
 
 class BatchedMaskDecoder(MaskDecoder):
-    """`MaskDecoder` that also takes one embedding a prompt, `(P, C, h, w)`: prompts of many images in one pass."""
+    """`MaskDecoder` that also takes one embedding a prompt, `(P, C, h, w)`: prompts of many images in one pass.
+
+    segment_anything's own takes one image a call.
+    """
 
     def predict_masks(
         self,
@@ -24,7 +27,7 @@ class BatchedMaskDecoder(MaskDecoder):
     ) -> tuple[Tensor, Tensor]:
         """Embeddings `(1, C, h, w)` or `(P, C, h, w)`, prompts of P -> masks `(P, 4, 4h, 4w)`, IoU `(P, 4)`.
 
-        `adapter`: what an adapted transformer takes besides (SPT's relation).
+        `adapter`: what an adapted transformer takes besides (SPT's relation and the image of each prompt).
         """
         prompts = len(sparse_prompt_embeddings)
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
@@ -40,6 +43,22 @@ class BatchedMaskDecoder(MaskDecoder):
         hyper = [mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)]
         masks = torch.stack(hyper, dim=1) @ upscaled.flatten(2)
         return masks.view(batch, -1, *upscaled.shape[-2:]), self.iou_prediction_head(tokens[:, 0])
+
+
+class FullPrecisionPromptEncoder(PromptEncoder):
+    """`PromptEncoder` that autocast leaves alone: in bfloat16 neighbouring pixels' coordinates become one."""
+
+    def forward(
+        self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As segment_anything's: points and labels, boxes, masks -> sparse and dense embeddings, float32."""
+        with torch.autocast(self._get_device().type, enabled=False):
+            return super().forward(points, boxes, None if masks is None else masks.float())
+
+    def get_dense_pe(self) -> Tensor:
+        """The encoding of every place of the image's grid, float32 `(1, C, h, w)`."""
+        with torch.autocast(self._get_device().type, enabled=False):
+            return super().get_dense_pe()
 
 
 def encode_prompts(sam: torch.nn.Module, prompts: Prompts) -> tuple[Tensor, Tensor]:
@@ -69,11 +88,16 @@ def decode_masks(
 
 
 def decode_in_parts(decode: Callable[[Prompts], dict[str, Tensor]], prompts: Prompts) -> dict[str, Tensor]:
-    """What `decode` gives for P prompts, by name `(P, ...)`: asked for `PROMPTS_A_PASS` at a time."""
+    """What `decode` gives for P prompts, by name `(P, ...)`: asked for `PROMPTS_A_PASS` at a time.
+
+    Prompts of equally many clicks go together, without padding clicks: SAM attends to those, so that a mask would
+    depend on how many clicks the objects beside it have.
+    """
     whole: dict[str, Tensor] = {}
-    for places in torch.arange(len(prompts)).split(PROMPTS_A_PASS):
-        for name, part in decode(prompts[places]).items():
-            if name not in whole:
-                whole[name] = part.new_empty(len(prompts), *part.shape[1:])
-            whole[name][places] = part
+    for positions, group in prompts.by_clicks():
+        for few in torch.arange(len(group)).split(PROMPTS_A_PASS):
+            for name, part in decode(group[few]).items():
+                if name not in whole:
+                    whole[name] = part.new_empty(len(prompts), *part.shape[1:])
+                whole[name][positions[few]] = part
     return whole

@@ -1,5 +1,6 @@
 """From a picture to the model's square and back: `pad` as SamPredictor does, `stretch` as SPT and ASAM do."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -13,6 +14,7 @@ from samtune.prompts import Prompts
 from samtune.sam.build import PIXEL_MEAN, PIXEL_STD
 
 MODES = ("pad", "stretch")
+PIXELS_AT_ONCE = 2**26  # of masks that are enlarged together: bounds memory on large pictures
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ class Preprocess:
 
     def image(self, image: np.ndarray) -> Tensor:
         """uint8 `(H, W, 3)` RGB -> normalised float32 `(3, S, S)`; padding is zero after normalising, as SAM's."""
-        resized = self.resized(image)
+        return self.normalised(self.resized(image))
+
+    def normalised(self, resized: np.ndarray) -> Tensor:
+        """uint8 `(h, w, 3)` RGB of `inner_size` -> what `image` gives."""
         height, width = resized.shape[:2]
         mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
         pixels = (torch.from_numpy(resized).permute(2, 0, 1).float() - mean) / std
@@ -85,3 +90,16 @@ class Preprocess:
         return F.grid_sample(
             logits, grid.expand(len(logits), -1, -1, -1), "bilinear", padding_mode="border", align_corners=False
         )
+
+    def enlarged(self, logits: Tensor, original_size: tuple[int, int], binary: bool = True) -> Tensor:
+        """`logits` of P prompts at the original size, `(P, M, H, W)`; or only where they are above 0, bool (`binary`).
+
+        A few prompts at a time, so that little more is in memory than the answer.
+        """
+        prompts, count = logits.shape[:2]
+        answer = logits.new_empty((prompts, count, *original_size), dtype=torch.bool if binary else logits.dtype)
+        few = max(1, PIXELS_AT_ONCE // (count * max(math.prod(original_size), self.size**2)))
+        for first in range(0, prompts, few):
+            part = self.logits(logits[first : first + few], original_size)
+            answer[first : first + few] = part > 0 if binary else part
+        return answer
