@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fake_records import fake_cells, fake_execute
-from own_pictures import QUICK, disc, run, tiny_sam, tune, write_pictures
+from own_pictures import QUICK, disc, run, tiny_sam, tune, use_tiny_sam, write_pictures
 from samtune import training
 from samtune.data import registry
 from samtune.data.registry_entry import LinkSource
@@ -33,7 +33,7 @@ LONGER = ("--train-images", "24", "--learning-rate", "0.01")  # 12 batches of 2
 @pytest.fixture(autouse=True)
 def a_small_sam(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every backbone is the tiny SAM; a checkpoint every other batch."""
-    monkeypatch.setattr("samtune.commands.tune.load_sam", tiny_sam)
+    use_tiny_sam(monkeypatch)
     monkeypatch.setattr("samtune.commands.tune.CHECKPOINT_EVERY", 2)
 
 
@@ -127,11 +127,11 @@ def test_checkpoint_of_another_backbone(folder: Path, monkeypatch: pytest.Monkey
     ask = ("predict", "--checkpoint", folder / "out", *options)
     right = weights_hash(tiny_sam())
     # Another one of the same shape.
-    monkeypatch.setattr("samtune.commands.tune.load_sam", lambda name: tiny_sam(seed=1))
+    use_tiny_sam(monkeypatch, lambda name: tiny_sam(seed=1))
     error = refused(run(*ask))
     assert f"with weights {right}, but those of nano are {weights_hash(tiny_sam(seed=1))}" in error
 
-    monkeypatch.setattr("samtune.commands.tune.load_sam", checkpoints.load_sam)  # a file of another shape
+    use_tiny_sam(monkeypatch, checkpoints.load_sam)  # a file of another shape
     monkeypatch.setitem(build.BACKBONES, "nano", lambda: build._build(**SIZES))
     state = tiny_sam().state_dict()
     state["prompt_encoder.no_mask_embed.weight"] = torch.zeros(1, 7)
@@ -160,7 +160,7 @@ def test_corrupt_checkpoints(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     path.unlink()
     assert f"no checkpoint at {path}" in refused(run(*ask))
 
-    monkeypatch.setattr("samtune.commands.tune.load_sam", checkpoints.load_sam)
+    use_tiny_sam(monkeypatch, checkpoints.load_sam)
     monkeypatch.setenv("SAMTUNE_CHECKPOINTS", str(folder))
     official = folder / "sam_vit_b_01ec64.pth"
     save_official(tiny_sam(), official)
@@ -189,7 +189,7 @@ def test_no_network_and_partial_downloads(folder: Path, monkeypatch: pytest.Monk
     assert f"{nobody}{name}.zip" in error and f"in {folder / 'data' / name}" in error
     assert not list((folder / "data").iterdir())
 
-    monkeypatch.setattr("samtune.commands.tune.load_sam", checkpoints.load_sam)
+    use_tiny_sam(monkeypatch, checkpoints.load_sam)
     monkeypatch.setattr(checkpoints, "SOURCE", nobody)
     monkeypatch.setenv("SAMTUNE_CHECKPOINTS", str(folder))
     wanted = folder / "sam_vit_b_01ec64.pth"
@@ -236,7 +236,7 @@ def test_unknown_data_sets_profiles_and_backbones(folder: Path, monkeypatch: pyt
         assert "unknown data set 'magnetic-tiles'; known: magnetic-tile, " in error
     for command in ("results", "report"):
         assert "unknown profile 'quik'; known: quick, " in refused(run(command, "--profile", "quik"))
-    monkeypatch.setattr("samtune.commands.tune.load_sam", load_sam)
+    use_tiny_sam(monkeypatch, load_sam)
     assert "unknown backbone 'vitb'; known: vit_b, " in refused(tune(folder, "--backbone", "vitb"))
     assert f"no checkpoint at {folder / 'sam.pth'}" in refused(tune(folder, "--backbone", folder / "sam.pth"))
 
@@ -284,7 +284,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.T
     folder = tmp_path_factory.mktemp("uninterrupted")
     write_pictures(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("samtune.commands.tune.load_sam", tiny_sam)
+        use_tiny_sam(patch)
         assert tune(folder, *LONGER)[0] == 0
     return load_file(folder / "out" / "tuned.safetensors")
 

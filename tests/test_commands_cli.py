@@ -1,6 +1,5 @@
 """The command line as users call it: what is printed, what is written, and that it is what the parts give."""
 
-import json
 import re
 import subprocess
 import sys
@@ -17,28 +16,27 @@ from safetensors.torch import load_file
 
 import samtune
 from fake_records import fake_cells, fake_execute
-from own_pictures import HEIGHT, WIDTH, disc, run, tiny_sam, tune, write_pictures
+from own_pictures import HEIGHT, WIDTH, disc, run, tiny_sam, tune, use_tiny_sam, write_pictures
 from samtune.commands import notebooks, predict
+from samtune.commands.pictures import HeldOut
 from samtune.commands.predict import ObjectPrompt, overlay, read_points
-from samtune.commands.tune import HeldOut
+from samtune.commands.tuned import load_tuned
 from samtune.data import registry
 from samtune.data.folder import FolderDataset
 from samtune.data.registry_entry import Description
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import METHODS, Lora
-from samtune.study.cells import EvaluationCell, cell_to_json
-from samtune.study.records import read_record
 from samtune.study.runner import run_cells
 from small_sam import official_twin, small_sam
 
 COMMANDS = ("tune", "predict", "export", "data list", "data info", "data download", "data check", "profiles",
-            "results", "report", "cell")  # fmt: skip
+            "results", "report")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def a_small_sam(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every backbone is the tiny SAM."""
-    monkeypatch.setattr("samtune.commands.tune.load_sam", tiny_sam)
+    use_tiny_sam(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tuned")
     write_pictures(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("samtune.commands.tune.load_sam", tiny_sam)
+        use_tiny_sam(patch)
         status, _, error = tune(folder, "--learning-rate", "0.05")
     assert status == 0, error
     return folder
@@ -104,7 +102,7 @@ def test_a_checkpoint_holds_the_trained_parameters_and_says_what_they_belong_to(
         about = file.metadata()
     wanted = {"method": "lora", "backbone": "nano", "preprocess": "pad", "prompts": "box,point10", "options": "{}"}
     assert wanted.items() <= about.items()
-    method = tune.load_tuned(path).method
+    method = load_tuned(path).method
     state = load_file(path)
     assert sum(value.numel() for value in state.values()) == method.count_trainable() < 20_000
     fresh = Lora(tiny_sam())
@@ -133,7 +131,7 @@ def test_epochs_method_options_and_instances(tmp_path: Path) -> None:
     status, text, error = run("tune", *options, "--prompt", "point1", "--target", "instances")
     assert status == 0, error
     assert "3 batches of 2" in text  # 1.5 times 4 pictures
-    method = tune.load_tuned(tmp_path / "out").method
+    method = load_tuned(tmp_path / "out").method
     assert method.count_trainable() == Lora(tiny_sam(), rank=2).count_trainable()
     assert len(pd.read_csv(tmp_path / "out" / "metrics.csv")) == 4  # two objects, before and after
 
@@ -144,7 +142,7 @@ def test_a_method_without_prompts_is_tuned_and_used_without_any(tmp_path: Path) 
     assert status == 0 and "predict --checkpoint" in text and "--boxes" not in text, error
     table = pd.read_csv(tmp_path / "out" / "metrics.csv")
     assert set(table["prompt"]) == {"none"} and len(table) == 2  # the last pass alone, before and after
-    method = tune.load_tuned(tmp_path / "out").method
+    method = load_tuned(tmp_path / "out").method
     data = HeldOut(FolderDataset(tmp_path / "images", tmp_path / "masks", split="train", name="pictures"))
     config = EvaluationConfig("val", prompt="none", preprocess="pad")
     found, _ = evaluate(predict_with(method, config), data, config, progress=False)
@@ -366,17 +364,6 @@ def test_results_ends_with_the_report_even_when_a_notebook_fails(
     assert status == int(fails) and error == ("samtune: 1 of 2 notebooks failed: why\n" if fails else "")
     assert text.splitlines()[-1] == f"report: {tmp_path / 'smoke' / 'index.html'}"
     assert (tmp_path / "smoke" / "index.html").is_file()
-
-
-def test_cell_runs_one_cell_of_a_profile_and_records_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samtune.study.execute.load_sam", tiny_sam)
-    cell = EvaluationCell("zero_shot", "nano", "synthetic-industrial", max_images=2, tables=("baselines",))
-    status, _, error = run("cell", "--results", tmp_path / "smoke", cell_to_json(cell))
-    assert status == 0, error
-    record = read_record(tmp_path / "smoke" / "records" / f"{cell.key()}.json.gz")
-    assert record.images == 2 and record.tables == ("baselines",) and "iou" in record.objects
-    status, _, error = run("cell", "--results", tmp_path / "smoke", json.dumps({"kind": "training"}))
-    assert status == 2 and error.startswith("samtune: not a cell") and error.count("\n") == 1
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor, nn
 
-from samtune.commands import predict, tune
+from samtune.commands import predict
+from samtune.commands.tuned import load_tuned
 from samtune.common.errors import InputError
 from samtune.data.sample import read_image
 from samtune.methods import build_method
@@ -350,13 +351,13 @@ def test_released_checkpoint_gives_the_reference_formulas_masks(tmp_path: Path, 
 
 
 def test_samtune_predicts_with_a_released_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samtune.commands.tune.load_sam", lambda backbone: small_sam())
+    monkeypatch.setattr("samtune.commands.tuned.load_sam", lambda backbone: small_sam())
     path = tmp_path / "spt_vit_b.pth"
     torch.save(released_state(), path)
-    tuned = tune.load_tuned(str(path), "small")
+    tuned = load_tuned(str(path), "small")
     assert isinstance(tuned.predictor(), SPTPredictor) and tuned.preprocess == "stretch"
     with pytest.raises(InputError, match="does not say which SAM it was tuned on: name it by --backbone"):
-        tune.load_tuned(path)
+        load_tuned(path)
     Image.fromarray(disc_sample(0).image).save(tmp_path / "disc.png")
     box = [(10, 5, 50, 40)]
     options = {"backbone": "small", "device": "cpu", "precision": "fp32"}

@@ -212,9 +212,9 @@ def export(
 
     One file with the tuning folded in, which plain segment_anything loads.
     """
-    from samtune.commands import tune
+    from samtune.commands import tuned
 
-    tune.export(checkpoint, out, backbone and backbone_file(backbone), typer.echo)
+    tuned.export(checkpoint, out, backbone and backbone_file(backbone), typer.echo)
 
 
 # ---------------------------------------------------------------- data sets
@@ -396,23 +396,6 @@ def report(profile: ProfileOption = "quick") -> None:
     if not any(folder.glob(f"*{SUFFIX}")):
         raise InputError(f"no records in {folder}: run samtune results --profile {profile} first")
     typer.echo(f"report: {build_report(profile)}")
-
-
-@app.command(hidden=True)
-def cell(
-    text: Annotated[str, typer.Argument(metavar="JSON", help="As samtune.study.cells.cell_to_json writes it.")],
-    results: Annotated[Path, typer.Option(help="Folder results/<profile>.")],
-) -> None:
-    """Run one cell and record it: what samtune.study.runner.in_subprocess calls."""
-    from samtune.study.cells import cell_from_json
-    from samtune.study.execute import executor
-    from samtune.study.profile import load_profile
-    from samtune.study.runner import run_cell
-
-    try:
-        run_cell(cell_from_json(text), results, executor(load_profile(results.resolve().name), results))
-    except InputError as error:  # its caller reads the last line
-        raise InputError(" ".join(str(error).split())) from error
 
 
 def main() -> None:

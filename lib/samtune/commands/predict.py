@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from samtune.commands.tune import load_tuned
+from samtune.commands.tuned import load_tuned
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError, counted, is_out_of_memory
 from samtune.common.provenance import choose_precision

@@ -10,11 +10,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from samtune.common.errors import InputError, counted
+from samtune.common.paths import names_a_file
 
 
 def backbone_file(name: str) -> str:
     """A file is meant from the working directory, as everything on a command line."""
-    return str(Path(name).expanduser().resolve()) if Path(name).suffix in (".pth", ".safetensors") else name
+    return str(Path(name).expanduser().resolve()) if names_a_file(name) else name
 
 
 def profile_file(name: str) -> str:
