@@ -368,6 +368,28 @@ def test_samtune_predicts_with_a_released_checkpoint(tmp_path: Path, monkeypatch
     assert (torch.from_numpy(read_image(mask)[..., 0] > 0).numpy() == expected[0]).all()
 
 
+def test_rounding_is_accepted_and_lora_in_the_weights_is_not(tmp_path: Path) -> None:
+    state, path = released_state(), tmp_path / "spt.pth"
+    layer = "mask_decoder.transformer.layers.0.self_attn.q_proj"
+    added = state[f"{layer}.lora_B"] @ state[f"{layer}.lora_A"] / 8
+    rounded = (state[f"{layer}.weight"] + added) - added  # loralib: model.eval(), then model.train()
+    assert not torch.equal(rounded, state[f"{layer}.weight"])
+    torch.save(state | {f"{layer}.weight": rounded}, path)
+    expected = load_released(path, small_sam()).trainable_state()
+    torch.save(state, path)
+    found = load_released(path, small_sam()).trainable_state()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    torch.save(state | {f"{layer}.weight": state[f"{layer}.weight"] + added}, path)
+    with pytest.raises(InputError, match=rf"has LoRA added to {re.escape(layer)}\.weight \(1 such\).*model\.train\(\)"):
+        load_released(path, small_sam())
+    fused = "image_encoder.blocks.0.attn.qkv.weight"
+    changed = state[fused].clone()
+    changed[0] += 1e-3
+    torch.save(state | {fused: changed}, path)
+    with pytest.raises(InputError, match="has LoRA added to image_encoder.blocks.0.attn.q_proj.weight"):
+        load_released(path, small_sam())
+
+
 def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:
     state = released_state()
     path = tmp_path / "file.pth"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from samtune.common.errors import InputError, unknown
+from samtune.common.errors import InputError, check_range, unknown
 from samtune.data.sample import TARGETS
 from samtune.methods import METHODS, Method, build_method
 from samtune.prompts import parse_kind
@@ -16,6 +16,10 @@ from samtune.sam.build import Sam
 from samtune.sam.preprocess import MODES
 
 EPOCHS, FEWEST_IMAGES = 16, 400  # SPT's 16 epochs; a handful of pictures is seen more often than that
+RANGES = {  # least, most
+    "epochs": (0, 100_000), "train_images": (1, 100_000_000), "learning_rate": (0, 1), "batch_size": (1, 1024),
+    "accumulate": (1, 1024), "objects": (1, 10_000), "void": (0, 65_535), "seed": (0, 2**31 - 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -23,9 +27,9 @@ class TuneSettings:
     """What the tuned weights depend on, besides the pictures; two runs into one folder must agree in it.
 
     `options` are the method's own (LoRA's rank); `epochs` or `train_images` (seen in all) say how long, none of them:
-    16 epochs and at least 400 images; `learning_rate` None is the method's own; `prompts` drawn in tuning and measured
-    afterwards (none named: the method's own); `objects`: with target "instances", the most masks taken of a picture at
-    a time.
+    16 epochs and at least 400 images, or longer where the search shows a gain by that; `learning_rate` None: searched;
+    `prompts` drawn in tuning and measured afterwards (none named: the method's own); `objects`: with target
+    "instances", the most masks taken of a picture at a time.
     """
 
     method: str = "lora"
@@ -62,6 +66,9 @@ class TuneSettings:
         for kind, name, names in (("preprocessing", self.preprocess, MODES), ("target", self.target, TARGETS)):
             if name not in names:
                 raise unknown(kind, name, names)
+        for name, (least, most) in RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                check_range(name, value, least, most, above=name in ("epochs", "learning_rate"))
         for prompt in self.prompts:
             parse_kind(prompt)
         if not METHODS[self.method].takes_prompts and self.prompts != ("none",):
