@@ -317,12 +317,12 @@ def test_other_masks_or_pictures_of_the_same_names_are_another_run(folder: Path)
     kept, corrected = mask.read_bytes(), np.array(Image.open(mask))
     corrected[0, 0] ^= 255
     Image.fromarray(corrected).save(mask)
-    assert "holds another run (pictures " in refused(tune(folder))
+    assert "holds another run, tuned.safetensors (pictures " in refused(tune(folder))
     mask.write_bytes(kept)
     changed = pixels.copy()
     changed[0, 0, 0] ^= 1
     Image.fromarray(changed).save(picture)
-    assert "holds another run (pictures " in refused(tune(folder))
+    assert "holds another run, tuned.safetensors (pictures " in refused(tune(folder))
     assert (folder / "out" / "tuned.safetensors").read_bytes() == before
 
 

@@ -166,8 +166,10 @@ def _same_run(out: Path, settings: TuneSettings, weights: str, pictures: str) ->
         except ValueError:
             pass
     other = [f"{name} {there.get(name)}, now {wanted[name]}" for name in wanted if there.get(name) != wanted[name]]
-    if other and ((out / TUNED).is_file() or (out / LAST).is_file()):
-        raise InputError(f"{out} holds another run ({'; '.join(other)}): give another folder, or remove that one")
+    kept = [name for name in (TUNED, LAST) if (out / name).is_file()]
+    if other and kept:
+        run = f"{out} holds another run, {kept[0]} ({'; '.join(other)})"
+        raise InputError(f"{run}: give another folder, or remove that one")
     if other:
         (out / SEARCH).unlink(missing_ok=True)
     write_atomically(path, (json.dumps(wanted, indent=1) + "\n").encode())
