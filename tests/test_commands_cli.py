@@ -97,7 +97,10 @@ def test_tuning_prints_and_writes_what_it_measured(tuned: Path) -> None:
         before, after = means[prompt, "zero_shot"], means[prompt, "tuned"]
         row = next(line for line in text.splitlines() if line.startswith(prompt))
         assert row.split() == [prompt, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"]
-    assert f"tuned model: {tuned / 'out' / 'tuned.safetensors'}" in text
+    is_worse = any(means[prompt, "tuned"] < means[prompt, "zero_shot"] for prompt in ("box", "point10"))
+    comment = " (worse, see above)" if is_worse else ""
+    assert f"tuned model{comment}: {tuned / 'out' / 'tuned.safetensors'}" in text
+    assert ("tuning has made it WORSE" in text) == is_worse
     left = {path.name for path in (tuned / "out").iterdir()}
     assert left == {"metrics.csv", "settings.json", "tuned.safetensors"}
 
