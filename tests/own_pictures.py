@@ -1,9 +1,11 @@
 """What a user has: pictures, masks and the command line; and a SAM so small that tuning it takes a second."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -20,6 +22,12 @@ def tiny_sam(backbone: str = "nano", checkpoint: object = None, seed: int = 0) -
     sam = small_sam(seed)
     sam.backbone = "nano"
     return sam
+
+
+def use_tiny_sam(patch: pytest.MonkeyPatch, load: Callable[..., Sam] = tiny_sam) -> None:
+    """Tuning and loading what was tuned take every backbone from `load`."""
+    for module in ("tune", "tuned"):
+        patch.setattr(f"samtune.commands.{module}.load_sam", load)
 
 
 def disc(seed: int) -> np.ndarray:

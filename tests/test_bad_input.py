@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from fake_records import fake_cells, fake_execute
-from own_pictures import QUICK, disc, run, tiny_sam, tune, write_pictures
+from own_pictures import QUICK, disc, run, tiny_sam, tune, use_tiny_sam, write_pictures
 from samtune import training
 from samtune.data import registry
 from samtune.data.registry_entry import LinkSource
@@ -33,7 +35,7 @@ LONGER = ("--train-images", "24", "--learning-rate", "0.01")  # 12 batches of 2
 @pytest.fixture(autouse=True)
 def a_small_sam(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every backbone is the tiny SAM; a checkpoint every other batch."""
-    monkeypatch.setattr("samtune.commands.tune.load_sam", tiny_sam)
+    use_tiny_sam(monkeypatch)
     monkeypatch.setattr("samtune.commands.tune.CHECKPOINT_EVERY", 2)
 
 
@@ -127,11 +129,11 @@ def test_checkpoint_of_another_backbone(folder: Path, monkeypatch: pytest.Monkey
     ask = ("predict", "--checkpoint", folder / "out", *options)
     right = weights_hash(tiny_sam())
     # Another one of the same shape.
-    monkeypatch.setattr("samtune.commands.tune.load_sam", lambda name: tiny_sam(seed=1))
+    use_tiny_sam(monkeypatch, lambda name: tiny_sam(seed=1))
     error = refused(run(*ask))
     assert f"with weights {right}, but those of nano are {weights_hash(tiny_sam(seed=1))}" in error
 
-    monkeypatch.setattr("samtune.commands.tune.load_sam", checkpoints.load_sam)  # a file of another shape
+    use_tiny_sam(monkeypatch, checkpoints.load_sam)  # a file of another shape
     monkeypatch.setitem(build.BACKBONES, "nano", lambda: build._build(**SIZES))
     state = tiny_sam().state_dict()
     state["prompt_encoder.no_mask_embed.weight"] = torch.zeros(1, 7)
@@ -160,7 +162,7 @@ def test_corrupt_checkpoints(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
     path.unlink()
     assert f"no checkpoint at {path}" in refused(run(*ask))
 
-    monkeypatch.setattr("samtune.commands.tune.load_sam", checkpoints.load_sam)
+    use_tiny_sam(monkeypatch, checkpoints.load_sam)
     monkeypatch.setenv("SAMTUNE_CHECKPOINTS", str(folder))
     official = folder / "sam_vit_b_01ec64.pth"
     save_official(tiny_sam(), official)
@@ -189,7 +191,7 @@ def test_no_network_and_partial_downloads(folder: Path, monkeypatch: pytest.Monk
     assert f"{nobody}{name}.zip" in error and f"in {folder / 'data' / name}" in error
     assert not list((folder / "data").iterdir())
 
-    monkeypatch.setattr("samtune.commands.tune.load_sam", checkpoints.load_sam)
+    use_tiny_sam(monkeypatch, checkpoints.load_sam)
     monkeypatch.setattr(checkpoints, "SOURCE", nobody)
     monkeypatch.setenv("SAMTUNE_CHECKPOINTS", str(folder))
     wanted = folder / "sam_vit_b_01ec64.pth"
@@ -228,6 +230,66 @@ def test_unknown_names_list_the_known_ones_nearest_first(folder: Path, arguments
     assert message in refused(tune(folder, *arguments))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--epochs", "inf"), "--epochs is inf: it has to be above 0 and at most 100000"),
+        (("--epochs", "nan"), "--epochs is nan"),
+        (("--epochs", "0"), "--epochs is 0"),
+        (("--epochs", "1e300"), "--epochs is 1e+300"),
+        (("--train-images", "0"), "--train-images is 0: it has to be at least 1"),
+        (("--learning-rate", "0"), "--learning-rate is 0: it has to be above 0 and at most 1"),
+        (("--learning-rate", "nan"), "--learning-rate is nan"),
+        (("--learning-rate", "-0.1"), "--learning-rate is -0.1"),
+        (("--batch-size", "0"), "--batch-size is 0"),
+        (("--accumulate", "-1"), "--accumulate is -1"),
+        (("--objects", "0"), "--objects is 0"),
+        (("--seed", "-1"), "--seed is -1"),
+        (("--seed", "99999999999"), "--seed is 1e+11"),
+        (("--mask-coding", "index", "--void", "-1"), "--void is -1"),
+        (("--option", "rank=0"), "rank is 0: it has to be at least 1 and at most 1024"),
+        (("--option", "rank=100000000"), "rank is 1e+08"),
+        (("--option", "alpha=inf"), "alpha is inf: it has to be above 0"),
+        (("--method", "spt", "--option", "relation_temperature=0"), "relation_temperature is 0: it has to be above 0"),
+        (("--method", "spt", "--option", "relation_threshold=nan"), "relation_threshold is nan"),
+        (("--method", "spt", "--option", "relation_std=-1"), "relation_std is -1"),
+        (("--method", "sam_sp", "--option", "iterations=-1"), "iterations is -1"),
+        (("--method", "sam_sp", "--option", "temperature=0"), "temperature is 0: it has to be above 0"),
+        (("--method", "sam_sp", "--option", "smallest_part=2"), "smallest_part is 2: it has to be at least 0"),
+        (("--method", "sam_sp", "--option", "distillation_weight=nan"), "distillation_weight is nan"),
+        (("--method", "sam_sp", "--option", "first_weight=-1"), "first_weight is -1"),
+        (("--method", "lora_samed", "--option", "rank=-4"), "rank is -4"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_their_range(folder: Path, arguments: tuple, message: str) -> None:
+    assert message in refused(tune(folder, *arguments))
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("preprocess", ["pad", "stretch"])
+def test_strips_of_a_line_scan_camera(tmp_path: Path, preprocess: str) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for number in range(4):  # 3 of 2000 rows become 0.1 of 64
+        mask = np.zeros((3, 2000), np.uint8)
+        mask[:, 300 * number : 300 * number + 500] = 255
+        Image.fromarray(np.repeat(mask[..., None] // 2, 3, 2)).save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{number}.png")
+    status, text, error = tune(
+        tmp_path, "--train-images", "4", "--prompt", "box,point3,mask", "--preprocess", preprocess
+    )
+    assert status == 0, error
+    ask = ("--images", tmp_path / "images", "--box", "100,0,400,2", "--out", tmp_path, "--device", "cpu")
+    status, _, error = run("predict", "--checkpoint", tmp_path / "out", *ask)
+    assert status == 0 and Image.open(tmp_path / "predicted_masks" / "0.png").size == (2000, 3), error
+
+
+def test_several_processes_are_refused_before_the_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "tuning runs in one process, but WORLD_SIZE is 4" in refused(tune(folder))
+    assert not (folder / "out").exists()
+
+
 def test_unknown_data_sets_profiles_and_backbones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from samtune.sam.checkpoints import load_sam
 
@@ -236,9 +298,56 @@ def test_unknown_data_sets_profiles_and_backbones(folder: Path, monkeypatch: pyt
         assert "unknown data set 'magnetic-tiles'; known: magnetic-tile, " in error
     for command in ("results", "report"):
         assert "unknown profile 'quik'; known: quick, " in refused(run(command, "--profile", "quik"))
-    monkeypatch.setattr("samtune.commands.tune.load_sam", load_sam)
+    use_tiny_sam(monkeypatch, load_sam)
     assert "unknown backbone 'vitb'; known: vit_b, " in refused(tune(folder, "--backbone", "vitb"))
     assert f"no checkpoint at {folder / 'sam.pth'}" in refused(tune(folder, "--backbone", folder / "sam.pth"))
+
+
+# ---------------------------------------------------------------- the same folder again
+
+
+def test_other_masks_or_pictures_of_the_same_names_are_another_run(folder: Path) -> None:
+    assert tune(folder)[0] == 0
+    before = (folder / "out" / "tuned.safetensors").read_bytes()
+    mask, picture = folder / "masks" / "2.png", folder / "images" / "3.png"
+    pixels = np.asarray(Image.open(picture))
+    Image.fromarray(pixels).save(picture, compress_level=1)  # other bytes, the same picture
+    status, text, _ = tune(folder)
+    assert status == 0 and "already tuned, only measured again" in text
+    kept, corrected = mask.read_bytes(), np.array(Image.open(mask))
+    corrected[0, 0] ^= 255
+    Image.fromarray(corrected).save(mask)
+    assert "holds another run, tuned.safetensors (pictures " in refused(tune(folder))
+    mask.write_bytes(kept)
+    changed = pixels.copy()
+    changed[0, 0, 0] ^= 1
+    Image.fromarray(changed).save(picture)
+    assert "holds another run, tuned.safetensors (pictures " in refused(tune(folder))
+    assert (folder / "out" / "tuned.safetensors").read_bytes() == before
+
+
+def test_objects_that_vanish_at_the_models_size_are_counted(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    side = {0: 4, 1: 4, 2: 4, 3: 12, 4: 200}  # of 640 pixels: less than a pixel of 64, than one of 32 masks, and more
+    for number in range(15):
+        mask = np.zeros((640, 640), np.uint8)
+        mask[100 : 100 + side[number % 5], 200 : 200 + side[number % 5]] = 255
+        Image.fromarray(np.repeat(mask[..., None] // 2, 3, 2)).save(tmp_path / "images" / f"{number}.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{number}.png")
+    status, text, error = tune(tmp_path, "--train-images", "24", "--learning-rate", "0.001")
+    assert status == 0, error
+    held_out = set(pd.read_csv(tmp_path / "out" / "metrics.csv")["image"])
+    shown = [side[number % 5] for number in range(15) if number not in held_out]
+    small, lost = sum(one <= 12 for one in shown), sum(one == 4 for one in shown)
+    assert f"warning: {small} of {len(shown)} objects to tune on are smaller than a pixel" in text, text
+    assert f"and {lost} vanish at its 64 pixels" in text
+    dropped, views, idle, batches = map(
+        int, re.search(r"(\d+) of (\d+) views .*and (\d+) of (\d+) batches", text).groups()
+    )
+    assert views == 24 and batches == 12 and 24 * lost // len(shown) <= dropped < 24 and idle <= dropped / 2
+    write_pictures(tmp_path / "large")
+    assert "smaller than a pixel" not in tune(tmp_path / "large")[1]
 
 
 # ---------------------------------------------------------------- memory
@@ -284,7 +393,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.T
     folder = tmp_path_factory.mktemp("uninterrupted")
     write_pictures(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("samtune.commands.tune.load_sam", tiny_sam)
+        use_tiny_sam(patch)
         assert tune(folder, *LONGER)[0] == 0
     return load_file(folder / "out" / "tuned.safetensors")
 

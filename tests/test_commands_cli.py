@@ -1,9 +1,9 @@
 """The command line as users call it: what is printed, what is written, and that it is what the parts give."""
 
-import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +17,32 @@ from safetensors.torch import load_file
 
 import samtune
 from fake_records import fake_cells, fake_execute
-from own_pictures import HEIGHT, WIDTH, disc, run, tiny_sam, tune, write_pictures
-from samtune.commands import notebooks, predict
+from own_pictures import HEIGHT, WIDTH, disc, run, tiny_sam, tune, use_tiny_sam, write_pictures
+from samtune.commands import notebooks, predict, search
+from samtune.commands.pictures import HeldOut
 from samtune.commands.predict import ObjectPrompt, overlay, read_points
-from samtune.commands.tune import HeldOut
+from samtune.commands.search import Progress
+from samtune.commands.settings import TuneSettings
+from samtune.commands.texts import worse_text
+from samtune.commands.tuned import load_tuned
 from samtune.data import registry
 from samtune.data.folder import FolderDataset
 from samtune.data.registry_entry import Description
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import METHODS, Lora
-from samtune.study.cells import EvaluationCell, cell_to_json
-from samtune.study.records import read_record
+from samtune.sam.build import BACKBONES, _build
+from samtune.sam.checkpoints import load_sam
 from samtune.study.runner import run_cells
-from small_sam import official_twin, small_sam
+from small_sam import SIZES, official_twin, small_sam
 
 COMMANDS = ("tune", "predict", "export", "data list", "data info", "data download", "data check", "profiles",
-            "results", "report", "cell")  # fmt: skip
+            "results", "report")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def a_small_sam(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every backbone is the tiny SAM."""
-    monkeypatch.setattr("samtune.commands.tune.load_sam", tiny_sam)
+    use_tiny_sam(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tuned")
     write_pictures(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("samtune.commands.tune.load_sam", tiny_sam)
+        use_tiny_sam(patch)
         status, _, error = tune(folder, "--learning-rate", "0.05")
     assert status == 0, error
     return folder
@@ -93,7 +97,10 @@ def test_tuning_prints_and_writes_what_it_measured(tuned: Path) -> None:
         before, after = means[prompt, "zero_shot"], means[prompt, "tuned"]
         row = next(line for line in text.splitlines() if line.startswith(prompt))
         assert row.split() == [prompt, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}"]
-    assert f"tuned model: {tuned / 'out' / 'tuned.safetensors'}" in text
+    is_worse = any(means[prompt, "tuned"] < means[prompt, "zero_shot"] for prompt in ("box", "point10"))
+    comment = " (worse, see above)" if is_worse else ""
+    assert f"tuned model{comment}: {tuned / 'out' / 'tuned.safetensors'}" in text
+    assert ("tuning has made it WORSE" in text) == is_worse
     left = {path.name for path in (tuned / "out").iterdir()}
     assert left == {"metrics.csv", "settings.json", "tuned.safetensors"}
 
@@ -104,7 +111,7 @@ def test_a_checkpoint_holds_the_trained_parameters_and_says_what_they_belong_to(
         about = file.metadata()
     wanted = {"method": "lora", "backbone": "nano", "preprocess": "pad", "prompts": "box,point10", "options": "{}"}
     assert wanted.items() <= about.items()
-    method = tune.load_tuned(path).method
+    method = load_tuned(path).method
     state = load_file(path)
     assert sum(value.numel() for value in state.values()) == method.count_trainable() < 20_000
     fresh = Lora(tiny_sam())
@@ -133,7 +140,7 @@ def test_epochs_method_options_and_instances(tmp_path: Path) -> None:
     status, text, error = run("tune", *options, "--prompt", "point1", "--target", "instances")
     assert status == 0, error
     assert "3 batches of 2" in text  # 1.5 times 4 pictures
-    method = tune.load_tuned(tmp_path / "out").method
+    method = load_tuned(tmp_path / "out").method
     assert method.count_trainable() == Lora(tiny_sam(), rank=2).count_trainable()
     assert len(pd.read_csv(tmp_path / "out" / "metrics.csv")) == 4  # two objects, before and after
 
@@ -144,7 +151,7 @@ def test_a_method_without_prompts_is_tuned_and_used_without_any(tmp_path: Path) 
     assert status == 0 and "predict --checkpoint" in text and "--boxes" not in text, error
     table = pd.read_csv(tmp_path / "out" / "metrics.csv")
     assert set(table["prompt"]) == {"none"} and len(table) == 2  # the last pass alone, before and after
-    method = tune.load_tuned(tmp_path / "out").method
+    method = load_tuned(tmp_path / "out").method
     data = HeldOut(FolderDataset(tmp_path / "images", tmp_path / "masks", split="train", name="pictures"))
     config = EvaluationConfig("val", prompt="none", preprocess="pad")
     found, _ = evaluate(predict_with(method, config), data, config, progress=False)
@@ -160,6 +167,88 @@ def test_a_method_without_prompts_is_tuned_and_used_without_any(tmp_path: Path) 
     assert status == 2 and "sam.safetensors: SAM's own format is a .pth file" in error
     status, text, error = run("export", *common[:2], "--out", tmp_path / "sam.pth")
     assert status == 0 and "note: it gives the first, unprompted pass" in text, error
+
+
+QUICK_SEARCH = ("--train-images", "64", "--prompt", "box")  # 32 steps of 2, so that each rate is tried for 8
+
+
+def test_the_learning_rate_is_searched_and_a_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path, 6)
+    status, text, error = tune(tmp_path, *QUICK_SEARCH)
+    assert status == 0 and "--learning-rate skips that): 4 rates for 8 steps each on 4 pictures\n" in text, error
+    chosen, *tried = re.search(r"learning rate (\S+), of the lowest loss after 8 steps \((.*)\)", text).groups()
+    losses = {rate: float(loss) for rate, loss in (one.split() for one in tried[0].split(", "))}
+    assert list(losses) == ["0.001", "0.003", "0.01", "0.03"] and losses[chosen] == min(losses.values())
+    assert f"32 batches of 2, learning rate {chosen}\n" in text
+    with safe_open(tmp_path / "out" / "tuned.safetensors", "pt") as file:
+        assert file.metadata()["learning_rate"] == chosen and file.metadata()["images_seen"] == "64"
+    expected = load_file(tmp_path / "out" / "tuned.safetensors")
+
+    real, trainings = search.train, []
+
+    def stopped_in_the_third(*arguments: object) -> object:
+        trainings.append(arguments[2].learning_rate)
+        if len(trainings) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(search, "train", stopped_in_the_third)
+    assert tune(tmp_path, *QUICK_SEARCH, out="again")[0] == 130
+    status, text, error = tune(tmp_path, *QUICK_SEARCH, out="again")
+    assert status == 0 and trainings == [0.001, 0.003, 0.01, 0.01, 0.03], error
+    found = load_file(tmp_path / "again" / "tuned.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not (tmp_path / "again" / "search.safetensors").exists()
+    assert "too little to search a learning rate with: the method's own, 0.001" in tune(tmp_path, out="short")[1]
+
+
+def test_the_length_fits_the_searchs_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best rate goes on from where it was, twice as long each time; the tuning is as long as was best."""
+    write_pictures(tmp_path, 6)
+    for name, value in {"search.TRIAL": 2, "search.FEWEST_STEPS": 2, "search.LONGEST": 16,
+                        "settings.FEWEST_IMAGES": 4, "settings.EPOCHS": 1}.items():  # fmt: skip
+        monkeypatch.setattr(f"samtune.commands.{name}", value)
+    curve = iter([0.5, 0.1, 0.2, 0.6, 0.55])  # zero-shot, then after 2, 4, 8 and 16 steps
+    real, measured = search.mean_iou, []
+
+    def by_the_curve(table: pd.DataFrame) -> dict[str, float]:
+        if set(table["stage"]) != {"search"}:
+            return real(table)
+        measured.append(table)
+        return {"box": next(curve)}
+
+    monkeypatch.setattr(search, "mean_iou", by_the_curve)
+    quick = ("--images", tmp_path / "images", "--masks", tmp_path / "masks", "--batch-size", "2", "--prompt", "box")
+    status, text, error = run("tune", *quick, "--out", tmp_path / "out", "--device", "cpu", "--precision", "fp32")
+    assert status == 0 and len(measured) == 5, error
+    assert "kept back, by steps: 0 0.500, 2 0.100, 4 0.200, 8 0.600, 16 0.550; the search took" in text
+    assert "8 batches of 2, learning rate" in text
+
+
+def test_a_search_stops_when_it_brings_no_more() -> None:
+    def progress(*curve: tuple[float, float]) -> Progress:
+        steps = [0, 25, 50, 100, 200]
+        return Progress({}, {str(step): {"box": a, "none": b} for step, (a, b) in zip(steps, curve, strict=False)})
+
+    start = (0.3, 0.3)
+    assert progress(start, (0.1, 0.1)).rises() and progress(start, (0.4, 0.4), (0.3, 0.3)).rises()
+    assert not progress(start, (0.4, 0.4), (0.5, 0.5), (0.505, 0.505)).rises()
+    assert progress(start, (0.4, 0.4), (0.5, 0.5), (0.52, 0.52)).rises()
+    assert progress(start, (0.4, 0.4), (0.8, 0.29), (0.8, 0.29)).rises()  # one prompt is still worse than untuned
+    assert progress(start, (0.31, 0.31), (0.9, 0.2), (0.4, 0.4)).best() == 100
+
+
+def test_a_result_below_zero_shot_is_said_in_one_line(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = iter([{"box": 0.5, "point10": 0.4}, {"box": 0.45, "point10": 0.6}])
+    monkeypatch.setattr("samtune.commands.tune.mean_iou", lambda table: next(worse))
+    status, text, _ = tune(tuned, "--learning-rate", "0.05")
+    assert status == 0 and "tuned model (worse, see above): " in text
+    assert "tuning has made it WORSE than SAM untuned, with box by 0.050: try to leave --learning-rate out" in text
+    scores = pd.DataFrame({"zero_shot": [0.3, 0.2], "tuned": [0.2, 0.1]}, ["box", "none"])
+    said = [worse_text(scores, TuneSettings(epochs=epochs)) for epochs in (3, None)]
+    assert "with box by 0.100, none by 0.100: try to leave --epochs and --train-images out" in said[0]
+    assert "try more pictures, or a method other than lora" in said[1]
+    assert worse_text(scores[["tuned", "zero_shot"]].set_axis(["zero_shot", "tuned"], axis=1), TuneSettings()) == ""
 
 
 def test_another_run_in_the_same_folder_is_refused(tuned: Path) -> None:
@@ -227,7 +316,8 @@ def test_predict_by_points_and_by_a_box_with_clicks(tuned: Path, tmp_path: Path)
         (("--box", "1,2,3"), "--box 1,2,3: expected x0,y0,x1,y1"),
         (("--box", "30,5,10,20"), "is not x0,y0,x1,y1 with x0 <= x1"),
         (("--box", "100,5,120,20"), "lies outside .*0.png, 56x40 pixels"),
-        (("--point", "20,nan"), "lies outside"),
+        (("--point", "20,nan"), "--point 20,nan: expected x,y in pixels"),
+        (("--box", "1,2,inf,20"), "--box 1,2,inf,20: expected x0,y0,x1,y1 in pixels"),
         (("--point", "20,20,2"), r"label is 2, expected 1 \(the object\) or 0"),
         (("--point", "60,20"), "point 60,20 lies outside .*0.png, 56x40 pixels"),
         (("--box", "1,1,5,5", "--boxes", "TABLE"), "not several of them"),
@@ -244,6 +334,60 @@ def test_prompts_that_cannot_be_meant_are_named(tuned: Path, tmp_path: Path, opt
     status, _, error = run(*common, *options, "--device", "cpu")
     assert status == 2 and error.count("\n") == 1 and re.search(f"^samtune: .*{message}", error), error
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_of_an_earlier_run_are_replaced(tuned: Path, tmp_path: Path) -> None:
+    common = ("predict", "--checkpoint", tuned / "out", "--out", tmp_path, "--device", "cpu")
+    boxes = [("--box", f"{5 + number},5,40,30") for number in range(3)]
+    masks = tmp_path / "predicted_masks"
+
+    def files(*options: object) -> set[str]:
+        status, _, error = run(*common, *options)
+        assert status == 0, error
+        return {str(path.relative_to(masks)) for path in masks.rglob("*")}
+
+    one = ("--images", tuned / "images" / "1.png")
+    assert files(*one, *boxes[0], *boxes[1], *boxes[2]) == {"1", "1/1.png", "1/2.png", "1/3.png"}
+    assert files(*one, *boxes[0], *boxes[1]) == {"1", "1/1.png", "1/2.png"}
+    assert files(*one, *boxes[0]) == {"1.png"}
+    assert files(*one, *boxes[0], *boxes[1]) == {"1", "1/1.png", "1/2.png"}
+    (masks / "1" / "notes.txt").write_text("the user's own")
+    assert files("--images", tuned / "images" / "2.png", *boxes[0]) == {
+        "1",
+        "1/1.png",
+        "1/2.png",
+        "1/notes.txt",
+        "2.png",
+    }
+    assert files(*one, *boxes[0]) == {"1", "1/notes.txt", "1.png", "2.png"}
+    (tmp_path / "boxes.csv").write_text("image,x0,y0,x1,y1\n1.png,5,5,40,30\n")
+    status, text, _ = run(*common, "--images", tuned / "images", "--boxes", tmp_path / "boxes.csv")
+    assert status == 0 and f"{tmp_path} still has an earlier run's masks of 1 picture of these (2)" in text
+
+
+@pytest.mark.parametrize("name", ["sam.pth", "sam.pt"])
+def test_predict_takes_what_export_wrote(
+    tuned: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BACKBONES, "small", partial(_build, **SIZES))  # told by its width
+    assert run("export", "--checkpoint", tuned / "out", "--out", tmp_path / name)[0] == 0
+    ask = ("--images", tuned / "images" / "1.png", "--box", "5,5,40,30", "--device", "cpu", "--precision", "fp32")
+    status, text, error = run("predict", "--checkpoint", tmp_path / name, *ask, "--out", tmp_path / "whole")
+    assert status == 0 and f"{tmp_path / name} is a whole SAM, not what samtune tune wrote: used as it is" in text, (
+        error
+    )
+    run("predict", "--checkpoint", tuned / "out", *ask, "--out", tmp_path / "tuned")
+    found = predicted(tmp_path / "whole", "1.png")
+    assert np.array_equal(found, predicted(tmp_path / "tuned", "1.png"))
+    with monkeypatch.context() as patch:
+        use_tiny_sam(patch, load_sam)
+        status, _, error = tune(tuned, "--backbone", tmp_path / name, "--train-images", "2", out=f"on {name}")
+        assert status == 0, error
+        status, _, error = tune(tuned, "--backbone", tuned / "out" / "tuned.safetensors", out="on tuned")
+        assert status == 2 and "holds no image encoder" in error and "has to be exported first" in error
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
+    status, _, error = run("predict", "--checkpoint", tmp_path / "other.pth", *ask, "--out", tmp_path)
+    assert status == 2 and "holds neither a whole SAM nor what SPT's authors released" in error
 
 
 def test_an_overlay_tints_the_mask_and_leaves_the_rest() -> None:
@@ -367,17 +511,6 @@ def test_results_ends_with_the_report_even_when_a_notebook_fails(
     assert status == int(fails) and error == ("samtune: 1 of 2 notebooks failed: why\n" if fails else "")
     assert text.splitlines()[-1] == f"report: {tmp_path / 'smoke' / 'index.html'}"
     assert (tmp_path / "smoke" / "index.html").is_file()
-
-
-def test_cell_runs_one_cell_of_a_profile_and_records_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samtune.study.execute.load_sam", tiny_sam)
-    cell = EvaluationCell("zero_shot", "nano", "synthetic-industrial", max_images=2, tables=("baselines",))
-    status, _, error = run("cell", "--results", tmp_path / "smoke", cell_to_json(cell))
-    assert status == 0, error
-    record = read_record(tmp_path / "smoke" / "records" / f"{cell.key()}.json.gz")
-    assert record.images == 2 and record.tables == ("baselines",) and "iou" in record.objects
-    status, _, error = run("cell", "--results", tmp_path / "smoke", json.dumps({"kind": "training"}))
-    assert status == 2 and error.startswith("samtune: not a cell") and error.count("\n") == 1
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:

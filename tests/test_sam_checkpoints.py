@@ -133,10 +133,30 @@ def test_corrupt_file_is_told_with_its_sha256(suffix: str, tmp_path: Path) -> No
         assert str(path) in message and hashlib.sha256(damaged).hexdigest() in message and "\n" not in message
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".PTH", ".ckpt", ".bin", ""])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "sam."])
+def test_checkpoints_as_people_have_them(suffix: str, prefix: str, tmp_path: Path) -> None:
+    state = {f"{prefix}{name}": value for name, value in official_twin(small_sam()).state_dict().items()}
+    for index, content in enumerate([state, {"model": state, "epoch": 3}, {"state_dict": state, "optimizer": {}}]):
+        path = tmp_path / f"{index}{suffix}"
+        torch.save(content, path)
+        assert same(load_sam(str(path)).state_dict(), small_sam().state_dict())
+
+
+def test_what_is_beside_a_prefixed_sam_is_named(tmp_path: Path) -> None:
+    state = {f"model.{name}": value for name, value in small_sam().state_dict().items()}
+    torch.save(state | {"head.weight": torch.zeros(1)}, tmp_path / "more.pth")
+    with pytest.raises(InputError, match=r"unexpected head\.weight \(1 such\)"):
+        load_sam(str(tmp_path / "more.pth"))
+
+
 def test_files_that_hold_something_else(tmp_path: Path) -> None:
     path = tmp_path / "list.pth"
     torch.save([torch.zeros(1)], path)
     with pytest.raises(InputError, match="not a state dict of tensors"):
+        read_state(path)
+    torch.save(torch.nn.Linear(1, 1), path)
+    with pytest.raises(InputError, match="not a checkpoint of tensors.*save the state_dict alone"):
         read_state(path)
     with pytest.raises(InputError, match=f"no checkpoint at {tmp_path / 'absent.pth'}"):
         load_sam("small", tmp_path / "absent.pth")

@@ -11,7 +11,8 @@ from PIL import Image
 from segment_anything.modeling.transformer import TwoWayTransformer
 from torch import Tensor, nn
 
-from samtune.commands import predict, tune
+from samtune.commands import predict
+from samtune.commands.tuned import load_tuned
 from samtune.common.errors import InputError
 from samtune.data.sample import read_image
 from samtune.methods import build_method
@@ -384,13 +385,13 @@ def test_released_checkpoint_gives_the_reference_formulas_masks(tmp_path: Path, 
 
 
 def test_samtune_predicts_with_a_released_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samtune.commands.tune.load_sam", lambda backbone: small_sam())
+    monkeypatch.setattr("samtune.commands.tuned.load_sam", lambda backbone: small_sam())
     path = tmp_path / "spt_vit_b.pth"
     torch.save(released_state(), path)
-    tuned = tune.load_tuned(str(path), "small")
+    tuned = load_tuned(str(path), "small")
     assert isinstance(tuned.predictor(), SPTPredictor) and tuned.preprocess == "stretch"
     with pytest.raises(InputError, match="does not say which SAM it was tuned on: name it by --backbone"):
-        tune.load_tuned(path)
+        load_tuned(path)
     Image.fromarray(disc_sample(0).image).save(tmp_path / "disc.png")
     box = [(10, 5, 50, 40)]
     options = {"backbone": "small", "device": "cpu", "precision": "fp32"}
@@ -399,6 +400,28 @@ def test_samtune_predicts_with_a_released_checkpoint(tmp_path: Path, monkeypatch
     predictor.set_image(disc_sample(0).image)
     expected, _, _ = predictor.predict(box=torch.tensor(box[0]).numpy())
     assert (torch.from_numpy(read_image(mask)[..., 0] > 0).numpy() == expected[0]).all()
+
+
+def test_rounding_is_accepted_and_lora_in_the_weights_is_not(tmp_path: Path) -> None:
+    state, path = released_state(), tmp_path / "spt.pth"
+    layer = "mask_decoder.transformer.layers.0.self_attn.q_proj"
+    added = state[f"{layer}.lora_B"] @ state[f"{layer}.lora_A"] / 8
+    rounded = (state[f"{layer}.weight"] + added) - added  # loralib: model.eval(), then model.train()
+    assert not torch.equal(rounded, state[f"{layer}.weight"])
+    torch.save(state | {f"{layer}.weight": rounded}, path)
+    expected = load_released(path, small_sam()).trainable_state()
+    torch.save(state, path)
+    found = load_released(path, small_sam()).trainable_state()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    torch.save(state | {f"{layer}.weight": state[f"{layer}.weight"] + added}, path)
+    with pytest.raises(InputError, match=rf"has LoRA added to {re.escape(layer)}\.weight \(1 such\).*model\.train\(\)"):
+        load_released(path, small_sam())
+    fused = "image_encoder.blocks.0.attn.qkv.weight"
+    changed = state[fused].clone()
+    changed[0] += 1e-3
+    torch.save(state | {fused: changed}, path)
+    with pytest.raises(InputError, match="has LoRA added to image_encoder.blocks.0.attn.q_proj.weight"):
+        load_released(path, small_sam())
 
 
 def test_other_files_are_refused_in_one_line(tmp_path: Path) -> None:

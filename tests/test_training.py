@@ -468,3 +468,71 @@ def test_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
     run(method_of("lora"), folder=tmp_path)
     with pytest.raises(InputError, match=r"last\.pt does not fit"):
         run(method_of("decoder_tuning"), folder=tmp_path)
+
+
+# ---------------------------------------------------------------- devices and processes
+
+
+@pytest.fixture
+def two_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with two cards, as far as it is asked."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1", "cpu"])
+def test_training_runs_on_the_card_that_is_named(two_cards: None, device: str) -> None:
+    assert training.usable_device(device) == device
+    assert training._accelerator(device, "fp32", 1).device == torch.device(device)
+    assert "ACCELERATE_TORCH_DEVICE" not in training.os.environ
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "cuda:2", "cuda:-1", "cuda:x", "gpu", "cuda:"])
+def test_a_card_that_is_not_here_is_refused(two_cards: None, device: str) -> None:
+    assert training.usable_device() == training.usable_device("cuda") == "cuda"
+    with pytest.raises(InputError, match=f"'{device}' is not available here; there is: auto, cuda, .*cuda:0, cuda:1$"):
+        training.usable_device(device)
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_several_processes_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "2")
+    with pytest.raises(InputError, match=f"in one process, but {name} is 2: start it without torchrun"):
+        run(method_of())
+    monkeypatch.setenv(name, "1")
+    run(method_of(), replace(CONFIG, images=2))
+
+
+# ---------------------------------------------------------------- checkpoints of other machines, and damaged ones
+
+
+def stopped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The checkpoint of a run that was stopped at its fifth step."""
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_at(5, patched)
+        run(method_of(), folder=folder)
+    return folder / "last.pt"
+
+
+def test_a_run_of_a_card_goes_on_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = method_of()
+    run(whole)
+    with monkeypatch.context() as patched:  # torch notes with each tensor where it was
+        patched.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        path = stopped(tmp_path, monkeypatch)
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(path, weights_only=True)
+    resumed = method_of(seed=1)
+    run(resumed, folder=tmp_path)
+    assert same(resumed.trainable_state(), whole.trainable_state())
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no such file"]
+)
+def test_a_damaged_checkpoint_is_named_in_one_line(damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stopped(tmp_path, monkeypatch)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match="checkpoint.*; remove that file to begin anew$") as error:
+        run(method_of(), folder=tmp_path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)

@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "build_method": "samtune.methods",
     "load_sam": "samtune.sam.checkpoints",
-    "load_tuned": "samtune.commands.tune",
+    "load_tuned": "samtune.commands.tuned",
     "open_dataset": "samtune.data.registry",
 }
 __all__ = ["__version__", *_PUBLIC]

@@ -232,7 +232,7 @@ def model_prompts(prompts: Prompts, preprocess: Preprocess, size: tuple[int, int
     """Prompts from pixels of a picture of `size` (H, W) to model pixels; a mask prompt to the square's grid."""
     moved = preprocess.prompts(prompts, size)
     if moved.masks is not None:
-        height, width = (side * mask_size // preprocess.size for side in preprocess.inner_size(*size))
+        height, width = (max(1, side * mask_size // preprocess.size) for side in preprocess.inner_size(*size))
         masks = F.interpolate(moved.masks, (height, width), mode="nearest")
         moved = moved.with_masks(masks).with_padded_masks(mask_size, mask_size, MASK_VALUES[0])
     return moved

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import patch_environment
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -23,6 +24,7 @@ from samtune.embeddings import EmbeddingCache
 from samtune.losses import at_size, low_resolution_iou
 from samtune.methods import Method
 from samtune.prompts import Prompts, make_prompts
+from samtune.sam.checkpoints import read_tensors
 from samtune.sam.preprocess import Preprocess
 
 AUGMENTATIONS = ("none", "flip", "flip_jitter")
@@ -229,13 +231,10 @@ def train(
     A run that is killed and resumed ends with the same weights as one that is not (on a CPU, same machine). Raises
     `FloatingPointError` with the samples' ids at a loss that is no number, `InputError` when memory runs out.
     """
-    precision = choose_precision(config.precision, usable_device(config.device))
-    AcceleratorState._reset_state(True)
-    accelerator = Accelerator(
-        cpu=config.device == "cpu",
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        gradient_accumulation_steps=config.accumulate,
-    )
+    refuse_several_processes()
+    device = usable_device(config.device)
+    precision = choose_precision(config.precision, device)
+    accelerator = _accelerator(device, precision, config.accumulate)
     samples = TrainingSamples(sources, method.image_size, config, method.frozen_encoder, method.mask_size)
     parameters = list(method.trainable().values())
     if not parameters:
@@ -337,13 +336,36 @@ def _step(
 
 
 def usable_device(setting: str = "auto") -> str:
-    """ "cuda", "mps" or "cpu" for "auto", any other setting as it is. `InputError` when this machine lacks it."""
-    here = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    """ "cuda", "mps" or "cpu" for "auto", any other setting ("cuda:1") as it is. `InputError` when it is not here."""
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = ["cuda"] * bool(cards) + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if setting == "auto":
         return here[0]
-    if setting.partition(":")[0] not in here:
-        raise InputError(f"device {setting!r} is not available here; there is: auto, {', '.join(here)}")
+    known = [*here, *(f"cuda:{card}" for card in range(cards))]
+    if setting not in known:
+        raise InputError(f"device {setting!r} is not available here; there is: auto, {', '.join(known)}")
     return setting
+
+
+def refuse_several_processes() -> None:
+    """Raise `InputError` under torchrun, mpirun or srun: each process would train on all pictures, on its own."""
+    for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):  # those accelerate reads
+        if os.environ.get(name, "1") not in ("", "0", "1"):
+            raise InputError(
+                f"tuning runs in one process, but {name} is {os.environ[name]}: start it without torchrun or "
+                "accelerate launch"
+            )
+
+
+def _accelerator(device: str, precision: str, accumulate: int) -> Accelerator:
+    """An accelerator on that very device: its own options know only "the CPU" and "not the CPU"."""
+    AcceleratorState._reset_state(True)
+    with patch_environment(accelerate_torch_device=device):
+        return Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            gradient_accumulation_steps=accumulate,
+        )
 
 
 def _save(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResult, step: int, folder: Path) -> None:
@@ -368,7 +390,10 @@ def _resume(method: Method, optimiser: torch.optim.Optimizer, result: TrainingRe
     path = None if folder is None else folder / "last.pt"
     if path is None or not path.is_file():
         return 0
-    state = torch.load(path, weights_only=True)
+    try:
+        state = read_tensors(path)
+    except InputError as error:
+        raise InputError(f"{error}; remove that file to begin anew") from error
     method.load_trainable_state(state["trainable"], str(path))
     optimiser.load_state_dict(state["optimiser"])
     method.counts.update(state["counts"])

@@ -17,6 +17,7 @@ from samtune.commands.texts import (
     names_as_flags,
     profile_file,
     scores_text,
+    worse_text,
 )
 from samtune.common.atomic import disk_full, is_disk_full
 from samtune.common.errors import InputError, counted
@@ -88,9 +89,9 @@ Backbone = Annotated[str, typer.Option(help="nano (comes along), vit_b, vit_l, v
 MovedBackbone = Annotated[
     str | None, typer.Option("--backbone", help="The backbone's file, if it is no longer where it was in tuning.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 (the second card) or mps.")]
 Precision = Annotated[str, typer.Option(help="auto (bf16 where the machine is built for it), fp32 or bf16.")]
-Checkpoint = Annotated[Path, typer.Option(help="tuned.safetensors, as written by samtune tune.")]
+Checkpoint = Annotated[Path, typer.Option(help="tuned.safetensors, as written by samtune tune; or a whole SAM.")]
 
 
 @app.command()
@@ -107,12 +108,14 @@ def tune(
     backbone: Backbone = "nano",
     epochs: Annotated[
         float | None,
-        typer.Option(min=0, help="How often to see every picture. Default: 16, but 400 images at least."),
+        typer.Option(help="How often to see every picture. Default: 16, 400 images at least; more where that helps."),
     ] = None,
-    train_images: Annotated[int | None, typer.Option(min=1, help="In place of --epochs: images to see in all.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(min=0, help="Default: the method's own.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; memory grows with it.")] = 4,
-    accumulate: Annotated[int, typer.Option(min=1, help="Batches before the weights change.")] = 1,
+    train_images: Annotated[int | None, typer.Option(help="In place of --epochs: images to see in all.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Default: searched on a part of the pictures, which takes as long again.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures at a time; memory grows with it.")] = 4,
+    accumulate: Annotated[int, typer.Option(help="Batches before the weights change.")] = 1,
     prompt: Annotated[
         str | None,
         typer.Option(
@@ -123,7 +126,7 @@ def tune(
     target: Annotated[
         str, typer.Option(help="union: all objects of a picture are one mask; instances: each is its own.")
     ] = "union",
-    objects: Annotated[int, typer.Option(min=1, help="With instances: the most taken of a picture at a time.")] = 4,
+    objects: Annotated[int, typer.Option(help="With instances: the most taken of a picture at a time.")] = 4,
     preprocess: Annotated[str, typer.Option(help="pad (as segment_anything's SamPredictor) or stretch.")] = "pad",
     mask_coding: Annotated[
         str, typer.Option(help="binary255 (object > 127), binary1 (object 1) or index (0 background, others objects).")
@@ -132,9 +135,7 @@ def tune(
         int | None, typer.Option(help="With index: the value of pixels that are not scored (background in tuning).")
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad files out; list them at the end.")] = False,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of training and prompts; the held-out fifth is always the same.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of training and prompts; the held-out fifth is always the same.")] = 0,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -156,7 +157,10 @@ def tune(
     typer.echo(f"{counted(result.pictures, 'held-out picture')}, one by one: {result.metrics}")
     if result.pictures < tune.FEW:
         typer.echo(f"(with fewer than {tune.FEW} pictures, take these means as a hint)")
-    typer.echo(f"tuned model: {result.checkpoint}")
+    worse = worse_text(result.scores, settings)
+    if worse:
+        typer.echo(worse)
+    typer.echo(f"tuned model{' (worse, see above)' if worse else ''}: {result.checkpoint}")
     prompted = " --points FILE.csv" if all("point" in one for one in settings.prompts) else " --boxes FILE.csv"
     prompted = "" if settings.prompts == ("none",) else prompted
     typer.echo(f"next: samtune predict --checkpoint {result.checkpoint} --images DIR{prompted} --out DIR")
@@ -212,9 +216,9 @@ def export(
 
     One file with the tuning folded in, which plain segment_anything loads.
     """
-    from samtune.commands import tune
+    from samtune.commands import tuned
 
-    tune.export(checkpoint, out, backbone and backbone_file(backbone), typer.echo)
+    tuned.export(checkpoint, out, backbone and backbone_file(backbone), typer.echo)
 
 
 # ---------------------------------------------------------------- data sets
@@ -396,23 +400,6 @@ def report(profile: ProfileOption = "quick") -> None:
     if not any(folder.glob(f"*{SUFFIX}")):
         raise InputError(f"no records in {folder}: run samtune results --profile {profile} first")
     typer.echo(f"report: {build_report(profile)}")
-
-
-@app.command(hidden=True)
-def cell(
-    text: Annotated[str, typer.Argument(metavar="JSON", help="As samtune.study.cells.cell_to_json writes it.")],
-    results: Annotated[Path, typer.Option(help="Folder results/<profile>.")],
-) -> None:
-    """Run one cell and record it: what samtune.study.runner.in_subprocess calls."""
-    from samtune.study.cells import cell_from_json
-    from samtune.study.execute import executor
-    from samtune.study.profile import load_profile
-    from samtune.study.runner import run_cell
-
-    try:
-        run_cell(cell_from_json(text), results, executor(load_profile(results.resolve().name), results))
-    except InputError as error:  # its caller reads the last line
-        raise InputError(" ".join(str(error).split())) from error
 
 
 def main() -> None:

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from samtune.commands.tune import load_tuned
+from samtune.commands.tuned import load_tuned
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError, counted, is_out_of_memory
 from samtune.common.provenance import choose_precision
 from samtune.data.sample import IMAGE_SUFFIXES, read_image
+from samtune.methods.zero_shot import ZeroShot
 from samtune.prompts import Prompts
 from samtune.training import usable_device
 
@@ -61,6 +62,8 @@ def predict(
     pictures = _pictures(images)
     prompts = _prompts(pictures, images, boxes, points, box, point)
     tuned = load_tuned(checkpoint, backbone)
+    if isinstance(tuned.method, ZeroShot):
+        say(f"{checkpoint} is a whole SAM, not what samtune tune wrote: used as it is")
     if prompts is not None and not tuned.method.takes_prompts:
         raise InputError(f"{tuned.method.name} takes no prompt: leave --boxes, --points, --box and --point out")
     if prompts is None:
@@ -91,6 +94,8 @@ def predict(
     say(f"{found}: {out / 'predicted_masks'}; to look at: {out / 'overlays'}")
     if without := [name for name in pictures if name not in prompts]:
         say(f"without a prompt, left out: {counted(len(without), 'picture')} ({_some(without)})")
+        if stale := [name for name in without if _earlier(out, name)]:
+            say(f"{out} still has an earlier run's masks of {counted(len(stale), 'picture')} of these ({_some(stale)})")
     return written
 
 
@@ -261,7 +266,7 @@ def _check_inside(objects: Sequence[ObjectPrompt], image: np.ndarray, path: Path
 def _write(
     out: Path, name: str, image: np.ndarray, masks: Iterable[np.ndarray], objects: Sequence[ObjectPrompt]
 ) -> list[Path]:
-    """The masks and the overlay of one picture; one mask after another, so that one at a time is in memory."""
+    """The masks and the overlay of one picture, in place of those of an earlier run; one mask at a time in memory."""
     folder = out / "predicted_masks"
     files = [folder / f"{name}.png"]
     if len(objects) > 1:
@@ -273,8 +278,19 @@ def _write(
             yield mask
 
     drawn = overlay(image, written(), objects)
+    for path in _earlier(out, name) - set(files):
+        path.unlink()
+    if len(files) == 1 and (folder / name).is_dir() and not any((folder / name).iterdir()):
+        (folder / name).rmdir()
     write_atomically(out / "overlays" / f"{name}.png", _png(drawn[..., ::-1]))
     return files
+
+
+def _earlier(out: Path, name: str) -> set[Path]:
+    """The masks of one picture that are in `out`."""
+    folder = out / "predicted_masks"
+    numbered = {path for path in (folder / name).glob("*.png") if path.stem.isdecimal()}
+    return numbered | {path for path in [folder / f"{name}.png"] if path.is_file()}
 
 
 def _png(pixels: np.ndarray) -> bytes:

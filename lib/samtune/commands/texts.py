@@ -1,6 +1,7 @@
 """What the commands read from their options, and how they say numbers."""
 
 import inspect
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +11,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from samtune.common.errors import InputError, counted
+from samtune.common.paths import names_a_file
 
 
 def backbone_file(name: str) -> str:
     """A file is meant from the working directory, as everything on a command line."""
-    return str(Path(name).expanduser().resolve()) if Path(name).suffix in (".pth", ".safetensors") else name
+    return str(Path(name).expanduser().resolve()) if names_a_file(name) else name
 
 
 def profile_file(name: str) -> str:
@@ -52,7 +54,7 @@ def coordinates(flag: str, text: str, counts: tuple[int, ...]) -> tuple[float, .
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         values = ()
-    if len(values) not in counts:
+    if len(values) not in counts or not all(map(math.isfinite, values)):
         raise InputError(f"{flag} {text}: expected {form} in pixels")
     return values
 
@@ -60,11 +62,14 @@ def coordinates(flag: str, text: str, counts: tuple[int, ...]) -> tuple[float, .
 @contextmanager
 def names_as_flags() -> Iterator[None]:
     """Messages name parameters; on the command line these are flags."""
+    from samtune.commands.settings import RANGES
+
     try:
         yield
     except InputError as error:
         words = re.sub(r"\bmask_coding(?:=| )'(\w+)'", r"--mask-coding \1", str(error))
         words = re.sub(r"\b(batch_size|accumulate) (?=\d)", lambda found: f"--{found[1].replace('_', '-')} ", words)
+        words = re.sub(f"^({'|'.join(RANGES)}) (?=is )", lambda found: f"--{found[1].replace('_', '-')} ", words)
         raise InputError(words) from error
 
 
@@ -76,6 +81,20 @@ def scores_text(scores: Any) -> str:
         change = row["tuned"] - row["zero_shot"]
         lines.append(f"{prompt:{width}}  {row['zero_shot']:9.3f}  {row['tuned']:6.3f}  {change:+7.3f}")
     return "\n".join(lines)
+
+
+def worse_text(scores: Any, settings: Any) -> str:
+    """One line on the prompts with which tuning has made it worse, and what to try; "" where there are none."""
+    worse = [f"{prompt} by {row['zero_shot'] - row['tuned']:.3f}" for prompt, row in scores.iterrows()
+             if row["tuned"] < row["zero_shot"]]  # fmt: skip
+    if not worse:
+        return ""
+    advice = f"more pictures, or a method other than {settings.method}"
+    if settings.epochs is not None or settings.train_images is not None:
+        advice = "to leave --epochs and --train-images out, so that it is trained as long as it gets better"
+    if settings.learning_rate is not None:
+        advice = "to leave --learning-rate out, so that a better one is searched"
+    return f"tuning has made it WORSE than SAM untuned, with {', '.join(worse)}: try {advice}"
 
 
 def duration_text(minutes: float) -> str:

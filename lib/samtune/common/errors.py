@@ -1,6 +1,7 @@
 """The one error that users are meant to read: what is wrong, where, and what to do."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -11,6 +12,14 @@ class InputError(ValueError):
 def counted(number: int, noun: str) -> str:
     """ "1 picture", "2 pictures"."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def check_range(name: str, value: float, least: float, most: float = math.inf, above: bool = False) -> None:
+    """Raise `InputError` unless `value` is a number from `least` (with `above`: above it) to `most`."""
+    if (value > least if above else value >= least) and value <= most:  # false for what is no number (nan)
+        return
+    end = "" if math.isinf(most) else f" and at most {most:g}"
+    raise InputError(f"{name} is {value:g}: it has to be {'above' if above else 'at least'} {least:g}{end}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

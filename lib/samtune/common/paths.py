@@ -16,6 +16,11 @@ def resolve(path: str | Path) -> Path:
     return path if path.is_absolute() else (repository_root() / path).resolve()
 
 
+def names_a_file(name: str) -> bool:
+    """Is `name` a file's, with a suffix or a folder in it, and not one of the kit's own names ("vit_b")?"""
+    return bool(Path(name).suffix) or len(Path(name).parts) > 1
+
+
 def data_root() -> Path:
     """Folder that holds the data sets, one folder a set: `SAMTUNE_DATA`, or `data/` in the repository."""
     return resolve(os.environ.get("SAMTUNE_DATA", "data"))

@@ -10,7 +10,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from samtune.common.errors import unknown
+from samtune.common.errors import check_range, unknown
 from samtune.losses import at_size, dice_loss, samed_loss
 from samtune.methods.method import Method
 from samtune.sam.build import Sam
@@ -21,7 +21,12 @@ DECODER = r"(mask|draft)_decoder\.transformer\..*\.(q_proj|v_proj)"
 
 
 def add_lora(sam: Sam, rank: int, alpha: float, encoder: bool = True, decoder: bool = True) -> Sam:
-    """Give q and v of SAM's attentions low-rank updates of scale alpha / rank, in place; only those train."""
+    """Give q and v of SAM's attentions low-rank updates of scale alpha / rank, in place; only those train.
+
+    Raises `InputError` unless rank is 1 to 1,024 and alpha above 0.
+    """
+    check_range("rank", rank, 1, 1024)
+    check_range("alpha", alpha, 0, 1e6, above=True)
     targets = "|".join(pattern for pattern, wanted in ((ENCODER, encoder), (DECODER, decoder)) if wanted)
     # alpha goes in as a float on purpose: SPT's scale is 1/8.
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=f"({targets})", lora_dropout=0.0, bias="none")

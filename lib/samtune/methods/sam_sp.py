@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samtune.common.errors import InputError, unknown
+from samtune.common.errors import InputError, check_range, unknown
 from samtune.losses import at_size, distillation_loss, distillation_squared_error
 from samtune.methods.lora import LoraSamed
 from samtune.prompts import BACKGROUND, FOREGROUND, Prompts, large_parts
@@ -144,6 +144,11 @@ class SamSP(LoraSamed):
             raise InputError(f"unknown self-made prompt {min(strange)!r}; known, joined by +: {known}")
         if distillation not in DISTILLATIONS:
             raise unknown("distillation", distillation, DISTILLATIONS)
+        check_range("iterations", iterations, 0, 100)
+        check_range("smallest_part", smallest_part, 0, 1)
+        check_range("distillation_weight", distillation_weight, 0, 1e6)
+        check_range("temperature", temperature, 0, 1e6, above=True)
+        check_range("first_weight", first_weight, 0, 1e6)
         self.iterations, self.self_prompt, self.smallest_part = iterations, self_prompt, smallest_part
         self.distill, self.distillation_weight = DISTILLATIONS[distillation], distillation_weight
         self.temperature, self.reverse, self.first_weight = temperature, reverse, first_weight

@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from samtune.common.errors import InputError, unknown
+from samtune.common.errors import InputError, check_range, unknown
 from samtune.losses import point_sampled_loss
 from samtune.methods.lora import add_lora
 from samtune.methods.method import Method
@@ -142,6 +142,9 @@ class SPT(Method):
         super().__init__(sam)
         if handoff not in HANDOFFS:
             raise unknown("handoff", handoff, HANDOFFS)
+        check_range("relation_threshold", relation_threshold, 0, 1e6)
+        check_range("relation_temperature", relation_temperature, 0, above=True)  # infinity averages
+        check_range("relation_std", relation_std, 0, 1e6)
         self.relation, self.threshold, self.temperature = relation, relation_threshold, float(relation_temperature)
         self.handoff, self.detach_draft, self.detach_relation = HANDOFFS[handoff], detach_draft, detach_relation
         if draft:  # both decoders start from the same pre-trained weights

@@ -5,6 +5,7 @@ fused qkv matrix: rows [q; v] of `lora_A (2r, C)` and `lora_B (2C, r)`; gamma is
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,21 +18,28 @@ from samtune.sam.build import Sam
 from samtune.sam.checkpoints import read_state
 
 CROSSED = {"mask_decoder": "draft_decoder", "draft_decoder": "mask_decoder"}
+ROUNDING = 1e-5  # loralib adds LoRA to the weights in eval mode and takes it off again in training mode
+
+
+def is_released(state: Mapping[str, Tensor]) -> bool:
+    """Does a state dict hold what SPT's authors release: LoRA's factors and gammas?"""
+    return all(any(name.endswith(f".{part}") for name in state) for part in ("q_proj.lora_A", "lora_sim_scale"))
 
 
 def load_released(path: Path, sam: Sam) -> SPT:
     """SPT with the values of a released checkpoint, on `sam`, which must hold the pre-trained weights it was tuned on.
 
     The file may hold the adapted values alone or all of the model's. Raises `InputError` when it is no such checkpoint,
-    when names or shapes do not fit `sam`, or when its pre-trained part differs from `sam`'s.
+    when names or shapes do not fit `sam`, or when its pre-trained part differs from `sam`'s by more than rounding: it
+    was tuned on other weights, or LoRA is added to them already (`SPT` would add it twice).
     """
     state = {name.removeprefix("module."): value for name, value in read_state(path).items()}
-    adapted = {name: value for name, value in state.items() if "lora_" in name}
-    first = next((value for name, value in adapted.items() if name.endswith("q_proj.lora_A")), None)
-    if first is None or not any(name.endswith("lora_sim_scale") for name in adapted):
+    if not is_released(state):
         raise InputError(f"{path} is no checkpoint of SPT's authors: it lacks lora_A or lora_sim_scale")
-    _check_pretrained(path, {name: value for name, value in state.items() if name not in adapted}, sam)
-    spt = SPT(sam, rank=len(first))
+    adapted = {name: value for name, value in state.items() if "lora_" in name}
+    _check_pretrained(path, state, sam)
+    rank = next(len(value) for name, value in adapted.items() if name.endswith("q_proj.lora_A"))
+    spt = SPT(sam, rank=rank)
     spt.load_trainable_state(convert_released(adapted), str(path))
     return spt.eval()
 
@@ -54,10 +62,22 @@ def convert_released(adapted: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def _check_pretrained(path: Path, pretrained: dict[str, Tensor], sam: Sam) -> None:
+def _check_pretrained(path: Path, state: Mapping[str, Tensor], sam: Sam) -> None:
     """Both of their decoders hold the weights of SAM's one."""
     expected = sam.state_dict()
-    for name, value in split_qkv(pretrained).items():
+    adapted = {name.rpartition(".")[0] for name in state if name.endswith(".lora_A")}
+    different, merged = [], True
+    for name, value in split_qkv({name: value for name, value in state.items() if "lora_" not in name}).items():
         ours = expected.get(name.replace("draft_decoder.", "mask_decoder."))
-        if ours is not None and not (ours.shape == value.shape and torch.equal(ours, value.to(ours))):
-            raise InputError(f"{path} was tuned on other weights than these of {sam.backbone}: {name} differs")
+        if ours is None or (ours.shape == value.shape and torch.allclose(ours, value.to(ours), rtol=0, atol=ROUNDING)):
+            continue
+        different.append(name)
+        layer = name.rpartition(".")[0]
+        merged &= not adapted.isdisjoint((layer, re.sub(r"\.[qv]_proj$", ".qkv", layer)))
+    if different and merged:
+        raise InputError(
+            f"{path} has LoRA added to {different[0]} ({len(different)} such) and once more beside it: save it in "
+            "training mode, model.train(), where loralib takes it off"
+        )
+    if different:
+        raise InputError(f"{path} was tuned on other weights than these of {sam.backbone}: {different[0]} differs")

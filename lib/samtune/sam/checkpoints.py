@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError, unknown
-from samtune.common.paths import asset, checkpoint_root, resolve
+from samtune.common.paths import asset, checkpoint_root, names_a_file, resolve
 from samtune.sam.attention import merge_qkv, split_qkv
 from samtune.sam.build import BACKBONES, Sam, new_sam
 
@@ -28,6 +28,8 @@ OFFICIAL = {
 }
 SOURCE = "https://dl.fbaipublicfiles.com/segment_anything/"
 NANO = "assets/nano_sam.safetensors"
+NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
+PATCHES = "image_encoder.patch_embed.proj.weight"  # the first layer: which SAM a state dict is
 
 
 def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
@@ -35,41 +37,70 @@ def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
 
     `backbone`: "nano" (shipped), "vit_b", "vit_l", "vit_h" (downloaded once, see `official_checkpoint`), or the path
     of a checkpoint of any of them. `checkpoint`: a file to take in place of the backbone's own. A file may be in
-    SAM's own format (`.pth`) or ours (`.safetensors`), with q, k and v joined or apart. Raises `InputError` when
-    the file is missing, corrupt or of another backbone.
+    SAM's own format or ours (`.safetensors`), see `sam_of_state`. Raises `InputError` when the file is missing,
+    corrupt or of another backbone.
     """
     path = None if checkpoint is None else resolve(checkpoint)
-    if backbone not in BACKBONES and Path(backbone).suffix in (".pth", ".safetensors"):
+    if backbone not in BACKBONES and names_a_file(backbone):
         path, backbone = resolve(backbone), ""
     elif path is None:
         if backbone not in BACKBONES:
             raise unknown("backbone", backbone, BACKBONES)
         path = asset(NANO) if backbone == "nano" else official_checkpoint(backbone)
-    state = split_qkv(read_state(path))
+    return sam_of_state(read_state(path), path, backbone)
+
+
+def sam_of_state(state: Mapping[str, Tensor], path: Path, backbone: str = "") -> Sam:
+    """The SAM with the weights `state`, with q, k and v joined or apart, in eval mode; `path` is for messages.
+
+    A prefix that a wrapper gave all names ("module.", "model.", "sam.") is taken off. `backbone`: told by the width of
+    the encoder, when it is not named. Raises `InputError` when names or shapes do not fit.
+    """
+    prefix = next((name.removesuffix(PATCHES) for name in state if name.endswith(PATCHES)), "")
+    state = split_qkv({name.removeprefix(prefix): value for name, value in state.items()})
     backbone = backbone or guess_backbone(state, path)
     sam = new_sam(backbone)
     load_strictly(sam, state, path)
     return sam
 
 
+def holds_sam(state: Mapping[str, Tensor]) -> bool:
+    """Does a state dict hold a whole SAM, its image encoder's first layer included?"""
+    return any(name.endswith(PATCHES) for name in state)
+
+
+def is_safetensors(path: Path) -> bool:
+    """Is it named as a .safetensors file? All others are read as torch's own."""
+    return path.suffix.lower() == ".safetensors"
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a `.pth` or `.safetensors` file, float32, on the CPU. Raises `InputError`, one line."""
+    """The state dict in a `.safetensors` file or one of torch's own (`.pth`, `.pt`, `.ckpt` ...), float32, on the CPU.
+
+    It may lie under "model" or "state_dict" beside other things of a training (optimiser, epoch). Raises
+    `InputError`, one line.
+    """
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
+    state = read_tensors(path)
+    while isinstance(state, dict) and (nested := [state[key] for key in NESTED if isinstance(state.get(key), dict)]):
+        state = nested[0]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"not a state dict of tensors: {path} (sha256 {sha256(path)})")
+    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+
+
+def read_tensors(path: Path) -> object:
+    """What a `.safetensors` file or one of torch's own holds, on the CPU. Raises `InputError`, one line."""
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path) if is_safetensors(path) else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"corrupt checkpoint {path} (sha256 {sha256(path)}): {_first_line(error)}") from error
     except Exception as error:  # pickle.UnpicklingError and whatever else a broken pickle raises
         raise InputError(
-            f"not a checkpoint of tensors: {path} (sha256 {sha256(path)}): {_first_line(error)}"
+            f"not a checkpoint of tensors: {path} (sha256 {sha256(path)}): {_first_line(error)} "
+            "(of a whole model, save the state_dict alone)"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"not a state dict of tensors: {path} (sha256 {sha256(path)})")
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def load_strictly(module: torch.nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
@@ -96,11 +127,12 @@ def check_fits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
 
 def guess_backbone(state: dict[str, Tensor], path: Path | str) -> str:
     """The backbone that a state dict's encoder belongs to, by its width. Raises `InputError` when there is none."""
-    weight = state.get("image_encoder.patch_embed.proj.weight")
+    weight = state.get(PATCHES)
     widths = {build.keywords["width"]: name for name, build in BACKBONES.items()}
     if weight is None or weight.shape[0] not in widths:
         found = "no image encoder" if weight is None else f"an encoder of width {weight.shape[0]}"
-        raise InputError(f"{path} holds {found}; expected one of SAM's widths {sorted(widths)}")
+        hint = "; what samtune tune wrote has to be exported first" if weight is None else ""
+        raise InputError(f"{path} holds {found}; expected one of SAM's widths {sorted(widths)}{hint}")
     return widths[weight.shape[0]]
 
 

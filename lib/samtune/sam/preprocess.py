@@ -29,11 +29,11 @@ class Preprocess:
             raise unknown("preprocessing", self.mode, MODES)
 
     def inner_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width, in model pixels, of what the picture covers of the square."""
+        """Height and width, in model pixels, of what the picture covers of the square: at least 1 (line scans)."""
         if self.mode == "stretch":
             return self.size, self.size
         scale = self.size / max(height, width)
-        return int(height * scale + 0.5), int(width * scale + 0.5)
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
     def resized(self, image: np.ndarray) -> np.ndarray:
         """uint8 `(H, W, 3)` -> the same at `inner_size`, by area where it shrinks.

@@ -1,0 +1,93 @@
+"""The user's pictures: opened, a part held out, and looked through once before the work."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from samtune.commands.settings import TuneSettings
+from samtune.common.errors import InputError, counted
+from samtune.data.folder import FolderDataset
+from samtune.data.listed import ListedDataset
+from samtune.data.sample import Sample, target_masks
+from samtune.data.splits import by_split, make_split
+from samtune.sam.build import Sam
+from samtune.sam.preprocess import Preprocess
+
+
+def open_pictures(images: Path, masks: Path, settings: TuneSettings, skip_bad: bool) -> FolderDataset:
+    """The two folders as one data set; a bad file is an `InputError` that also says how many there are in all."""
+    options = (images, masks, settings.mask_coding, settings.void)
+    try:
+        return FolderDataset(*options, skip_bad, "train", "pictures")
+    except InputError as error:
+        if skip_bad:
+            raise
+        try:
+            bad = len(FolderDataset(*options, True, "train", "pictures").skipped)
+        except InputError:  # the folders are at fault, not some of their files
+            raise error from None
+        raise InputError(f"{error} (bad in all: {bad}; --skip-bad leaves such out and lists them)") from error
+
+
+class HeldOut(ListedDataset):
+    """The training pictures of a set, a fifth of them (drawn with seed 0) held out as "val"; the rest is "train"."""
+
+    def __init__(self, pictures: ListedDataset) -> None:
+        split_of = make_split(pictures.ids("train"), fractions=(0.8, 0.2), names=("train", "val"))
+        super().__init__(pictures.name, by_split(split_of), pictures.dropped)
+        if not self.ids("val"):
+            raise InputError(f"{len(split_of)} pictures with a mask are too few to hold a fifth out: 3 are needed")
+        self._pictures = pictures
+
+    def load(self, id: str) -> Sample:
+        """Read one picture and its masks."""
+        return replace(self._pictures.load(id), split=self.split_of(id))
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is in the pictures.
+
+    `digest`: 12 hexadecimal digits over names, parts, pixels and masks: what tuned weights depend on. `objects`: to
+    tune on (pictures, with target "union"); `small`: those below a pixel of the model's masks; `lost`: those of them
+    without any pixel at the model's size.
+    """
+
+    digest: str
+    objects: int
+    small: int
+    lost: int
+
+
+def look_through(data: ListedDataset, settings: TuneSettings, sam: Sam) -> Contents:
+    """Load every picture once. Raises `InputError` naming the file that cannot be read."""
+    digest, preprocess = hashlib.sha256(), Preprocess(sam.image_size, settings.preprocess)
+    objects = small = lost = 0
+    parts = [(split, id) for split in ("train", "val") for id in data.ids(split)]
+    for split, id in tqdm(parts, "look through", mininterval=2, leave=False):
+        sample = data.load(id)
+        digest.update(f"{split}/{id} {sample.image.shape} {len(sample.masks)}".encode())
+        digest.update(sample.image.tobytes())
+        for mask in sample.masks if sample.ignore is None else (*sample.masks, sample.ignore):
+            digest.update(np.packbits(mask).tobytes())
+        for mask in target_masks(sample, settings.target) if split == "train" else ():
+            shown = preprocess.masks(mask[None], sam.image_size)  # one by one: a picture may have a thousand
+            objects += 1
+            lost += not (shown > 0.5).any()
+            small += not (F.adaptive_avg_pool2d(shown, sam.mask_size) > 0.5).any()
+    return Contents(digest.hexdigest()[:12], objects, small, lost)
+
+
+def small_objects_text(contents: Contents, sam: Sam) -> str:
+    """One line on the objects that are too small for the model; "" where there are none."""
+    if not contents.small:
+        return ""
+    side, objects = sam.mask_size, counted(contents.objects, "object")
+    return (
+        f"warning: {contents.small} of {objects} to tune on are smaller than a pixel of the model's {side}x{side} "
+        f"masks, and {contents.lost} vanish at its {sam.image_size} pixels and teach nothing: cut pictures into parts"
+    )

@@ -1,0 +1,172 @@
+"""The learning rate of a tuning, and how long it has to be, found on a part of the pictures to tune on."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from samtune.commands.pictures import HeldOut
+from samtune.commands.settings import TuneSettings
+from samtune.common.errors import counted
+from samtune.data.listed import ListedDataset
+from samtune.embeddings import EmbeddingCache
+from samtune.methods import Method, build_method
+from samtune.sam.build import Sam
+from samtune.sam.checkpoints import save_safetensors
+from samtune.training import TrainingConfig, train
+
+SEARCH = "search.safetensors"
+FACTORS = (1, 3, 10, 30)  # of the method's own rate, which is meant for thousands of steps
+TRIAL, LONGEST = 25, 200  # steps: of each rate's trial, of the best rate's run
+FEWEST_STEPS, FEWEST_PICTURES = 8, 4  # below, a trial says nothing
+GAIN = 0.01  # mean IoU that twice the steps have to bring
+
+
+@dataclass
+class Progress:
+    """What is known so far.
+
+    `losses`: by learning rate, the mean training loss over the second half of its trial (all rates see the same
+    batches; infinite where it was no number). `curve`: by steps of the best rate, the mean IoU by prompt on the
+    pictures that were kept back; at 0, zero-shot.
+    """
+
+    losses: dict[str, float] = field(default_factory=dict)
+    curve: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def rate(self) -> float:
+        """The learning rate of the lowest loss."""
+        return float(min(self.losses, key=self.losses.__getitem__))
+
+    def best(self) -> int:
+        """The steps after which most prompts lie above zero-shot, and of these the best by mean IoU."""
+        return int(max(list(self.curve)[1:], key=lambda steps: (self.above(steps), self.mean(steps))))
+
+    def above(self, steps: str) -> int:
+        """For how many prompts the IoU after `steps` lies above zero-shot."""
+        return sum(value > self.curve["0"][prompt] for prompt, value in self.curve[steps].items())
+
+    def rises(self) -> bool:
+        """Is it worth to go on: the start, a prompt that is not above zero-shot yet, or a gain by the last steps?"""
+        *earlier, last = self.curve
+        gain = self.mean(last) - max(map(self.mean, earlier))
+        return len(earlier) < 3 or gain > GAIN or self.above(last) < len(self.curve[last])
+
+    def mean(self, steps: str) -> float:
+        """Mean IoU over the prompts after `steps`."""
+        return float(np.mean(list(self.curve[steps].values())))
+
+
+def mean_iou(table: pd.DataFrame) -> dict[str, float]:
+    """By prompt: mean IoU over the pictures, each the mean over its objects."""
+    return table.groupby(["prompt", "image"])["iou"].mean().groupby("prompt").mean().to_dict()
+
+
+def search(
+    config: TrainingConfig,
+    settings: TuneSettings,
+    sam: Sam,
+    data: ListedDataset,
+    measure: Callable[[Method, ListedDataset, str], pd.DataFrame],
+    folder: Path,
+    cache: EmbeddingCache,
+    say: Callable[[str], None],
+) -> TrainingConfig:
+    """`config` with the learning rate, and unless the user has set it the length, that serve these pictures best.
+
+    A fifth of the pictures is kept back, the rest trained on. Each rate is tried for a few steps; the one of the lowest
+    training loss is trained on, twice as long each time, as long as that improves the masks of those kept back. Broken
+    off, it goes on from `folder/search.safetensors`. With too few pictures or steps, `config` stays as it is.
+
+    Args:
+        config: of the tuning; its learning rate is the method's own.
+        settings: the user's.
+        sam: what is tuned; it stays as it is.
+        data: its "train" is what the search may see.
+        measure: (method, data set, stage) -> a row an object of its "val", with columns prompt, image, iou.
+        folder: where to keep what is known so far.
+        cache: of embeddings.
+        say: what tells the user.
+    """
+    length_given = settings.epochs is not None or settings.train_images is not None
+    trial = min(TRIAL, config.steps // config.accumulate // 4) if length_given else TRIAL
+    if trial < FEWEST_STEPS or len(data.ids("train")) < FEWEST_PICTURES:
+        say(f"too little to search a learning rate with: the method's own, {config.learning_rate:g}")
+        return config
+    part = HeldOut(data)
+    trained, kept = (counted(len(part.ids(split)), "picture") for split in ("train", "val"))
+    longer = "" if length_given else f", the best one on, up to {LONGEST}, while it improves the {kept} kept back"
+    say(
+        f"searching the learning rate (--learning-rate skips that): {len(FACTORS)} rates for {trial} steps each on "
+        f"{trained}{longer}"
+    )
+    path, batch = folder / SEARCH, config.batch_size * config.accumulate
+    progress, state = _read(path)
+    started = time.perf_counter()
+
+    def run(method: Method, rate: float, first: int, steps: int) -> float:
+        """Train from step `first` to `steps`; the mean loss over the second half."""
+        stretch = replace(
+            config, images=(steps - first) * batch, learning_rate=rate, schedule="constant", seed=config.seed + first
+        )
+        try:
+            curve = train(method, [(part, "train")], stretch, None, cache).curve
+        except FloatingPointError:
+            return math.inf
+        return float(np.mean([row["loss"] for row in curve[len(curve) // 2 :]]))
+
+    def iou(method: Method) -> dict[str, float]:
+        return mean_iou(measure(method, part, "search"))
+
+    for factor in FACTORS:
+        rate = f"{config.learning_rate * factor:g}"
+        if rate not in progress.losses:
+            method = settings.build(sam)
+            progress.losses[rate] = run(method, float(rate), 0, trial)
+            if progress.rate() == float(rate):
+                state = method.trainable_state()
+            _write(path, progress, state)
+    rate = progress.rate()
+    tried = ", ".join(f"{one} {loss:.3f}" for one, loss in progress.losses.items())
+    say(f"learning rate {rate:g}, of the lowest loss after {trial} steps ({tried})")
+    if length_given:
+        return replace(config, learning_rate=rate)
+
+    method = settings.build(sam)
+    method.load_trainable_state(state)
+    steps = int(list(progress.curve)[-1]) if progress.curve else 0
+    if not steps:
+        steps = trial
+        zero_shot = build_method("zero_shot", sam)
+        progress.curve = {"0": iou(zero_shot), str(steps): iou(method)}
+        _write(path, progress, state)
+    while progress.rises() and 2 * steps <= LONGEST:
+        run(method, rate, steps, 2 * steps)
+        steps *= 2
+        progress.curve[str(steps)] = iou(method)
+        _write(path, progress, method.trainable_state())
+    tried = ", ".join(f"{one} {progress.mean(one):.3f}" for one in progress.curve)
+    seconds = time.perf_counter() - started
+    say(f"mean IoU of the pictures kept back, by steps: {tried}; the search took {seconds:.0f} seconds")
+    return replace(config, learning_rate=rate, images=max(config.images, progress.best() * batch))
+
+
+def _read(path: Path) -> tuple[Progress, dict[str, Tensor]]:
+    """What a search that was broken off has found, and the weights of its best rate so far."""
+    if not path.is_file():
+        return Progress(), {}
+    with safe_open(path, "pt") as file:
+        progress = Progress(**json.loads(file.metadata()["progress"]))
+        return progress, {name: file.get_tensor(name) for name in file.keys()}
+
+
+def _write(path: Path, progress: Progress, state: dict[str, Tensor]) -> None:
+    save_safetensors(state, path, torch.float32, {"progress": json.dumps(asdict(progress))})

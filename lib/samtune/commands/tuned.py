@@ -1,0 +1,177 @@
+"""Tuned checkpoints: the file that `samtune tune` writes, read again, and in SAM's own format where it has one."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from samtune import __version__
+from samtune.commands.settings import TuneSettings
+from samtune.common.errors import InputError
+from samtune.methods import Method, build_method
+from samtune.methods.predictor import MethodPredictor, SPTPredictor
+from samtune.methods.spt import SPT
+from samtune.methods.spt_released import is_released, load_released
+from samtune.sam.checkpoints import (
+    holds_sam,
+    is_safetensors,
+    load_sam,
+    read_state,
+    sam_of_state,
+    save_official,
+    save_safetensors,
+    sha256,
+    weights_hash,
+)
+
+TUNED = "tuned.safetensors"
+
+
+@dataclass(frozen=True)
+class TunedModel:
+    """A tuned method, its preprocessing ("pad" or "stretch"), the prompts it was tuned with and its backbone."""
+
+    method: Method
+    preprocess: str
+    prompts: tuple[str, ...]
+    backbone: str
+
+    def predictor(self, device: str = "cpu") -> MethodPredictor:
+        """`SamPredictor`'s interface on it."""
+        kind = SPTPredictor if isinstance(self.method, SPT) else MethodPredictor
+        return kind(self.method.to(device), self.preprocess)
+
+
+def save_tuned(method: Method, path: Path, settings: TuneSettings, weights: str, about: Mapping[str, object]) -> None:
+    """Write the trained parameters of `method`, and all that `load_tuned` needs; `weights`: the backbone's hash.
+
+    `about`: what else is worth knowing of the training (how many pictures, how long).
+    """
+    state = method.trainable_state()
+    metadata = {
+        "samtune": __version__,
+        "method": settings.method,
+        "options": json.dumps(dict(settings.options)),
+        "backbone": settings.backbone,
+        "weights_hash": weights,
+        "preprocess": settings.preprocess,
+        "prompts": ",".join(settings.prompts),
+        "target": settings.target,
+        "seed": str(settings.seed),
+        "sha256": _digest(state),
+    }
+    metadata |= {name: str(value) for name, value in about.items()}
+    save_safetensors(state, path, torch.float32, metadata)
+
+
+def load_tuned(checkpoint: str | Path, backbone: str | None = None) -> TunedModel:
+    """The method in `checkpoint`, on its backbone.
+
+    `checkpoint`: a file that `tune` wrote, or its folder; one that SPT's authors released; or a whole SAM, such as
+    `export` writes, which is used as it is ("zero_shot"). `backbone`: where that lies now, when it was a file that has
+    moved; a released file does not name it, a whole SAM needs none. Raises `InputError` when the file is missing,
+    corrupt (sha256 expected and found) or of another kind, or when the backbone's weights are not those that it was
+    tuned on.
+    """
+    checkpoint = _file(Path(checkpoint))
+    if not (is_safetensors(checkpoint) and "method" in _about(checkpoint)):
+        state = read_state(checkpoint)
+        if is_released(state):
+            if backbone is None:
+                raise InputError(f"{checkpoint} does not say which SAM it was tuned on: name it by --backbone")
+            sam = load_sam(backbone)
+            return TunedModel(load_released(checkpoint, sam), "stretch", ("box", "point10"), sam.backbone)
+        if holds_sam(state):
+            sam = sam_of_state(state, checkpoint)
+            return TunedModel(build_method("zero_shot", sam).eval(), "pad", ("box", "point10"), sam.backbone)
+        raise InputError(
+            f"{checkpoint} was not written by `samtune tune`, and holds neither a whole SAM nor what SPT's authors "
+            "released"
+        )
+    state, about = read_tuned(checkpoint)
+    name = backbone or about["backbone"]
+    sam = load_sam(name)
+    found = weights_hash(sam)
+    if found != about["weights_hash"]:
+        raise InputError(
+            f"{checkpoint} was tuned on {about['backbone']} with weights {about['weights_hash']}, but those of {name} "
+            f"are {found}: name the file with the right ones by --backbone"
+        )
+    method = build_method(about["method"], sam, **json.loads(about["options"]))
+    method.load_trainable_state(state, str(checkpoint))
+    return TunedModel(method.eval(), about["preprocess"], tuple(about["prompts"].split(",")), sam.backbone)
+
+
+def read_tuned(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The trained parameters in a file that `tune` wrote, and what it says of itself.
+
+    Raises `InputError` when it is missing, corrupt (sha256 expected and found) or another kind of file.
+    """
+    about = _about(checkpoint)
+    needed = ("method", "options", "backbone", "weights_hash", "preprocess", "prompts", "sha256")
+    if missing := [name for name in needed if name not in about]:
+        raise InputError(f"{checkpoint} was not written by `samtune tune`: it does not name its {missing[0]}")
+    state = read_state(checkpoint)
+    if _digest(state) != about["sha256"]:
+        raise InputError(
+            f"corrupt checkpoint {checkpoint}: its tensors have sha256 {_digest(state)}, it was written with "
+            f"{about['sha256']}"
+        )
+    return state, about
+
+
+def export(checkpoint: Path, out: Path, backbone: str | None = None, say: Callable[[str], None] = print) -> Path:
+    """Write what `tune` gave as one SAM in SAM's own format, which plain `segment_anything` loads.
+
+    Raises `InputError` for methods that have more to them than SAM's own weights can hold.
+    """
+    tuned = load_tuned(checkpoint, backbone)
+    merged = tuned.method.merged()
+    if merged is None:
+        raise InputError(
+            f"{tuned.method.name} has no merged form: it is more than SAM's own weights can hold; "
+            "use `samtune predict`, or samtune.load_tuned in Python"
+        )
+    if out.suffix.lower() not in (".pth", ".pt"):
+        raise InputError(f"{out}: SAM's own format is a .pth file")
+    save_official(merged, out)
+    say(f"{out}: {tuned.backbone} tuned by {tuned.method.name}, in SAM's own format")
+    if tuned.backbone == "nano":
+        say("note: segment_anything has no builder for nano's sizes: samtune.sam.checkpoints.load_sam(path) gives")
+        say("the Sam that segment_anything.SamPredictor takes")
+    else:
+        say(f"load it with segment_anything.sam_model_registry['{tuned.backbone}'](checkpoint='{out}')")
+    if not tuned.method.takes_prompts:
+        say(f"note: it gives the first, unprompted pass; what {tuned.method.name} makes of that is not in SAM's format")
+    if tuned.preprocess == "stretch":
+        say("note: it was tuned on stretched pictures; SamPredictor pads, which is the same for square ones only")
+    return out
+
+
+def _file(checkpoint: Path) -> Path:
+    return checkpoint / TUNED if checkpoint.is_dir() else checkpoint
+
+
+def _about(checkpoint: Path) -> dict[str, str]:
+    """The metadata of a .safetensors file."""
+    if not checkpoint.is_file():
+        raise InputError(f"no checkpoint at {checkpoint}")
+    try:
+        with safe_open(checkpoint, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"corrupt checkpoint {checkpoint} (sha256 {sha256(checkpoint)}): {error}") from error
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names and values, 16 digits."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
