@@ -104,6 +104,13 @@ def test_what_cannot_be_answered_is_one_line() -> None:
         predictor.predict_prompts(prompts)
 
 
+@pytest.mark.parametrize("mode", ["stretch", "pad"])
+def test_strip_lower_than_a_pixel_of_the_model(mode: str) -> None:
+    predictor = MethodPredictor(build_method("zero_shot", small_sam()), mode)
+    predictor.set_image(np.full((3, 400, 3), 90, np.uint8))
+    assert predictor.predict(box=np.array([10.0, 0, 300, 2]))[0].shape == (1, 3, 400)
+
+
 def test_masks_come_one_by_one_as_all_at_once() -> None:
     predictor = SPTPredictor(trained_spt())
     predictor.set_image(DISC.image)

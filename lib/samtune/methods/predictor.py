@@ -8,6 +8,7 @@ from segment_anything import SamPredictor
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.functional import resize, to_pil_image
 
 from samtune.common.errors import InputError
 from samtune.methods.method import Method
@@ -25,7 +26,7 @@ class SamPadding(Preprocess):
 
     def resized(self, image: np.ndarray) -> np.ndarray:
         """uint8 `(H, W, 3)` -> the same at `inner_size`, bilinear with Pillow."""
-        return ResizeLongestSide(self.size).apply_image(image)
+        return np.array(resize(to_pil_image(image), self.inner_size(*image.shape[:2])))
 
     def logits(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
         """Low-resolution logits `(P, M, h, w)` -> `(P, M, H, W)`: to the square, the padding cut off, to the size."""
