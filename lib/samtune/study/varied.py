@@ -44,7 +44,7 @@ def varied(record: Record, table: str, variant: str) -> dict[str, object]:
             found[name] = value
         elif value != as_trained[name]:
             found[f"test_{name}"] = value
-    if cell["target"] != "union":
+    if cell.get("target", "union") != "union":
         found["target"] = cell["target"]
     study, plain = _study(table), variant.removeprefix(f"{sam_sp.ON_BOTH}, ")
     found |= study.ALONG.get(plain, {})
