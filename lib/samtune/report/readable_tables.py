@@ -11,7 +11,7 @@ import yaml
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import asset
-from samtune.report.labels import method_order
+from samtune.report.labels import in_order, method_order
 from samtune.report.tables import METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
 from samtune.study.cells import NO_BACKBONE
 
@@ -172,7 +172,7 @@ def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | Non
     if rest.empty:
         return None
     rest = rest.assign(measure=[_measure_label(*pair) for pair in zip(rest["prompt"], rest["metric"], strict=True)])
-    methods = sorted(rest["method"].unique(), key=method_order().index)
+    methods = in_order(rest["method"].unique())
     places = rest[["dataset", "measure", "metric"]].drop_duplicates().sort_values(["measure", "dataset"])
     values = {(row["dataset"], row["measure"], row["method"]): row["mean"] for row in rest.to_dict("records")}
     rows = []
