@@ -10,16 +10,14 @@ import tifffile
 from PIL import Image
 
 from samtune.common.errors import InputError
-from samtune.data.sample import (
-    Sample,
+from samtune.data.pixels import (
     check_same_size,
     read_image,
     read_index_map,
     read_mask,
     read_mat,
-    stack_masks,
-    target_masks,
 )
+from samtune.data.sample import Sample, stack_masks, target_masks
 
 
 @pytest.fixture

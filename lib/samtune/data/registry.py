@@ -15,6 +15,7 @@ from samtune.data import (
     natural_layouts,
     polyps,
 )
+from samtune.data.files import walk
 from samtune.data.listed import SPLITS
 from samtune.data.procedural import synthetic
 from samtune.data.registry_entry import Description, GitSource
@@ -47,7 +48,7 @@ def dataset_folder(name: str, root: str | Path | None = None) -> Path:
 def missing_parts(name: str, root: str | Path | None = None) -> list[str]:
     """The patterns of the data set's layout that match nothing in its folder; empty where all is there."""
     folder = dataset_folder(name, root)
-    return [pattern for pattern in describe(name).layout if not any(folder.glob(pattern))]
+    return [pattern for pattern in describe(name).layout if next(walk(folder, pattern), None) is None]
 
 
 def by_hand(name: str, root: str | Path | None = None) -> str:
