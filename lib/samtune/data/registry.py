@@ -105,14 +105,14 @@ def list_datasets(root: str | Path | None = None) -> list[DatasetRow]:
     """Every data set known, by domain and name, with its number of images per split where it is present."""
     rows = []
     for name, description in sorted(DATASETS.items(), key=lambda item: (item[1].domain, item[0])):
-        present = not missing_parts(name, root)
-        images = None
-        if present:
-            try:
+        present, images = True, None
+        try:
+            present = not missing_parts(name, root)
+            if present:
                 dataset = open_dataset(name, root)
                 images = {split: len(dataset.ids(split)) for split in SPLITS}
-            except InputError:  # one damaged set must not hide the others
-                pass
+        except Exception:  # whatever is wrong with one set must not hide the others
+            pass
         rows.append(DatasetRow(name, description.domain, description.title, present, images))
     return rows
 
