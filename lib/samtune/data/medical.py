@@ -30,7 +30,8 @@ class Nuclei(ListedDataset):
 
     def __init__(self, folder: Path):
         self._folder = folder / "stage1_train"
-        ids = {id for id in map(_nucleus_id, find(self._folder, "*/images/*.png")) if id}
+        self._images = _nuclei_images(self._folder)
+        ids = self._images.keys()
         annotated = {id for id in ids if (self._folder / id / "masks").is_dir()}
         slides = json.loads(SLIDES.read_text())["slides"]
         if not annotated <= {id for slide in slides for id in slide["ids"]}:
@@ -42,7 +43,7 @@ class Nuclei(ListedDataset):
 
     def load(self, id: str) -> Sample:
         split = self.split_of(id)
-        path = self._folder / id / "images" / f"{id}.png"
+        path = self._images[id]
         image = read_image(path)
         masks = []
         for mask_path in find(self._folder / id, "masks/*.png"):
@@ -54,9 +55,9 @@ class Nuclei(ListedDataset):
         return Sample(id, self.name, split, image, stack, None, ("nucleus",) * len(stack), self._slide[id])
 
 
-def _nucleus_id(path: Path) -> str:
-    """The id of `<id>/images/<id>.png`; "" for any other file."""
-    return path.stem if path.stem == path.parents[1].name else ""
+def _nuclei_images(folder: Path) -> dict[str, Path]:
+    """`<id>/images/<id>.png` by id, sorted."""
+    return {path.stem: path for path in find(folder, "*/images/*.png") if path.stem == path.parents[1].name}
 
 
 def nuclei_slides(folder: Path) -> list[dict]:
@@ -65,8 +66,7 @@ def nuclei_slides(folder: Path) -> list[dict]:
     By `neighbouring_crops`; `kind` is size and brightness ("256x256 dark"). `bbbc038_slides.json` is this function's
     answer for the 332 pictures of every second id.
     """
-    files = find(folder / "stage1_train", "*/images/*.png")
-    images = {path.stem: read_image(path) for path in files if _nucleus_id(path)}
+    images = {id: read_image(path) for id, path in _nuclei_images(folder / "stage1_train").items()}
     slides = []
     for ids in neighbouring_crops(images):
         height, width = images[ids[0]].shape[:2]

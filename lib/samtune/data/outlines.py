@@ -80,7 +80,8 @@ def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
     if isinstance(segmentation, dict):
         size = [int(side) for side in segmentation.get("size") or (height, width)]
         if size != [height, width]:
-            raise ValueError(f"its run lengths are of {size[1]}x{size[0]} pixels, the image has {width}x{height}")
+            found = "x".join(map(str, size[::-1]))
+            raise ValueError(f"its run lengths are of {found} pixels, the image has {width}x{height}")
         return _decode_runs(segmentation["counts"], height, width)
     if not isinstance(segmentation, list):
         raise ValueError(f"its outline is {type(segmentation).__name__}, not polygons or run lengths")

@@ -1,5 +1,6 @@
 """How a picture file becomes an image, a mask or an index map."""
 
+import logging
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,8 +16,11 @@ from samtune.common.errors import InputError
 from samtune.data.files import pictures
 
 Image.MAX_IMAGE_PIXELS = None  # the user names the file: an orthophoto is large, and no attack
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said by one `InputError`
 ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # orientations that swap width and height
+GREY, WHITE_IS_ZERO = tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE
+PALETTE = tifffile.PHOTOMETRIC.PALETTE
 ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 LOSSY_TIFF = (tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG_LOSSY)
 LOOKED_AT = 32  # 16-bit files of a folder, to find the range of its values
@@ -27,7 +31,7 @@ OUTLIERS = 1e-3  # share of values that may exceed that range: hot pixels
 class Stored:
     """What a file holds, upright.
 
-    colours: bool, uint8 or uint16, `(H, W)` or `(H, W, 3)` in RGB order.
+    colours: bool, uint8 or uint16, `(H, W)` or `(H, W, 3)` in RGB order, as they are to be shown.
     alpha: of the same type, `(H, W)`, or None.
     lossy: were the values changed by compression (JPEG, lossy WebP)?
     white_is_zero: does the file's header say that 0 is shown as white?
@@ -219,12 +223,8 @@ def _read(path: Path, palette_indices: bool = False) -> Stored:
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     try:
-        white_is_zero = False
-        if path.suffix.lower() in (".tif", ".tiff"):
-            stored = _read_tiff(path)
-            if isinstance(stored, Stored):
-                return stored
-            white_is_zero = stored == tifffile.PHOTOMETRIC.MINISWHITE
+        if path.suffix.lower() in (".tif", ".tiff") and (stored := _read_tiff(path, palette_indices)):
+            return stored
         with Image.open(path) as picture:
             if picture.format != "MPO" and (frames := getattr(picture, "n_frames", 1)) > 1:
                 raise _several(path, frames)  # (a phone's MPO is one picture and its depth)
@@ -234,7 +234,7 @@ def _read(path: Path, palette_indices: bool = False) -> Stored:
             lossy = picture.format in ("JPEG", "MPO") or "jpeg" in str(picture.info.get("compression"))
             lossy |= picture.format == "WEBP" and _is_lossy_webp(path)
             ImageOps.exif_transpose(picture, in_place=True)
-            return Stored(*_pillow_pixels(picture, palette_indices), lossy, white_is_zero)
+            return Stored(*_pillow_pixels(picture, palette_indices), lossy)
     except InputError:
         raise
     except Exception as error:  # Pillow and tifffile raise many kinds on damaged files
@@ -248,7 +248,7 @@ def _several(path: Path, pages: int) -> InputError:
 def _pillow_pixels(picture: Image.Image, palette_indices: bool) -> tuple[np.ndarray, np.ndarray | None]:
     """Colours and alpha."""
     if picture.mode == "P" and palette_indices:
-        return np.asarray(picture), None
+        return _numbers(np.asarray(picture), np.array(picture.getpalette(), np.uint8).reshape(-1, 3)), None
     if picture.mode.startswith("I"):
         values = np.asarray(picture)
         if values.min() < 0 or values.max() > 65535:
@@ -260,6 +260,17 @@ def _pillow_pixels(picture: Image.Image, palette_indices: bool) -> tuple[np.ndar
         pixels = np.asarray(picture.convert("RGBA"))
         return pixels[..., :3], pixels[..., 3]
     return np.asarray(picture if picture.mode in ("1", "L", "RGB") else picture.convert("RGB")), None
+
+
+def _numbers(indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """The indices; `ValueError` where the greys of the palette `(K, 3)` call other pixels background than they do.
+
+    Grey numbers saved as GIF are renumbered: the darkest becomes 0.
+    """
+    colours = palette[indices]
+    if not np.ptp(colours, axis=-1).any() and ((colours[..., 0] == 0) != (indices == 0)).any():
+        raise ValueError("its palette's greys and numbers disagree on what is 0; save the numbers as PNG")
+    return indices
 
 
 def _png_depth(path: Path) -> int:
@@ -289,11 +300,11 @@ def _read_deep_png(path: Path, turned: int) -> Stored:
     return Stored(pixels[..., 2::-1], pixels[..., 3] if pixels.shape[2] == 4 else None)
 
 
-def _read_tiff(path: Path) -> Stored | tifffile.PHOTOMETRIC:
-    """A TIFF's values; the colour model alone for the kinds (palette, CMYK ...) that Pillow turns into RGB itself.
+def _read_tiff(path: Path, palette_indices: bool) -> Stored | None:
+    """A TIFF's values; None for the colour models (CMYK, YCbCr ...) that Pillow turns into RGB.
 
-    tifffile, because Pillow refuses three samples tagged MINISBLACK (CVC-ClinicDB's colour frames), OpenCV reads
-    those as grey, and Pillow cuts 16-bit colour to 8 bits.
+    tifffile, because Pillow refuses three samples tagged MINISBLACK (CVC-ClinicDB's colour frames), cuts 16-bit colour
+    to 8 bits and scrambles pictures that are stored turned, and OpenCV reads those frames as grey.
     """
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
@@ -302,23 +313,34 @@ def _read_tiff(path: Path) -> Stored | tifffile.PHOTOMETRIC:
         pages = max(pages, int((file.imagej_metadata or {}).get("images", 1)), page.imagedepth)
         if pages > 1:
             raise _several(path, pages)
-        if page.photometric not in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.MINISBLACK):
-            return page.photometric
-        if page.bitspersample not in (1, 8, 16) or page.dtype not in (bool, np.uint8, np.uint16):
+        model, turned, samples = page.photometric, _tiff_orientation(page), page.samplesperpixel
+        if model not in (GREY, WHITE_IS_ZERO, PALETTE, tifffile.PHOTOMETRIC.RGB):
+            if turned != 1:
+                raise ValueError(f"a TIFF of colour model {model.name} that is stored turned; save it as PNG")
+            return None
+        if page.dtype not in (bool, np.uint8, np.uint16) or (model != PALETTE and page.bitspersample not in (1, 8, 16)):
             raise ValueError(f"TIFF values of type {page.dtype}; save it with 8 or 16 bits")
-        samples = page.samplesperpixel
         has_alpha = samples in (2, 4) and bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
         if samples - has_alpha not in (1, 3):
             raise InputError(
                 f"{path} has {samples} channels, none of them tagged as alpha; expected 1, 3, or these and alpha"
             )
         pixels = page.asarray()
-        turned, lossy = _tiff_orientation(page), page.compression in LOSSY_TIFF
+        if model == PALETTE:
+            palette = (page.colormap >> 8).astype(np.uint8).T
+            pixels = pixels.astype(np.uint8)
+            pixels = _numbers(pixels, palette) if palette_indices else palette[pixels]
+        lossy = page.compression in LOSSY_TIFF
     if samples > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
         pixels = np.moveaxis(pixels, 0, -1)
+    if not pixels.size or pixels.shape[:2] != (page.imagelength, page.imagewidth):
+        raise ValueError("its header and its values disagree (damaged?)")
     pixels = _upright(pixels, turned)
     alpha = pixels[..., -1] if has_alpha else None
-    return Stored(pixels if samples == 1 else pixels[..., 0] if samples == 2 else pixels[..., :3], alpha, lossy)
+    colours = pixels if pixels.ndim == 2 else pixels[..., 0] if samples == 2 else pixels[..., :3]
+    if model == WHITE_IS_ZERO:
+        colours = ~colours  # of bool, uint8, uint16: white less the value
+    return Stored(colours, alpha, lossy, model == WHITE_IS_ZERO)
 
 
 def _tiff_orientation(page: tifffile.TiffPage) -> int:
