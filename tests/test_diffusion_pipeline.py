@@ -9,7 +9,10 @@ from diffusers import ControlNetModel
 from torch import Tensor
 
 from samtune.common.errors import InputError
+from samtune.diffusion.attack import AttackConfig, attack
+from samtune.diffusion.inversion import denoise, invert
 from samtune.diffusion.pipeline import LatentDiffusion, load_diffusion, read_controlnet
+from samtune.methods import build_method
 from samtune.nano import diffusion_models
 from samtune.nano.diffusion_models import (
     new_autoencoder,
@@ -19,6 +22,8 @@ from samtune.nano.diffusion_models import (
     new_tokenizer,
     new_unet,
 )
+from samtune.prompts import Prompts
+from small_sam import small_sam
 
 
 def randomised(module: torch.nn.Module, seed: int) -> torch.nn.Module:
@@ -141,3 +146,25 @@ def test_a_single_file_in_the_authors_layout(model: LatentDiffusion, tmp_path: P
     torch.save(state, tmp_path / "cut.pth")
     with pytest.raises(InputError, match="cut.pth does not fit.*missing controlnet_down_blocks.2.weight"):
         read_controlnet(tmp_path / "cut.pth", model.unet)
+
+
+@pytest.mark.parametrize("recipe", ["null_text", "direct", "negative_prompt"])
+def test_inversion_and_attack_through_the_real_modules(model: LatentDiffusion, recipe: str) -> None:
+    """Two pictures, two steps, ControlNet and guidance on, the gradient through the last step."""
+    images = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    _, _, text, condition = inputs(model)
+    empty = model.embed(["", ""])
+    start = model.encode(images)
+    latents, plan = invert(model, start, text, empty, condition, recipe, steps=2)
+    rebuilt = denoise(model, latents, plan)
+    if recipe == "direct":
+        assert (rebuilt - start).abs().max() < 1e-4
+    victim = build_method("zero_shot", small_sam()).eval()
+    boxes = torch.tensor([[4.0, 4, 40, 40], [10, 10, 50, 60], [2, 2, 9, 9]])
+    masks = torch.zeros(3, 1, 128, 128)
+    masks[:, :, 20:90, 20:90] = 1
+    prompts = Prompts(torch.tensor([0, 1, 1]), boxes=boxes)
+    result = attack(model, victim, latents, plan, images, prompts, masks, AttackConfig(steps=2, last_steps=1))
+    assert result.iou.shape == (3, 2) and torch.isfinite(result.latents).all()
+    with torch.no_grad():
+        assert (result.first - model.decode(rebuilt).clamp(0, 1)).abs().max() < 2e-3

@@ -12,7 +12,7 @@ from torch import Tensor
 from samtune.common.errors import InputError
 from samtune.diffusion.conditions import PALETTE
 from samtune.nano import diffusion_models, diffusion_pictures
-from samtune.nano.diffusion import train_stage
+from samtune.nano.diffusion import main, train_stage
 from samtune.nano.diffusion_models import new_scheduler, new_tokenizer
 from samtune.nano.diffusion_pictures import Pictures, random_views, read_pictures, whole_views, write_pictures
 from small_sam import ListedSamples, disc_sample
@@ -146,6 +146,15 @@ def test_three_stages_make_a_pipeline_that_diffusers_opens(file: Path, tmp_path:
     saved = torch.load(tmp_path / "controlnet.pt", weights_only=False)
     zero = saved["trained"]["controlnet.controlnet_mid_block.weight"]
     assert zero.any()  # it starts as zeros: the ControlNet has learned, through the frozen U-Net
+
+
+def test_command_line_goes_on_and_says_what_is_wrong(file: Path, tmp_path: Path) -> None:
+    main("autoencoder", 1, tmp_path, file, batch_size=2)
+    main("autoencoder", 2, tmp_path, file, batch_size=2)
+    log = json.loads((tmp_path / "autoencoder.json").read_text())
+    assert (log["step"], log["steps"], log["batch_size"]) == (2, 2, 2)
+    with pytest.raises(SystemExit, match="error: no unet in .*train stage unet first"):
+        main("controlnet", 1, tmp_path, file)
 
 
 def test_unknown_stage() -> None:
