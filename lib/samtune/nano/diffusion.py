@@ -117,9 +117,8 @@ class AutoencoderStage(Stage):
         images, _ = whole_views(pictures)
         for part in images.to(self.device).split(self.batch_size):
             latents.append(vae.encode(part).latent_dist.mean)
-            errors.append(
-                F.mse_loss(vae.decode(latents[-1]).sample.clamp(-1, 1), part, reduction="none").mean((1, 2, 3))
-            )
+            decoded = vae.decode(latents[-1]).sample.clamp(-1, 1)
+            errors.append((decoded - part).square().mean((1, 2, 3)))
         vae.register_to_config(scaling_factor=1 / torch.cat(latents).std().item())
         psnr = -10 * (torch.cat(errors) / 4).log10().cpu().numpy()  # values span 2
         sets = np.array(pictures.sets)
@@ -305,9 +304,7 @@ def main(
     stage: Annotated[str, typer.Option(help=f"{', '.join(STAGES)}, in this order")],
     steps: Annotated[int, typer.Option(help="length of the whole schedule")],
     out: Annotated[Path, typer.Option(help="folder of checkpoints and of the pipeline")],
-    pictures: Annotated[
-        Path | None, typer.Option(help="file of pictures, made if missing; OUT/pictures.parquet")
-    ] = None,
+    pictures: Annotated[Path | None, typer.Option(help="made if missing; OUT/pictures.parquet")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     batch_size: Annotated[int | None, typer.Option(help="pictures a step; the stage's own")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="its highest; the stage's own")] = None,
