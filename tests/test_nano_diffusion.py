@@ -28,7 +28,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         diffusion_pictures, "open_dataset", lambda name, **options: real(name, **options) if options else small
     )
     monkeypatch.setattr(diffusion_models, "UNET_WIDTHS", (16, 16, 16))
-    path = tmp_path / "pictures.parquet"
+    path = tmp_path / "pictures.npz"
     write_pictures(path, limit=2, scenes=2)
     return path
 
@@ -47,7 +47,7 @@ def test_pictures_come_back_from_the_file(file: Path) -> None:
 
 
 def test_unreadable_file_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "broken").write_bytes(b"no parquet")
+    (tmp_path / "broken").write_bytes(b"no npz")
     with pytest.raises(InputError, match="cannot read pictures from .*broken.*remove it"):
         read_pictures(tmp_path / "broken")
 

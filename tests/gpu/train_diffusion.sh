@@ -4,13 +4,13 @@
 # Checkpoints stay in checkpoints/nano_diffusion; the pipeline so far (fp16) and the learning curves are copied to OUT
 # every minute. The file of pictures is made first where the data sets are:
 #   python -m samtune.nano.diffusion --stage autoencoder --steps 0 --out checkpoints/nano_diffusion
-# Settings, from the environment: DEVICE (cuda)  PYTHON (python3)  PICTURES (checkpoints/nano_diffusion/pictures.parquet)
+# Settings, from the environment: DEVICE (cuda)  PYTHON (python3)  PICTURES (checkpoints/nano_diffusion/pictures.npz)
 #   STEPS and BATCHES, of the three stages  EVERY, steps between checkpoints (500)
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=${1:?usage: tests/gpu/train_diffusion.sh OUT [STAGE ...]}; shift
 stages=("$@"); [ $# -gt 0 ] || stages=(autoencoder unet controlnet)
-work=checkpoints/nano_diffusion; pictures=${PICTURES:-$work/pictures.parquet}
+work=checkpoints/nano_diffusion; pictures=${PICTURES:-$work/pictures.npz}
 read -r -a steps <<< "${STEPS:-8000 10000 5000}"
 read -r -a batches <<< "${BATCHES:-64 128 128}"
 declare -A place=([autoencoder]=0 [unet]=1 [controlnet]=2)

@@ -304,14 +304,14 @@ def main(
     stage: Annotated[str, typer.Option(help=f"{', '.join(STAGES)}, in this order")],
     steps: Annotated[int, typer.Option(help="length of the whole schedule")],
     out: Annotated[Path, typer.Option(help="folder of checkpoints and of the pipeline")],
-    pictures: Annotated[Path | None, typer.Option(help="made if missing; OUT/pictures.parquet")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="made if missing; OUT/pictures.npz")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
     batch_size: Annotated[int | None, typer.Option(help="pictures a step; the stage's own")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="its highest; the stage's own")] = None,
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints, each with validation")] = 200,
 ) -> None:
     """Train one stage of the nano diffusion pipeline, or go on with it."""
-    file = pictures or out / "pictures.parquet"
+    file = pictures or out / "pictures.npz"
     try:
         if not file.is_file():
             write_pictures(file)

@@ -5,13 +5,13 @@ bsds500 val and the held-out 5% of ccp and car-parts. The file holds pictures of
 it to yourself.
 """
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +21,6 @@ from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.data.registry import open_dataset
 from samtune.data.sample import Sample
-from samtune.data.splits import by_split
 from samtune.diffusion.conditions import MOST_OBJECTS, PALETTE, caption, index_map
 from samtune.nano.diffusion_models import IMAGE_SIZE
 
@@ -51,15 +50,22 @@ class Pictures:
 
 
 def write_pictures(path: Path, limit: int | None = None, scenes: int = SCENES) -> None:
-    """Make the file (parquet, under 40 MB): `limit` pictures of each set and split (None: all), `scenes` drawn ones.
+    """Make the file (npz, under 40 MB): `limit` pictures of each set and split (None: all), `scenes` drawn ones.
 
     Training pictures are JPEG at 160 pixels, each stretched to the square; validation pictures are PNG at 128, so
     that scores do not depend on JPEG. Raises `InputError` when a set is not there.
     """
     rows = list(tqdm(_rows(limit, scenes), desc="pictures", unit="picture", mininterval=5))
-    table = pd.DataFrame(rows, columns=["set", "split", "caption", "image", "objects"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, table.to_parquet(index=False))
+    sets, splits, captions, images, objects = zip(*rows, strict=True)
+    buffer = io.BytesIO()
+    columns = {"set": np.array(sets), "split": np.array(splits), "caption": np.array(captions)}
+    np.savez(buffer, **columns, **_joined("image", images), **_joined("objects", objects))
+    write_atomically(path, buffer.getvalue())
+
+
+def _joined(name: str, files: Sequence[bytes]) -> dict[str, np.ndarray]:
+    """The bytes of many files one after another, and where each ends."""
+    return {name: np.frombuffer(b"".join(files), np.uint8), f"{name}_ends": np.cumsum([len(file) for file in files])}
 
 
 def _rows(limit: int | None, scenes: int) -> Iterator[tuple[str, str, str, bytes, bytes]]:
@@ -99,18 +105,20 @@ def _square_crop(sample: Sample, rng: np.random.Generator) -> Sample:
 def read_pictures(path: Path) -> dict[str, Pictures]:
     """The file's pictures: {"train": 160 pixels, "val": 128 pixels}. Raises `InputError` when it cannot be read."""
     try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
+        with np.load(path) as stored:
+            columns = {name: stored[name] for name in ("set", "split", "caption")}
+            files = {name: np.split(stored[name], stored[f"{name}_ends"][:-1]) for name in ("image", "objects")}
+    except (OSError, ValueError, KeyError) as error:  # what is no zip file counts as a pickle: a ValueError
         raise InputError(f"cannot read pictures from {path}: {error}; remove it, and it is made again") from error
-    places = by_split(dict(enumerate(table["split"])))
-    return {split: _decoded(table.iloc[rows]) for split, rows in places.items()}
-
-
-def _decoded(table: pd.DataFrame) -> Pictures:
-    images = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) for data in table["image"]]
-    objects = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE) for data in table["objects"]]
-    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-    return Pictures(stacked, torch.from_numpy(np.stack(objects)), table["caption"].tolist(), table["set"].tolist())
+    pictures = {}
+    for split in np.unique(columns["split"]).tolist():
+        rows = np.flatnonzero(columns["split"] == split).tolist()
+        images = [cv2.imdecode(files["image"][row], cv2.IMREAD_COLOR_RGB) for row in rows]
+        objects = [cv2.imdecode(files["objects"][row], cv2.IMREAD_GRAYSCALE) for row in rows]
+        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        named = [columns[name][rows].tolist() for name in ("caption", "set")]
+        pictures[split] = Pictures(stacked, torch.from_numpy(np.stack(objects)), *named)
+    return pictures
 
 
 def random_views(pictures: Pictures, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
