@@ -1,6 +1,6 @@
 """Adversarial latent optimisation: the noise latent of a picture is moved until SAM's masks go wrong.
 
-ASAM, section 3.3, as its authors' code does it. Ten times: denoise z_T to z_0 without a gradient; take the gradient of
+ASAM (CVPR 2024), as its authors' code does it. Ten times: denoise z_T to z_0 without a gradient; take the gradient of
 the loss at z_0, through the autoencoder's decoder and SAM, and apply it to z_T as if denoising were the identity
 (gradient shortcut). The loss to ascend is kappa Dice + gamma BCE - beta ||x_adv - x||_2.
 """

@@ -1,6 +1,7 @@
 """A picture's noise latent: DDIM inversion, and what makes guided denoising lead back to the picture.
 
-ASAM, section 3.2 (projection): the inverted trajectory z*_0 ... z*_T, then null-text optimisation (Mokady et al. 2023).
+ASAM projects a picture so (CVPR 2024): the inverted trajectory z*_0 ... z*_T, then null-text optimisation (Mokady et
+al. 2023).
 Faster or exact in its place: negative-prompt inversion (Miyake et al. 2023), direct inversion (Ju et al. 2024),
 fixed-point inversion (AIDI, Pan et al. 2023; ReNoise, Garibi et al. 2024).
 

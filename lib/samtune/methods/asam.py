@@ -1,4 +1,4 @@
-"""ASAM's tuning: the output tokens of SAM's mask decoder alone (CVPR 2024, section 3.4).
+"""ASAM's tuning: the output tokens of SAM's mask decoder alone (CVPR 2024, arXiv 2405.00256).
 
 What makes it ASAM is what it is tuned on: natural adversarial pictures, with the masks of the originals.
 """
