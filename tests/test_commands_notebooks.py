@@ -1,6 +1,7 @@
 """Small notebooks made here, run by papermill as users run it; and rules that every notebook of the kit keeps."""
 
 import ast
+import html
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote
 
 import nbformat
 import psutil
@@ -94,8 +96,36 @@ figure"""
     output = run_notebook(source, output=tmp_path / "out.ipynb")
     closed, free = nbformat.read(output, as_version=4).cells[-2:]
     assert [one.output_type for one in closed.outputs] == ["stream"] and "figures/private" in closed.outputs[0].text
-    assert "image/png" in free.outputs[-1].data
-    assert (tmp_path / "results" / "figures" / "private" / "figure.png").is_file()
+    assert "![a set of bbbc038](results/figures/figure.svg)" in free.outputs[-1].data["text/markdown"]
+    assert (tmp_path / "results" / "figures" / "private" / "figure.svg").is_file()
+    page = output.with_suffix(".html").read_text()
+    assert re.findall("<img[^>]*>", page) == ['<img alt="a set of bbbc038" src="results/figures/figure.svg"/>']
+
+
+def test_saved_figures_are_links_that_lead_from_the_page_to_the_file(tmp_path: Path) -> None:
+    draw = """\
+from pathlib import Path
+import numpy as np
+from samtune.report.figures import panels, save
+title = "A_*b*_ [0, 1] <i> $5 & $6"
+figure, (axis,) = panels(title, 1, 3, 2)
+display(figure)
+axis.imshow(np.zeros((4, 4, 3), np.uint8))
+save(figure, Path({0!r}), "a picture")
+display(figure)
+save(figure, Path({0!r}), "gone").unlink()
+figure"""
+    folder = tmp_path / "results" / "figures"
+    source = write_notebook(tmp_path, draw.format(str(folder)))
+    output = run_notebook(source, output=tmp_path / "results" / "notebooks" / "out.ipynb")
+    unsaved, saved, gone = (one.data for one in nbformat.read(output, as_version=4).cells[-1].outputs)
+    assert "image/png" in unsaved and set(saved) == {"text/markdown"} and "image/png" in gone
+    tags = re.findall("<img[^>]*>", output.with_suffix(".html").read_text())
+    assert len(tags) == 3 and all('src="data:image/png' in tag for tag in (tags[0], tags[2]))
+    link = html.unescape(re.search('src="([^"]*)"', tags[1])[1])
+    assert link == "../figures/a%20picture.webp"
+    assert (output.parent / unquote(link)).resolve() == (folder / "a picture.webp").resolve()
+    assert html.unescape(re.search('alt="([^"]*)"', tags[1])[1]) == "A_*b*_ [0, 1] <i> $5 & $6"
 
 
 def test_plain_papermill_with_an_unknown_name_fails_at_the_validating_cell(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The user's own folders: what is read, and one clear line for each thing that can be wrong."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -119,7 +121,7 @@ def test_one_mask_per_object_folder(folders):
     sample = FolderDataset(*folders).load("part6")
     assert [mask.sum() for mask in sample.masks] == [12, 12]  # the third is empty
     put_mask(folders[1] / "part6" / "object3.png", np.full((5, 5), 255))
-    with pytest.raises(InputError, match="differ in size: .*object0.png and .*object3.png"):
+    with pytest.raises(InputError, match="part6.jpg is 30x20 pixels but mask .*object3.png is 5x5"):
         FolderDataset(*folders)
 
 
@@ -141,3 +143,44 @@ def test_wrong_folders_and_options(folders, tmp_path):
         (tmp_path / name).mkdir()
     with pytest.raises(InputError, match="no picture in .*no images"):
         FolderDataset(tmp_path / "no images", tmp_path / "no masks")
+
+
+@pytest.mark.parametrize("coding", ["binary255", "index"])
+def test_the_union_is_that_of_the_objects(folders, coding):
+    for number in range(10):
+        labels = np.zeros((20, 30))
+        labels[2:5, number : number + 3], labels[7:9, 3:6], labels[18] = 1, 2, 255
+        put_mask(folders[1] / f"part{number}.png", labels)
+        if coding == "binary255":
+            (folders[1] / f"part{number}.png").unlink()
+            for value in (0, 1, 2):
+                put_mask(folders[1] / f"part{number}" / f"{value}.png", (labels == value + (value == 0) * 9) * 255)
+    options = {"mask_coding": coding} | ({"void": 255} if coding == "index" else {})
+    objects = FolderDataset(*folders, **options).load("part4")
+    union = FolderDataset(*folders, **options, target="union").load("part4")
+    assert len(objects.masks) == 2 and np.array_equal(union.masks, objects.masks.any(0, keepdims=True))
+    assert (union.ignore is None) == (coding == "binary255") and union.object_class == ()
+
+
+@pytest.mark.parametrize("coding", ["binary255", "index"])
+def test_many_objects_are_listed_and_united_without_a_plane_each(tmp_path, coding):
+    """100 objects on 500 x 500 pixels: 25 MB as planes; a few planes are enough."""
+    height = width = 500
+    labels = np.zeros((height, width), np.uint16)
+    for index in range(100):
+        row, column = divmod(index, 10)
+        labels[50 * row : 50 * row + 20, 50 * column : 50 * column + 20] = index + 1
+    for number in range(3):
+        put_mask(tmp_path / "images" / f"p{number}.png", np.zeros((height, width, 3)))
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        if coding == "index":
+            Image.fromarray(labels).save(tmp_path / "masks" / f"p{number}.png")
+        else:
+            for value in range(1, 101) if number == 0 else [1]:
+                put_mask(tmp_path / "masks" / f"p{number}" / f"{value}.png", (labels == value) * 255)
+    tracemalloc.start()
+    dataset = FolderDataset(tmp_path / "images", tmp_path / "masks", coding, split="test", target="union")
+    assert dataset.load("p0").masks.sum() == 100 * 400
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * height * width

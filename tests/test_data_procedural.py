@@ -21,7 +21,7 @@ from samtune.data.registry import open_dataset
 CLASSES = {
     "synthetic-industrial": {"scratch", "crack", "dent", "stain"},
     "synthetic-medical": {"polyp", "lesion"},
-    "synthetic-gpr": {"hyperbola"},
+    "synthetic-gpr": {"hyperbola", "band"},
     "synthetic-natural": {"object", "part", "region"},
 }
 
@@ -169,9 +169,9 @@ def test_medical_masks_lie_apart_and_in_view() -> None:
 
 def test_radar_masks_are_hyperbolas() -> None:
     for seed in range(15):
-        image, masks, _ = b_scan(rng(seed), 192)
+        image, masks, kinds = b_scan(rng(seed), 192)
         assert np.ptp(image.reshape(-1)) > 100
-        for mask in masks:
+        for mask in masks[[kind == "hyperbola" for kind in kinds]]:
             columns = np.flatnonzero(mask.any(0))
             assert np.array_equal(columns, np.arange(columns[0], columns[-1] + 1))  # one piece
             top = mask[:, columns].argmax(0).astype(float)
@@ -182,6 +182,28 @@ def test_radar_masks_are_hyperbolas() -> None:
                 apex = int(top.argmin())
                 assert np.all(np.diff(top[: apex + 1]) <= 0) and np.all(np.diff(top[apex:]) >= 0)
                 assert bend.sum() >= 0
+
+
+def test_radar_bands_run_from_top_to_bottom_and_can_be_seen() -> None:
+    sections = [b_scan(rng(seed), 192) for seed in range(60)]
+    bands = [(image, mask) for image, masks, kinds in sections for mask in masks[[kind == "band" for kind in kinds]]]
+    assert 15 < len(bands) < 35
+    assert all(kinds.count("band") <= 1 for _, _, kinds in sections)
+    assert any({"band", "hyperbola"} <= set(kinds) for _, _, kinds in sections)
+    changes = []
+    for image, mask in bands:
+        assert mask.any(1).all()  # every row
+        assert np.all(np.abs(np.diff(mask.astype(int), axis=1)).sum(1) <= 2)  # one piece a row
+        width = mask.sum(1)
+        assert width.max() > 1.15 * width.min() and 0.02 < mask.mean() < 0.5
+        # Rows hang together along the survey line: their correlation from column to column drops at the band's edges.
+        grey = image.mean(2)
+        grey = (grey - grey.mean(0)) / (grey.std(0) + 1e-6)
+        likeness = (grey[:, :-6] * grey[:, 6:]).mean(0)
+        edges = np.concatenate([mask.argmax(1), 191 - mask[:, ::-1].argmax(1)]).clip(6, 185)
+        across = np.array([likeness[edge - 3] for edge in edges]).mean()
+        changes.append(np.median(likeness) - across)
+    assert np.mean(changes) > 0.1 and np.mean(np.array(changes) > 0) > 0.85
 
 
 def test_ricker_is_the_second_derivative_of_a_gaussian() -> None:

@@ -1,10 +1,12 @@
 """Figures: they show the numbers that they were given, the same figure gives the same file, licences are kept."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from fake_records import fake_cells, fake_execute
@@ -93,17 +95,36 @@ def test_every_method_keeps_its_colour_and_others_get_distinct_ones():
     assert labels.label("lora") == "LoRA" and labels.label("spt draft") == "SPT draft"
 
 
-def test_saved_twice_the_files_are_the_same_and_carry_their_title(tmp_path):
-    frame = pd.DataFrame({"x": [0, 1], "mean": [0.1, 0.2], "method": "lora"})
+@pytest.mark.parametrize(("pictures", "file"), [(False, "figure.svg"), (True, "figure.webp")])
+def test_saved_twice_the_file_is_the_same_and_carries_its_title(tmp_path, pictures, file):
     for name in ("a", "b"):
-        figure = figures.robustness_curve(frame, "Look at\nthis", "jitter")
-        path = figures.save(figure, tmp_path / name, "curve")
-    for suffix in (".png", ".svg"):
-        assert (tmp_path / "a" / f"curve{suffix}").read_bytes() == (tmp_path / "b" / f"curve{suffix}").read_bytes()
-    with Image.open(path) as image:
-        assert image.info["Title"] == "Look at this"
+        figure, (axis,) = figures.panels("Look at\n<this> — 3 ± 1", 1, width=4, height=2)
+        axis.plot([0, 1])
+        if pictures:
+            axis.imshow(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
+        path = figures.save(figure, tmp_path / name, "figure")
+        assert [one.name for one in (tmp_path / name).iterdir()] == [path.name] == [file]
+    assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert figures.title_and_width(path) == ("Look at <this> — 3 ± 1", pytest.approx(4))
     picture, about = figure._repr_png_()
-    assert picture.startswith(b"\x89PNG") and about == {"private": False}
+    assert picture.startswith(b"\x89PNG") and about == {"file": str(path)}
+
+
+def test_a_saved_picture_looks_as_it_is_drawn(tmp_path):
+    figure = figures.Picture(figsize=(3, 3))
+    axis = figure.subplots()
+    axis.imshow(np.stack(np.meshgrid(np.arange(200), np.arange(200), [128]), axis=-1)[:, :, 0].astype(np.uint8))
+    axis.add_patch(Rectangle((40, 40), 120, 120, fill=False, edgecolor="red", linewidth=0.9))
+    drawn = Image.open(io.BytesIO(figure._repr_png_()[0])).convert("RGB")
+    saved = Image.open(figures.save(figure, tmp_path, "box")).convert("RGB")
+    difference = np.abs(np.asarray(saved, float) - np.asarray(drawn, float))
+    assert difference.mean() < 2
+
+
+@pytest.mark.parametrize("content", ["<svg>", '<svg xmlns="x" width="100%"></svg>'])
+def test_a_figure_of_another_program_is_called_by_its_file(tmp_path, content):
+    (tmp_path / "my_own.svg").write_text(content)
+    assert figures.title_and_width(tmp_path / "my_own.svg") == ("my own", 0)
 
 
 def test_pictures_are_committed_only_where_their_licence_allows(tmp_path, monkeypatch):

@@ -77,8 +77,9 @@ def test_every_link_leads_somewhere_and_nothing_needs_the_network(folder):
                 assert anchor in pages[path or name].anchors, link
         assert not re.search(r"url\(|@import|<script|<link", (folder / name).read_text())
     readme = (folder / "README.md").read_text()
+    assert "](figures/scatter%20of%20images.svg)" in readme
     for link in re.findall(r"\]\(([^)]+)\)", readme):
-        assert (folder / link).is_file(), link
+        assert (folder / unquote(link)).is_file(), link
 
 
 def test_the_page_says_what_was_run_and_what_was_not(folder):

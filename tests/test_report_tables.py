@@ -115,8 +115,8 @@ def test_nothing_is_invented_where_nothing_was_run(tmp_path):
     assert differences(read_table(tmp_path / "spt_main.csv"), tables["spt_main"]) == []
     # What the paper reports stands there all the same, beside "not run".
     page = (tmp_path / "asam_main.md").read_text()
-    assert "| dataset | measure | zero_shot | generated | pgd | dat | asam |" in page and "performance.png" in page
-    assert "| hrsod-te | IoU · box | 0.889 | 0.454 | 0.634 | 0.550 | 0.913 |" in page
+    assert "| dataset | measure | zero_shot | dat | pgd | generated | asam |" in page and "performance.png" in page
+    assert "| hrsod-te | IoU · box | 0.889 | 0.550 | 0.634 | 0.454 | 0.913 |" in page
 
 
 def test_outputs_variants_and_speed(tmp_path):
@@ -280,6 +280,31 @@ def test_paper_numbers_are_those_of_the_sheet():
         assert values.loc[first, method].mean() * 100 == pytest.approx(one, abs=0.06)
         assert values.drop(first)[method].mean() * 100 == pytest.approx(two, abs=0.06)
     assert (values["asam"] - values["zero_shot"]).mean() == pytest.approx(0.0136, abs=1e-4)
+
+
+def test_the_papers_other_methods_stand_as_reported():
+    """SAM-SP's polyp table: means of the sheet; a method that the kit has not beside those that it has."""
+    paper = load_paper_numbers()["sam_sp"]
+    dice = paper.values.query("metric == 'dice'").pivot(index="dataset", columns="method", values="mean")
+    assert dice.shape == (5, 11) and not dice.isna().any(axis=None)
+    means = {"zero_shot": 38.8, "lora_samed": 77.1, "SAM-Med2D": 77.3, "Med-SA": 78.0, "sam_sp": 81.0, "PolypPVT": 86.5}
+    assert {name: round(100 * dice[name].mean(), 1) for name in means} == means
+    iou = paper.values.query("metric == 'iou'").pivot(index="dataset", columns="method", values="mean")
+    assert iou.shape == dice.shape
+    # IoU is below Dice everywhere but in the slip that the note names.
+    assert list((iou >= dice).stack().loc[lambda above: above].index) == [("polyps-cvc-colondb", "zero_shot")]
+    elsewhere = reported_elsewhere("sam_sp_main", pd.DataFrame(columns=COLUMNS), paper)
+    known = ["zero_shot", "lora_samed", "unet", "sam_sp"]
+    assert elsewhere.header[2:] == [*known, "UNet++", "PraNet", "UACANet-L", "SSFormerPVT", "PolypPVT", "SAM-Med2D",
+                                    "Med-SA"]  # fmt: skip
+    assert len(elsewhere.rows) == 2 * 5  # Dice and IoU
+    run = pd.DataFrame([dict.fromkeys(COLUMNS, "") | {"dataset": "polyps-kvasir", "method": "sam_sp", "metric": "dice",
+                        "prompt": "none", "output": "final", "split": "test", "backbone": "nano", "mean": 0.5,
+                        "std": np.nan, "seeds": 1}])  # fmt: skip
+    shown = pivot("sam_sp_main", run, paper)
+    place = shown.header.index("Dice · none")
+    rows = {line[1]: line[place : place + 2] for line in shown.rows}
+    assert rows["sam_sp"] == ["0.500", "0.906"] and rows["PraNet"] == ["not run", "0.898"]
 
 
 def test_damaged_paper_numbers_name_their_file(tmp_path):

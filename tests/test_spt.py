@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from samtune.commands import predict
 from samtune.commands.tuned import load_tuned
 from samtune.common.errors import InputError
-from samtune.data.sample import read_image
+from samtune.data.pixels import read_image
 from samtune.methods import build_method
 from samtune.methods.predictor import SPTPredictor
 from samtune.methods.spt import SPT, RelationAwareTransformer, related, relation_matrix

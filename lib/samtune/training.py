@@ -152,10 +152,12 @@ class TrainingSamples(TorchDataset):
             key,
             self.least_scale,
         )
-        masks = self.preprocess.masks(masks, self.preprocess.size)
-        masks = masks[(masks > 0.5).flatten(1).any(1)]
+        # One canvas at a time: a picture may hold a thousand objects, of which a few are picked.
+        side = self.preprocess.size
+        seen = [index for index in range(len(masks)) if (self.preprocess.masks(masks[index][None], side) > 0.5).any()]
         rng = np.random.default_rng([self.config.seed, place])
-        masks = masks[rng.permutation(len(masks))[: self.config.objects]]
+        picked = np.array(seen, dtype=int)[rng.permutation(len(seen))[: self.config.objects]]
+        masks = self.preprocess.masks(masks[picked], side)
         step = place // self.config.batch_size
         kind = self.config.prompts[
             np.random.default_rng([self.config.seed, 1, step]).integers(len(self.config.prompts))

@@ -3,6 +3,7 @@
 import collections
 import ctypes
 import json
+import os
 import re
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import nbformat
 import papermill
@@ -17,7 +19,7 @@ import yaml
 
 from samtune.common.errors import InputError, unknown
 from samtune.common.paths import repository_root, resolve, results_root
-from samtune.report.figures import PRIVATE
+from samtune.report.figures import PRIVATE, title_and_width
 from samtune.report.notebook_page import write_page
 from samtune.study.profile import load_profile
 
@@ -56,6 +58,8 @@ def run_notebook(
     """Execute one notebook by papermill in a process of its own, working directory = repository root.
 
     `output` defaults to `results/<profile>/notebooks/<name>.ipynb`; a page of that name (.html) is written beside it.
+    Figures that the notebook saved stand in both as links to their files, so that results hold each picture once. The
+    notebook is kept beside the page because git hosts and Jupyter show notebooks, and show no page.
     What the notebook prints is passed on as it comes. Returns the path of the executed notebook. Raises `InputError`
     for unknown parameters, before anything runs, and `NotebookError` when a cell fails or the kernel is killed; the
     executed part is saved then.
@@ -162,22 +166,35 @@ def _failure(source: Path, output: Path, code: int, tail: list[str], known: dict
 
 def _tidy(path: Path) -> None:
     """What makes an executed notebook fit to be committed: without its progress bars, which a reader would see at 0%,
-    without figures of pictures that may not be passed on, and without the machine's paths: those under the repository
-    are made relative to it."""
+    with links in place of saved figures (`_link`), and without the machine's paths: those under the repository are made
+    relative to it."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         if outputs := cell.get("outputs"):
-            cell.outputs = [
-                one if not one.get("metadata", {}).get("image/png", {}).get(PRIVATE) else LEFT_OUT
-                for one in outputs
-                if WIDGET not in one.get("data", {})
-            ]
+            cell.outputs = [_link(one, path.parent) for one in outputs if WIDGET not in one.get("data", {})]
     text = nbformat.writes(notebook)
     root = repository_root()
     if root != Path(root.anchor):
         text = text.replace(json.dumps(f"{root}/")[1:-1], "")  # as it stands in the file: JSON escapes
     path.write_text(text, encoding="utf-8")
+
+
+def _link(output: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
+    """A figure that was saved (`report.figures.Picture`) as a link to its file, seen from the notebook's `folder`; a
+    line in place of one that may not be passed on; every other output as it is."""
+    saved = output.get("metadata", {}).get("image/png", {}).get("file")
+    if saved is None:
+        return output
+    file = Path(saved)
+    if file.parent.name == PRIVATE:
+        return LEFT_OUT
+    if not file.is_file():  # saved in a folder that is gone again
+        return output
+    title = re.sub(r"([\\`*_$<\[\]])", r"\\\1", title_and_width(file)[0])
+    link = quote(Path(os.path.relpath(file, folder.absolute())).as_posix())
+    # Markdown, not HTML: GitHub has been seen to leave out the pictures of HTML in notebooks.
+    return nbformat.v4.new_output("display_data", {"text/markdown": f"![{title}]({link})"})
 
 
 def _short(path: Path) -> str:

@@ -16,7 +16,9 @@ from samtune.commands.tuned import load_tuned
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError, counted, is_out_of_memory
 from samtune.common.provenance import choose_precision
-from samtune.data.sample import IMAGE_SUFFIXES, read_image
+from samtune.data.files import IMAGE_SUFFIXES, by_name, readable
+from samtune.data.files import pictures as picture_files
+from samtune.data.pixels import read_image
 from samtune.methods.zero_shot import ZeroShot
 from samtune.prompts import Prompts
 from samtune.training import usable_device
@@ -185,12 +187,13 @@ def _prompts(
         objects = [ObjectPrompt(tuple(one), clicks, "--box") for one in box]
         objects = objects or ([ObjectPrompt(None, clicks, "--point")] if clicks else [])
         return {name: objects for name in pictures} if objects else None
-    by_file = {path.name: name for name, path in pictures.items()}
+    by_file = {readable(path.name): name for name, path in pictures.items()}
+    by_stem = {readable(name): name for name in pictures}
     found: dict[str, list[ObjectPrompt]] = {}
     for said, objects in (read_boxes(boxes) if boxes is not None else read_points(points)).items():
-        file = Path(said).name
-        name = by_file.get(file, file)
-        if name not in pictures:
+        file = readable(Path(said).name)
+        name = by_file.get(file) or by_stem.get(file)
+        if name is None:
             near = difflib.get_close_matches(file, by_file, LISTED, cutoff=0.0)
             nearest = f"not in {images}; nearest: {', '.join(near)}"
             raise InputError(f"{objects[0].source}: picture {said!r} is {nearest}")
@@ -204,15 +207,9 @@ def _pictures(images: Path) -> dict[str, Path]:
         return {images.stem: images}
     if not images.is_dir():
         raise InputError(f"no such file or folder: {images}")
-    found: dict[str, Path] = {}
-    for path in sorted(images.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-            if path.stem in found:
-                raise InputError(f"two pictures named {path.stem!r}: {found[path.stem]} and {path}; keep one")
-            found[path.stem] = path
-    if not found:
+    if not (found := by_name(picture_files(images))):
         raise InputError(f"no picture in {images} ({', '.join(IMAGE_SUFFIXES)})")
-    return found
+    return {path.stem: path for path in found.values()}
 
 
 def _rows(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]]:

@@ -1,85 +1,77 @@
 """Annotations in json: COCO 2017, LVIS (polygons and run-length codes by image) and SA-1B (one file an image)."""
 
-import json
 from collections import Counter, defaultdict
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from samtune.common.errors import InputError
 from samtune.data.entries import Entry, EntryDataset, Truth, content_root
-from samtune.data.natural import polygons_to_mask
+from samtune.data.files import find, pictures, readable
+from samtune.data.outlines import class_name, is_crowd, plain_id, read_json, read_listing, read_outline
+from samtune.data.pixels import image_size
 from samtune.data.splits import hashed_validation
 
 
-def read_json(path: Path) -> Any:
-    """Contents of a json file; raises `InputError` with path and reason."""
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"no such file: {path}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is no valid json (cut off in download?): {error}") from error
-
-
-def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """COCO's `segmentation` as bool `(H, W)`: a list of polygons, or run lengths plain (`list`) or packed (`str`).
-
-    Polygons of fewer than three corners, which LVIS and COCO have a few of, count as nothing.
-    """
-    if isinstance(segmentation, list):
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        return polygons_to_mask(polygons, height, width) if polygons else np.zeros((height, width), dtype=bool)
-    if isinstance(segmentation["counts"], list):
-        segmentation = coco_mask.frPyObjects(segmentation, height, width)
-    return coco_mask.decode(segmentation).astype(bool)
-
-
-def read_annotations(annotations: list[dict], height: int, width: int, names: dict[int, str]) -> Truth:
+def read_annotations(path: Path, annotations: list[dict], image: dict, file: Path, names: dict[str, str]) -> Truth:
     """The annotations of one image: one mask an object, `iscrowd` regions as `ignore` where no object lies."""
-    objects = [one for one in annotations if not one.get("iscrowd")]
-    masks = [decode(one["segmentation"], height, width) for one in objects]
+    height, width = image.get("height"), image.get("width")
+    if not height or not width:
+        height, width = image_size(file)
+    objects = [one for one in annotations if not is_crowd(one)]
+    masks = [read_outline(one, height, width, path) for one in objects]
     crowd = np.zeros((height, width), dtype=bool)
     for one in annotations:
-        if one.get("iscrowd"):
-            crowd |= decode(one["segmentation"], height, width)
+        if is_crowd(one):
+            crowd |= read_outline(one, height, width, path)
     for mask in masks:
         crowd &= ~mask
-    return Truth(masks, tuple(names[one["category_id"]] for one in objects), crowd)
+    return Truth(masks, tuple(class_name(one, names) for one in objects), crowd)
 
 
-def read_listing(path: Path, images: Path, part: str, folders: tuple[str, ...] | None) -> tuple[list[Entry], Counter]:
+def list_entries(path: Path, images: Path, part: str, folders: tuple[str, ...] | None) -> tuple[list[Entry], Counter]:
     """Entries of one COCO-like json file, and what was dropped by reason.
 
     Image files lie in `images`, or, for LVIS, in the folder of `images` that the end of `coco_url` names, which must
     be one of `folders`. Ids are `<folder>/<stem>`. Images without an object are dropped.
     """
-    listing = read_json(path)
-    names = {category["id"]: category["name"] for category in listing["categories"]}
-    annotations: dict[int, list[dict]] = defaultdict(list)
-    for annotation in listing["annotations"]:
-        annotations[annotation["image_id"]].append(annotation)
-    present: dict[Path, set[str]] = {}
+    listed, all_annotations, names = read_listing(path)
+    annotations: dict[str, list[dict]] = defaultdict(list)
+    for annotation in all_annotations:
+        annotations[plain_id(annotation["image_id"])].append(annotation)
+    present: dict[Path, dict[str, Path]] = {}
     entries, dropped = [], Counter()
-    for image in listing["images"]:
-        found = annotations[image["id"]]
-        file = images / image["file_name"] if folders is None else images.joinpath(*image["coco_url"].split("/")[-2:])
-        if folders is not None and file.parent.name not in folders:
-            dropped[f"in {file.parent.name}"] += 1
+    for image in listed:
+        found = annotations.pop(plain_id(image["id"]), [])
+        named = image.get("coco_url" if folders is not None else "file_name")
+        if not named:
+            raise InputError(f"{path}: image {image['id']} has no file name")
+        parts = PureWindowsPath(named).parts  # takes both kinds of slash
+        place = images / parts[-2] if folders is not None else images.joinpath(*parts[:-1])
+        if folders is None and not place.is_dir():  # the name repeats the folder: "val2017/1.jpg" in val2017
+            place = images
+        if folders is not None and place.name not in folders:
+            dropped[f"in {place.name}"] += 1
             continue
-        if all(one.get("iscrowd") for one in found):
+        if all(is_crowd(one) for one in found):
             dropped["without objects"] += 1
             continue
-        if file.parent not in present:
-            present[file.parent] = {child.name for child in file.parent.glob("*.jpg")}
-        if file.name not in present[file.parent]:
-            raise InputError(f"{path} lists an image that is not there: expected {file}")
-        read = partial(read_annotations, found, image["height"], image["width"], names)
-        entries.append(Entry(f"{file.parent.name}/{file.stem}", file, read, path, part))
+        if place not in present:
+            present[place] = {_file_key(child.name): child for child in pictures(place)}
+        file = present[place].get(_file_key(parts[-1]))
+        if file is None:
+            raise InputError(f"{path} lists an image that is not there: expected {place / parts[-1]}")
+        read = partial(read_annotations, path, found, image, file, names)
+        entries.append(Entry(f"{place.name}/{readable(file.stem)}", file, read, path, part))
+    dropped["annotation of an image that is not listed"] += sum(map(len, annotations.values()))
     return entries, dropped
+
+
+def _file_key(name: str) -> str:
+    """By this a file is found: its readable name, with ".JPG" as ".jpg"."""
+    stem, dot, suffix = readable(name).rpartition(".")
+    return stem + dot + suffix.lower()
 
 
 def coco2017(folder: Path, *, train: bool = False) -> EntryDataset:
@@ -91,7 +83,7 @@ def coco2017(folder: Path, *, train: bool = False) -> EntryDataset:
     root = content_root(folder, "annotations/instances_val2017.json")
     entries, dropped = [], Counter()
     for year, part in (("val2017", "test"), *([("train2017", "train")] if train else [])):
-        found, left = read_listing(root / "annotations" / f"instances_{year}.json", root / year, part, None)
+        found, left = list_entries(root / "annotations" / f"instances_{year}.json", root / year, part, None)
         entries += found
         dropped += left
     return EntryDataset("coco2017", entries, dropped)
@@ -111,7 +103,7 @@ def lvis(
     images = next((place for place in places if (place / "val2017").is_dir()), folder)
     entries, dropped = [], Counter()
     for year, part in (("val", "test"), *([("train", "train")] if train else [])):
-        found, left = read_listing(root / f"lvis_v1_{year}.json", images, part, tuple(image_folders))
+        found, left = list_entries(root / f"lvis_v1_{year}.json", images, part, tuple(image_folders))
         entries += found
         dropped += left
     return EntryDataset("lvis", entries, dropped)
@@ -123,11 +115,11 @@ def sa_1b(folder: Path, *, part: str = "") -> EntryDataset:
     `part`: one archive, such as "sa_000000" (what ASAM uses); "" takes all that are there. Train and 5% validation
     by hash of the name; no test part. Classes are not annotated.
     """
-    places = [folder / part] if part else [folder, *sorted(folder.glob("sa_*/"))]
-    images = [image for place in places for image in sorted(place.glob("sa_*.jpg"))]
+    places = [folder / part] if part else [folder, *(path for path in find(folder, "sa_*") if path.is_dir())]
+    images = [image for place in places for image in find(place, "sa_*.jpg")]
     if not images:
         raise InputError(f"nothing found at {places[-1] / 'sa_*.jpg'}")
-    described = {path for place in places for path in place.glob("sa_*.json")}
+    described = {path for place in places for path in find(place, "sa_*.json")}
     parts = hashed_validation(image.stem for image in images)
     entries = []
     for image in images:
@@ -139,5 +131,10 @@ def sa_1b(folder: Path, *, part: str = "") -> EntryDataset:
 
 
 def _read_sa_1b(path: Path) -> Truth:
-    codes = [annotation["segmentation"] for annotation in read_json(path)["annotations"]]
-    return Truth([decode(code, *code["size"]) for code in codes])
+    contents = read_json(path)
+    try:
+        height, width = int(contents["image"]["height"]), int(contents["image"]["width"])
+        annotations = list(contents["annotations"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no file of SA-1B: no image size or annotations") from error
+    return Truth([read_outline(annotation, height, width, path) for annotation in annotations])

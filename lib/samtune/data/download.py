@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from samtune.common.errors import InputError
 from samtune.data.duplicates import DuplicatePair, Fingerprint, duplicates_across_splits, fingerprint
+from samtune.data.files import find
 from samtune.data.listed import SPLITS
 from samtune.data.registry import by_hand, dataset_folder, describe, missing_parts, open_dataset
 from samtune.data.registry_entry import GitSource, LinkSource
@@ -50,7 +51,7 @@ def download(name: str, root: str | Path | None = None, say: Callable[[str], Non
     except (OSError, ValueError, subprocess.CalledProcessError, zipfile.BadZipFile) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise InputError(f"could not download {name} ({_first_line(error)}). {by_hand(name, root)}") from error
-    absent = [pattern for pattern in description.layout if not any(partial.glob(pattern))]
+    absent = [pattern for pattern in description.layout if not find(partial, pattern)]
     if absent:
         raise InputError(f"what {description.source.url} gave has nothing that matches {absent[0]}; see {partial}")
     os.replace(partial, folder)

@@ -9,16 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from samtune.common.errors import InputError
+from samtune.data.files import by_name, find, pictures, readable
 from samtune.data.listed import ListedDataset
-from samtune.data.sample import (
-    IMAGE_SUFFIXES,
-    Sample,
-    check_same_size,
-    read_image,
-    read_index_map,
-    read_mask,
-    stack_masks,
-)
+from samtune.data.pixels import check_same_size, read_image, read_index_map, read_mask
+from samtune.data.sample import Sample, stack_masks
 from samtune.data.splits import by_split, make_split
 
 
@@ -111,26 +105,9 @@ def assign_splits(entries: Sequence[Entry], hold_out: bool) -> dict[str, str]:
 def content_root(folder: Path, marker: str) -> Path:
     """The folder that holds `marker` (a path pattern): `folder`, or one up to two levels inside, as archives bring."""
     for depth in ("", "*/", "*/*/"):
-        for match in sorted(folder.glob(depth + marker)):
-            if "__MACOSX" not in match.parts:
-                return match.parents[len(Path(marker).parts) - 1]
+        for match in find(folder, depth + marker):
+            return match.parents[len(Path(marker).parts) - 1]
     raise InputError(f"nothing found at {folder / marker}")
-
-
-def folders(folder: Path) -> list[Path]:
-    """Visible folders directly inside `folder`, sorted."""
-    if not folder.is_dir():
-        raise InputError(f"no such folder: {folder}")
-    return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith((".", "__")))
-
-
-def pictures(folder: Path) -> list[Path]:
-    """Picture files directly inside `folder`, sorted; skips what systems leave behind (`._x.png`, `Thumbs.db`)."""
-    if not folder.is_dir():
-        raise InputError(f"no such folder: {folder}")
-    return sorted(
-        child for child in folder.iterdir() if child.suffix.lower() in IMAGE_SUFFIXES and not child.name.startswith(".")
-    )
 
 
 def pair(images: Iterable[Path], mask_folder: Path, endings: Sequence[str] = ("",)) -> list[tuple[Path, Path]]:
@@ -138,10 +115,11 @@ def pair(images: Iterable[Path], mask_folder: Path, endings: Sequence[str] = (""
 
     Raises `InputError` with both paths where an image has no mask.
     """
-    masks = {mask.stem: mask for mask in pictures(mask_folder)}
+    masks = by_name(pictures(mask_folder))
     pairs = []
     for image in images:
-        found = [masks[image.stem + ending] for ending in endings if image.stem + ending in masks]
+        names = [readable(image.stem + ending) for ending in endings]
+        found = [masks[name] for name in names if name in masks]
         if not found:
             raise InputError(f"image {image} has no mask: expected {mask_folder / (image.stem + endings[0])}.png")
         pairs.append((image, found[0]))

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from samtune.common.errors import InputError
-from samtune.data.coco_json import read_json
-from samtune.data.entries import Entry, EntryDataset, Truth, content_root, folders, pictures
-from samtune.data.sample import read_image, read_index_map
+from samtune.data.entries import Entry, EntryDataset, Truth, content_root
+from samtune.data.files import find, folders, pictures, read_text
+from samtune.data.outlines import read_json
+from samtune.data.pixels import read_image, read_index_map
 
 
 def ade20k(folder: Path) -> EntryDataset:
@@ -18,7 +19,7 @@ def ade20k(folder: Path) -> EntryDataset:
     both count as objects, as there. Class names are in the `.json` of the 2021 release; that of 2016 gets "class N".
     """
     entries = []
-    for image in sorted(folder.rglob("ADE_*.jpg")):
+    for image in find(folder, "**/ADE_*.jpg"):
         steps = image.relative_to(folder).parts
         level = next((index for index, step in enumerate(steps) if step in ("training", "validation")), None)
         if level is None:
@@ -63,9 +64,7 @@ def voc2012(folder: Path) -> EntryDataset:
     entries = []
     for name, part in (("train", "train"), ("val", "test")):
         listing = root / "ImageSets" / "Segmentation" / f"{name}.txt"
-        if not listing.is_file():
-            raise InputError(f"no such file: {listing}")
-        for id in listing.read_text().split():
+        for id in read_text(listing).split():
             image, path = root / "JPEGImages" / f"{id}.jpg", root / "SegmentationObject" / f"{id}.png"
             classes = root / "SegmentationClass" / f"{id}.png"
             for due in (image, path, classes):

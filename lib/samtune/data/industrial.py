@@ -7,17 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from samtune.common.errors import InputError
+from samtune.data.files import by_name, find
 from samtune.data.listed import ListedDataset
+from samtune.data.pixels import check_same_size, read_image, read_index_map, read_mask, read_mat
 from samtune.data.registry_entry import Description, GitSource
-from samtune.data.sample import (
-    Sample,
-    check_same_size,
-    read_image,
-    read_index_map,
-    read_mask,
-    read_mat,
-    stack_masks,
-)
+from samtune.data.sample import Sample, stack_masks
 from samtune.data.splits import by_split, make_split
 
 DEFECTS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
@@ -39,18 +33,19 @@ class MagneticTile(ListedDataset):
     TILE_GAP = 1300
 
     def __init__(self, folder: Path, defect_free: bool = False):
-        self._paths: dict[str, Path] = {}
+        self._paths: dict[str, tuple[Path, Path]] = {}
         kinds: dict[str, str] = {}
         dropped = {"image without mask file": 0, "empty mask": 0}
         for kind in DEFECTS + (("Free",) if defect_free else ()):
-            for image in sorted((folder / f"MT_{kind}" / "Imgs").glob("*.jpg")):
-                id = f"{kind.lower()}_{image.stem}"
-                if not image.with_suffix(".png").is_file():
+            masks = by_name(find(folder, f"MT_{kind}/Imgs/*.png"))
+            for name, image in by_name(find(folder, f"MT_{kind}/Imgs/*.jpg")).items():
+                id = f"{kind.lower()}_{name}"
+                if name not in masks:
                     dropped["image without mask file"] += 1
-                elif kind != "Free" and not read_mask(image.with_suffix(".png")).any():
+                elif kind != "Free" and not read_mask(masks[name]).any():
                     dropped["empty mask"] += 1
                 else:
-                    self._paths[id], kinds[id] = image, kind.lower()
+                    self._paths[id], kinds[id] = (image, masks[name]), kind.lower()
         defects = [id for id in kinds if kinds[id] != "free"]
         self._tiles = tiles(defects, self.TILE_GAP)
         split_of = make_split(defects, kinds, self._tiles)
@@ -60,9 +55,9 @@ class MagneticTile(ListedDataset):
 
     def load(self, id: str) -> Sample:
         split = self.split_of(id)
-        path, kind = self._paths[id], self._kinds[id]
-        image, mask = read_image(path), read_mask(path.with_suffix(".png"))
-        check_same_size(image, mask, path, path.with_suffix(".png"))
+        (path, mask_path), kind = self._paths[id], self._kinds[id]
+        image, mask = read_image(path), read_mask(mask_path)
+        check_same_size(image, mask, path, mask_path)
         masks = mask[None] if mask.any() else stack_masks([], mask.shape)
         return Sample(id, self.name, split, image, masks, None, (kind,) * len(masks), self._tiles.get(id, ""))
 
@@ -94,11 +89,12 @@ class NEUSeg(ListedDataset):
         classes, groups = {}, {}
         dropped = {"image without annotation": 0, "empty annotation": 0}
         for part in ("training", "test"):
-            for image in sorted((folder / "images" / part).glob("*.jpg")):
-                id, annotation = f"{part}_{image.stem}", folder / "annotations" / part / f"{image.stem}.png"
-                if not annotation.is_file():
+            annotations = by_name(find(folder, f"annotations/{part}/*.png"))
+            for name, image in by_name(find(folder, f"images/{part}/*.jpg")).items():
+                if name not in annotations:
                     dropped["image without annotation"] += 1
                     continue
+                id, annotation = f"{part}_{name}", annotations[name]
                 present = np.flatnonzero(np.bincount(read_index_map(annotation).ravel())[1:]) + 1
                 if len(present) == 0:
                     dropped["empty annotation"] += 1
@@ -132,16 +128,16 @@ class CrackForest(ListedDataset):
     """
 
     def __init__(self, folder: Path):
-        self._folder = folder
-        images = {path.stem for path in (folder / "image").glob("*.jpg")}
-        annotated = {path.stem for path in (folder / "groundTruth").glob("*.mat")}
+        self._images = by_name(find(folder, "image/*.jpg"))
+        self._annotations = by_name(find(folder, "groundTruth/*.mat"))
+        images, annotated = self._images.keys(), self._annotations.keys()
         without = {"image without annotation": len(images - annotated)}
         without["annotation without image"] = len(annotated - images)
         super().__init__("crackforest", by_split(make_split(images & annotated)), without)
 
     def load(self, id: str) -> Sample:
         split = self.split_of(id)
-        path, annotation = self._folder / "image" / f"{id}.jpg", self._folder / "groundTruth" / f"{id}.mat"
+        path, annotation = self._images[id], self._annotations[id]
         labels = read_mat(annotation, "groundTruth")["Segmentation"][0, 0]
         image = read_image(path)
         check_same_size(image, labels, path, annotation)

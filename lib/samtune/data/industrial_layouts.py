@@ -15,13 +15,12 @@ from samtune.data.entries import (
     EntryDataset,
     binary_entry,
     content_root,
-    folders,
     pair,
-    pictures,
     read_nonzero,
 )
+from samtune.data.files import by_name, folders, pictures, read_text
+from samtune.data.pixels import read_mask
 from samtune.data.registry_entry import Description, LinkSource
-from samtune.data.sample import read_mask
 
 VISA_PROTOCOLS = ("1cls", "2cls_highshot", "2cls_fewshot")
 
@@ -68,10 +67,11 @@ def visa(folder: Path, *, protocol: str = "1cls", defect_free: bool = False) -> 
     if protocol not in VISA_PROTOCOLS:
         raise unknown("VisA protocol", protocol, VISA_PROTOCOLS)
     root = content_root(folder, f"split_csv/{protocol}.csv")
-    with (root / "split_csv" / f"{protocol}.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    listing = root / "split_csv" / f"{protocol}.csv"
     anomalous, free = [], []
-    for row in rows:
+    for row in csv.DictReader(read_text(listing).splitlines()):
+        if missing := [column for column in ("object", "split", "label", "image", "mask") if row.get(column) is None]:
+            raise InputError(f"{listing}: a row lacks {missing[0]}: {row}")
         image = root / row["image"]
         if row["label"] == "normal":
             free.append(Entry(path_id(image, root), image, part=row["split"]))
@@ -144,7 +144,7 @@ def spt_folder(folder: Path, *, set: str = "", defect_free: bool = False) -> Ent
         pairs = []
         for part in [part for part in ("train", "val", "test") if (root / name / part).is_dir()]:
             images = [path for path in pictures(root / name / part) if path.suffix.lower() in (".jpg", ".jpeg")]
-            masks = {path.stem: path for path in pictures(root / name / part) if path.suffix.lower() == ".png"}
+            masks = by_name(path for path in pictures(root / name / part) if path.suffix.lower() == ".png")
             for image in images:
                 if image.stem not in masks:
                     raise InputError(f"image {image} has no mask: expected {image.with_suffix('.png')}")

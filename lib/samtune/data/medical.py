@@ -9,10 +9,11 @@ import numpy as np
 
 from samtune.common.errors import InputError
 from samtune.data.duplicates import neighbouring_crops
-from samtune.data.entries import pictures
+from samtune.data.files import by_name, find, pictures, read_text
 from samtune.data.listed import ListedDataset
+from samtune.data.pixels import check_same_size, read_image, read_mask
 from samtune.data.registry_entry import Description, GitSource
-from samtune.data.sample import Sample, check_same_size, read_image, read_mask, stack_masks
+from samtune.data.sample import Sample, stack_masks
 from samtune.data.splits import by_split, make_split
 
 SLIDES = Path(__file__).with_name("bbbc038_slides.json")
@@ -29,9 +30,9 @@ class Nuclei(ListedDataset):
 
     def __init__(self, folder: Path):
         self._folder = folder / "stage1_train"
-        found = {path.parent.name: path.parent for path in self._folder.glob("*/images")}
-        ids = {id for id, place in found.items() if (place / "images" / f"{id}.png").is_file()}
-        annotated = {id for id in ids if (found[id] / "masks").is_dir()}
+        self._images = _nuclei_images(self._folder)
+        ids = self._images.keys()
+        annotated = {id for id in ids if (self._folder / id / "masks").is_dir()}
         slides = json.loads(SLIDES.read_text())["slides"]
         if not annotated <= {id for slide in slides for id in slide["ids"]}:
             slides = nuclei_slides(folder)
@@ -42,10 +43,10 @@ class Nuclei(ListedDataset):
 
     def load(self, id: str) -> Sample:
         split = self.split_of(id)
-        path = self._folder / id / "images" / f"{id}.png"
+        path = self._images[id]
         image = read_image(path)
         masks = []
-        for mask_path in sorted((self._folder / id / "masks").glob("*.png")):
+        for mask_path in find(self._folder / id, "masks/*.png"):
             mask = read_mask(mask_path)
             check_same_size(image, mask, path, mask_path)
             if mask.any():
@@ -54,17 +55,18 @@ class Nuclei(ListedDataset):
         return Sample(id, self.name, split, image, stack, None, ("nucleus",) * len(stack), self._slide[id])
 
 
+def _nuclei_images(folder: Path) -> dict[str, Path]:
+    """`<id>/images/<id>.png` by id, sorted."""
+    return {path.stem: path for path in find(folder, "*/images/*.png") if path.stem == path.parents[1].name}
+
+
 def nuclei_slides(folder: Path) -> list[dict]:
     """Which pictures of `<folder>/stage1_train` were cut from one slide: `[{"kind": ..., "ids": [...]}, ...]`.
 
     By `neighbouring_crops`; `kind` is size and brightness ("256x256 dark"). `bbbc038_slides.json` is this function's
     answer for the 332 pictures of every second id.
     """
-    images = {
-        path.parent.name: read_image(path / f"{path.parent.name}.png")
-        for path in sorted((folder / "stage1_train").glob("*/images"))
-        if (path / f"{path.parent.name}.png").is_file()
-    }
+    images = {id: read_image(path) for id, path in _nuclei_images(folder / "stage1_train").items()}
     slides = []
     for ids in neighbouring_crops(images):
         height, width = images[ids[0]].shape[:2]
@@ -89,10 +91,10 @@ class DRIVE(ListedDataset):
         for part, ids in parts.items():
             place = folder / "DRIVE" / part
             manual = "1st_manual" if observer == 1 else "2nd_manual"
-            for image in sorted((place / "images").glob("*.tif")):
+            for image in find(place, "images/*.tif"):
                 id = image.stem.split("_")[0]
-                vessels = sorted((place / manual).glob(f"{id}*manual{observer}*.gif"))
-                view = sorted((place / "mask").glob(f"{id}*mask*.gif"))
+                vessels = find(place, f"{manual}/{id}*manual{observer}*.gif")
+                view = find(place, f"mask/{id}*mask*.gif")
                 if not vessels:
                     dropped["image without vessels"] += 1
                 elif not view:
@@ -130,9 +132,9 @@ class ClinicDB(ListedDataset):
     LAST_TRAIN, LAST_VAL = 363, 478
 
     def __init__(self, folder: Path):
-        self._folder = folder
-        images = {path.stem for path in (folder / "Original").glob("*.tif") if path.stem.isdigit()}
-        masks = {path.stem for path in (folder / "Ground Truth").glob("*.tif") if path.stem.isdigit()}
+        self._images = by_name(path for path in find(folder, "Original/*.tif") if path.stem.isdigit())
+        self._masks = by_name(path for path in find(folder, "Ground Truth/*.tif") if path.stem.isdigit())
+        images, masks = self._images.keys(), self._masks.keys()
         without = {"image without mask": len(images - masks), "mask without image": len(masks - images)}
         split_of = {id: self._block(id) for id in images & masks}
         super().__init__("cvc-clinicdb", by_split(split_of), without)
@@ -147,7 +149,7 @@ class ClinicDB(ListedDataset):
 
     def load(self, id: str) -> Sample:
         split = self.split_of(id)
-        path, mask_path = self._folder / "Original" / f"{id}.tif", self._folder / "Ground Truth" / f"{id}.tif"
+        path, mask_path = self._images[id], self._masks[id]
         image, mask = read_image(path), read_mask(mask_path)
         check_same_size(image, mask, path, mask_path)
         masks = mask[None] if mask.any() else np.zeros((0, *mask.shape), dtype=bool)
@@ -166,9 +168,9 @@ class PH2(ListedDataset):
         self._folder = folder / "PH2Dataset"
         table = self._folder / "PH2_dataset.csv"
         try:
-            rows = csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines())
+            rows = csv.DictReader(read_text(table).splitlines())
             diagnosis = {row["Name"]: row["Clinical Diagnosis"] for row in rows}
-        except (OSError, UnicodeDecodeError, KeyError) as error:
+        except (csv.Error, KeyError) as error:
             raise InputError(f"{table}: expected columns Name and Clinical Diagnosis: {error!r}") from error
         # Below its 200 rows the sheet explains its codes: those lines name no picture.
         self._class = {id: self.DIAGNOSES[code] for id, code in diagnosis.items() if code in self.DIAGNOSES}

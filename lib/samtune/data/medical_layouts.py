@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from samtune.data.entries import EntryDataset, Pairing, binary_entry, first_layout, pictures, read_bright
+from samtune.data.entries import EntryDataset, Pairing, binary_entry, first_layout, read_bright
+from samtune.data.files import pictures
 from samtune.data.registry_entry import Description, LinkSource
 
 

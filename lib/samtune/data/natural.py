@@ -1,16 +1,17 @@
 """Natural images: BSDS500, COCO128-seg, Clothing Co-Parsing, Car Parts, each in the layout of its download."""
 
-import json
 from pathlib import Path
 
 import cv2
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from samtune.common.errors import InputError
+from samtune.data.files import by_name, find, read_text
 from samtune.data.listed import ListedDataset
+from samtune.data.outlines import class_name, plain_id, polygons_to_mask, read_listing, read_outline
+from samtune.data.pixels import check_same_size, read_image, read_mat
 from samtune.data.registry_entry import Description, GitSource, LinkSource
-from samtune.data.sample import Sample, check_same_size, read_image, read_mat, stack_masks
+from samtune.data.sample import Sample, stack_masks
 from samtune.data.splits import by_split, hashed_validation
 
 
@@ -23,10 +24,10 @@ class BSDS500(ListedDataset):
     def __init__(self, folder: Path, annotator: int = 0):
         self._folder = folder / "BSDS500" / "data"
         self._annotator = annotator
-        truth = {split: {path.stem for path in (self._folder / "groundTruth" / split).glob("*.mat")} for split in PARTS}
-        images = {split: {path.stem for path in (self._folder / "images" / split).glob("*.jpg")} for split in PARTS}
-        missing = sum(len(truth[split] ^ images[split]) for split in PARTS)
-        both = {split: truth[split] & images[split] for split in PARTS}
+        self._truths = {split: by_name(find(self._folder, f"groundTruth/{split}/*.mat")) for split in PARTS}
+        self._images = {split: by_name(find(self._folder, f"images/{split}/*.jpg")) for split in PARTS}
+        missing = sum(len(self._truths[split].keys() ^ self._images[split].keys()) for split in PARTS)
+        both = {split: self._truths[split].keys() & self._images[split].keys() for split in PARTS}
         super().__init__("bsds500", both, {"image or ground truth missing": missing})
 
     def annotators(self, id: str) -> int:
@@ -39,13 +40,13 @@ class BSDS500(ListedDataset):
         if not 0 <= self._annotator < truth.size:
             raise InputError(f"{path} has annotators 0 to {truth.size - 1}, asked for {self._annotator}")
         labels = truth.flat[self._annotator]["Segmentation"][0, 0]
-        image_path = self._folder / "images" / split / f"{id}.jpg"
+        image_path = self._images[split][id]
         image = read_image(image_path)
         check_same_size(image, labels, image_path, path)
         return Sample(id, self.name, split, image, connected_regions(labels))
 
     def _truth(self, id: str) -> tuple[Path, np.ndarray]:
-        path = self._folder / "groundTruth" / self.split_of(id) / f"{id}.mat"
+        path = self._truths[self.split_of(id)][id]
         return path, read_mat(path, "groundTruth")
 
 
@@ -73,28 +74,27 @@ class COCO128(ListedDataset):
     """
 
     def __init__(self, folder: Path):
-        self._images = folder / "coco128-seg" / "images" / "train2017"
-        self._labels = folder / "coco128-seg" / "labels" / "train2017"
-        ids = {path.stem for path in self._images.glob("*.jpg")}
-        orphans = {path.stem for path in self._labels.glob("*.txt")} - ids
-        super().__init__("coco128-seg", {"test": sorted(ids)}, {"label file without image": len(orphans)})
+        self._images = by_name(find(folder, "coco128-seg/images/train2017/*.jpg"))
+        self._labels = by_name(find(folder, "coco128-seg/labels/train2017/*.txt"))
+        orphans = self._labels.keys() - self._images.keys()
+        super().__init__("coco128-seg", {"test": sorted(self._images)}, {"label file without image": len(orphans)})
 
     def load(self, id: str) -> Sample:
         split = self.split_of(id)
-        image = read_image(self._images / f"{id}.jpg")
+        image = read_image(self._images[id])
         height, width = image.shape[:2]
-        path = self._labels / f"{id}.txt"
+        path = self._labels.get(id)
         masks, names = [], []
-        for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
+        for number, line in enumerate(read_text(path).splitlines() if path else [], start=1):
             fields = line.split()
             if not fields:
                 continue
             try:
-                name = COCO_NAMES[int(fields[0])]
+                name = dict(enumerate(COCO_NAMES))[int(fields[0])]
                 corners = np.array(fields[1:], dtype=float).reshape(-1, 2)
-                if len(corners) < 3:
-                    raise ValueError("fewer than three corners")
-            except (ValueError, IndexError) as error:
+                if len(corners) < 3 or not np.isfinite(corners).all():
+                    raise ValueError("fewer than three corners, or no numbers")
+            except (ValueError, KeyError) as error:
                 raise InputError(f"{path}, line {number}: not a class number and three or more corners") from error
             masks.append(polygons_to_mask([(corners * (width, height)).ravel().tolist()], height, width))
             names.append(name)
@@ -108,12 +108,12 @@ class ClothingCoParsing(ListedDataset):
     """
 
     def __init__(self, folder: Path, whole: bool = False):
-        self._photos, self._maps = folder / "photos", folder / "annotations" / "pixel-level"
+        self._photos = by_name(find(folder, "photos/*.jpg"))
+        self._maps = by_name(find(folder, "annotations/pixel-level/*.mat"))
         self._whole = whole
         self._label_list = folder / "label_list.mat"
         self._label_names: list[str] | None = None
-        annotated = {path.stem for path in self._maps.glob("*.mat")}
-        photos = {path.stem for path in self._photos.glob("*.jpg")}
+        annotated, photos = self._maps.keys(), self._photos.keys()
         without = {"photo without pixel-level annotation": len(photos - annotated)}
         without["annotation without photo"] = len(annotated - photos)
         super().__init__("ccp", by_split(hashed_validation(annotated & photos)), without)
@@ -122,7 +122,7 @@ class ClothingCoParsing(ListedDataset):
         split = self.split_of(id)
         if self._label_names is None:
             self._label_names = [str(name[0]) for name in read_mat(self._label_list, "label_list").ravel()]
-        path, photo = self._maps / f"{id}.mat", self._photos / f"{id}.jpg"
+        path, photo = self._maps[id], self._photos[id]
         labels = read_mat(path, "groundtruth")
         image = read_image(photo)
         check_same_size(image, labels, photo, path)
@@ -145,7 +145,7 @@ class CarParts(ListedDataset):
         self._folder = folder
         self._images: dict[str, tuple[str, dict]] = {}
         self._annotations: dict[str, list[dict]] = {}
-        self._categories: dict[tuple[str, int], str] = {}
+        self._names: dict[str, dict[str, str]] = {}
         split_of = {}
         missing = 0
         for part in ("trainingset", "testset"):
@@ -157,16 +157,19 @@ class CarParts(ListedDataset):
 
     def _read_part(self, part: str) -> list[str]:
         path = self._folder / part / "annotations.json"
-        try:
-            listing = json.loads(path.read_text())
-            by_number = {image["id"]: Path(image["file_name"]).stem for image in listing["images"]}
-            for image in listing["images"]:
-                self._images[Path(image["file_name"]).stem] = (part, image)
-            for annotation in listing["annotations"]:
-                self._annotations.setdefault(by_number[annotation["image_id"]], []).append(annotation)
-            self._categories |= {(part, category["id"]): category["name"] for category in listing["categories"]}
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"cannot read {path}: {error!r}") from error
+        images, annotations, names = read_listing(path)
+        by_number = {}
+        for image in images:
+            if lacks := [key for key in ("file_name", "path", "height", "width") if not image.get(key)]:
+                raise InputError(f"{path}: image {image['id']} has no {lacks[0]}")
+            name = Path(image["file_name"]).stem
+            by_number[plain_id(image["id"])], self._images[name] = name, (part, image)
+        for annotation in annotations:
+            number = plain_id(annotation["image_id"])
+            if number not in by_number:
+                raise InputError(f"{path}: annotation {annotation.get('id')} is of image {number}, which is not listed")
+            self._annotations.setdefault(by_number[number], []).append(annotation)
+        self._names[part] = names
         return list(by_number.values())
 
     def load(self, id: str) -> Sample:
@@ -180,15 +183,10 @@ class CarParts(ListedDataset):
                 f"says {entry['width']}x{entry['height']}"
             )
         annotations = self._annotations.get(id, [])
-        masks = [polygons_to_mask(annotation["segmentation"], height, width) for annotation in annotations]
-        names = tuple(self._categories[part, annotation["category_id"]] for annotation in annotations)
+        path = self._folder / part / "annotations.json"
+        masks = [read_outline(annotation, height, width, path) for annotation in annotations]
+        names = tuple(class_name(annotation, self._names[part]) for annotation in annotations)
         return Sample(id, self.name, split, image, stack_masks(masks, (height, width)), object_class=names)
-
-
-def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np.ndarray:
-    """COCO polygons `[[x1, y1, x2, y2, ...], ...]` of one object as bool `(H, W)`, rasterised by pycocotools."""
-    encoded = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-    return coco_mask.decode(encoded).astype(bool)
 
 
 COCO_NAMES = (

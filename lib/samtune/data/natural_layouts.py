@@ -13,11 +13,11 @@ from samtune.data.entries import (
     binary_entry,
     content_root,
     first_layout,
-    pictures,
 )
+from samtune.data.files import pictures
 from samtune.data.index_maps import ade20k, cityscapes, voc2012
+from samtune.data.pixels import read_mask
 from samtune.data.registry_entry import Description
-from samtune.data.sample import read_mask
 from samtune.data.splits import NAMES
 
 HRSOD_LAYOUTS = (
@@ -117,7 +117,7 @@ DATASETS: dict[str, Description] = {
             how_to_get="https://cocodataset.org/#download: val2017.zip, annotations_trainval2017.zip (and, for "
             "train=True, train2017.zip); unpack so that coco2017/val2017 and coco2017/annotations exist",
             splits=_VAL_IS_TEST + "; train=True opens train",
-            layout=("**/annotations/instances_val2017.json", "**/val2017/*.jpg"),
+            layout=("**/annotations/instances_val2017.json", "**/val2017/*"),
             images=4952,
         ),
         Description(

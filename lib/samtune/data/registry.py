@@ -15,6 +15,7 @@ from samtune.data import (
     natural_layouts,
     polyps,
 )
+from samtune.data.files import walk
 from samtune.data.listed import SPLITS
 from samtune.data.procedural import synthetic
 from samtune.data.registry_entry import Description, GitSource
@@ -47,7 +48,7 @@ def dataset_folder(name: str, root: str | Path | None = None) -> Path:
 def missing_parts(name: str, root: str | Path | None = None) -> list[str]:
     """The patterns of the data set's layout that match nothing in its folder; empty where all is there."""
     folder = dataset_folder(name, root)
-    return [pattern for pattern in describe(name).layout if not any(folder.glob(pattern))]
+    return [pattern for pattern in describe(name).layout if next(walk(folder, pattern), None) is None]
 
 
 def by_hand(name: str, root: str | Path | None = None) -> str:
@@ -104,14 +105,14 @@ def list_datasets(root: str | Path | None = None) -> list[DatasetRow]:
     """Every data set known, by domain and name, with its number of images per split where it is present."""
     rows = []
     for name, description in sorted(DATASETS.items(), key=lambda item: (item[1].domain, item[0])):
-        present = not missing_parts(name, root)
-        images = None
-        if present:
-            try:
+        present, images = True, None
+        try:
+            present = not missing_parts(name, root)
+            if present:
                 dataset = open_dataset(name, root)
                 images = {split: len(dataset.ids(split)) for split in SPLITS}
-            except InputError:  # one damaged set must not hide the others
-                pass
+        except Exception:  # whatever is wrong with one set must not hide the others
+            pass
         rows.append(DatasetRow(name, description.domain, description.title, present, images))
     return rows
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from samtune.common.errors import unknown
+from samtune.methods.asam import ASAM
 from samtune.methods.decoder_tuning import DecoderTuning
 from samtune.methods.lora import Lora, LoraSamed
 from samtune.methods.method import Method
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Method]] = {
     "unet": UNet,
     "spt": SPT,
     "sam_sp": SamSP,
+    "asam": ASAM,
 }
 
 

@@ -7,18 +7,20 @@ no record: not run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from samtune.common.paths import results_root
-from samtune.report.readable_tables import MEAN, PaperNumbers
+from samtune.report.readable_tables import MEAN, NOT_AVAILABLE, PaperNumbers, load_paper_numbers
 from samtune.report.statistics import independent_units, paired_bootstrap
 from samtune.report.tables import differences, image_values, read_table, seeds_by_images
+from samtune.study import sam_sp
 from samtune.study.cells import NO_BACKBONE
 from samtune.study.records import Record, read_records
+from samtune.study.varied import option_and_value, unusual, varied
 
 COLUMNS = ["id", "dataset", "effect", "low", "high", "verdict", "command"]
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN, NO_REFERENCE = (
@@ -35,16 +37,17 @@ ABSENT = "not in this version"  # in place of the command, where no notebook mea
 
 @dataclass(frozen=True)
 class Side:
-    """One measurement: records of `method` that `table` shows under `variant`, with `prompt`, at `output`.
+    """One measurement: records of `method` that `table` shows, with `prompt`, at `output`.
 
-    `dataset_suffix` picks the set of that name (as "bsds500" + "-adversarial") and compares it under the plain name.
-    `fallback` is a second table to look in.
+    `options`: what the row varies, as `study.varied` says it; none: the method as it is. `dataset_suffix` picks the set
+    of that name (as "bsds500" + "-adversarial") and compares it under the plain name. `fallback` is a second table to
+    look in.
     """
 
     table: str
     method: str
     prompt: str
-    variant: str = ""
+    options: Mapping[str, object] = field(default_factory=dict)
     output: str = "final"
     dataset_suffix: str = ""
     fallback: str = ""
@@ -84,8 +87,8 @@ def _spt_claims() -> list[Claim]:
     def main(method: str, prompt: str, output: str = "final") -> Side:
         return Side("spt_main", method, prompt, output=output, fallback="baselines")
 
-    def part(variant: str) -> Side:
-        return Side("spt_ablation", "spt", "box", variant)
+    def part(**options: object) -> Side:
+        return Side("spt_ablation", "spt", "box", options)
 
     source, ours = "SPT, main tables (values not at hand)", "OURS, not in the paper"
     claims = []
@@ -105,8 +108,8 @@ def _spt_claims() -> list[Claim]:
             ),
         ]  # fmt: skip
     # Without both parts SPT is LoRA to the bit, so LoRA's cells stand for it.
-    sdt, vra, both = part("SDT"), part("VRA"), part("SDT + VRA")
-    neither = Side("spt_ablation", "lora", "box", "neither")
+    sdt, vra, both = part(relation=False), part(draft=False), part()
+    neither = Side("spt_ablation", "lora", "box")
     source = "SPT, ablation (values not at hand)"
     claims += [
         Claim("S3a", "Self-draft tuning helps alone", "iou", _above(sdt, neither), source),
@@ -126,42 +129,51 @@ def _spt_claims() -> list[Claim]:
                 backbone=backbone,
             )
         )  # fmt: skip
-    across = _above(Side("spt_ablation", "spt", "box", "transfer"), Side("spt_ablation", "lora", "box", "transfer"))
+    across = _above(both, neither)
     claims.append(Claim("S6", "Tuned on one set and tested on another, SPT is above LoRA", "iou", across, ours,
                         transfer=True))  # fmt: skip
     return claims
 
 
 def _sam_sp_claims() -> list[Claim]:
-    def main(method: str, prompt: str = "none", output: str = "final") -> Side:
-        return Side("sam_sp_main", method, prompt, output=output)
+    def main(method: str, prompt: str = "none", output: str = "final", **options: object) -> Side:
+        return Side("sam_sp_main", method, prompt, options, output)
+
+    def ablated(method: str, **options: object) -> Side:
+        return Side("sam_sp_ablation", method, "none", options)
 
     def passed(number: int) -> Side:
-        return Side("sam_sp_ablation", "sam_sp", "none", "iterations", f"pass{number}")
+        return replace(ablated("sam_sp", test_iterations=sam_sp.MOST_ITERATIONS), output=f"pass{number}")
 
-    paper, ours = "SAM-SP, abstract (values not at hand)", "OURS, not in the paper"
+    table, ours = "SAM-SP, polyp table", "OURS, not in the paper"
     figure = "SAM-SP, figure 4 (values not at hand)"
-    sam_sp = main("sam_sp")
+    whole = main("sam_sp")
     return [
         Claim("P1a", "SAM-SP without prompts is above zero-shot SAM without prompts", "dice",
-              _above(sam_sp, main("zero_shot")), paper),
-        Claim("P1b", "SAM-SP is above LoRA without self-prompting", "dice", _above(sam_sp, main("lora_samed")), paper),
+              _above(whole, main("zero_shot")), table),
+        Claim("P1b", "SAM-SP is above LoRA without self-prompting", "dice", _above(whole, main("lora_samed")), table),
         Claim("P1c", "SAM-SP is above SAM's everything mode, its mask picked by predicted IoU", "dice",
-              _above(sam_sp, Side("sam_sp_main", "zero_shot", "none", "everything")), paper),
+              _above(whole, main("zero_shot", everything=sam_sp.GRID)), "SAM-SP, abstract"),
         Claim("P2a", "The self-prompted pass is above the first", "dice",
-              _above(main("sam_sp", output="pass1"), main("sam_sp", output="pass0")), figure),
+              _above(main("sam_sp", output="pass1"), main("sam_sp", output="pass0")),
+              "SAM-SP, figure 3 (pictures alone)"),
         Claim("P2b", "More iterations saturate: the first gains more than the next two together", "dice",
               ((2.0, passed(1)), (-1.0, passed(0)), (-1.0, passed(3))), figure),
         Claim("P2c", "More iterations do no harm: the third pass is at most 1 point below the first (1 point added)",
               "dice", _above(passed(3), passed(1)), f"{figure}; the margin is OURS", margin=0.01),
+        # The first pass of SAM-SP never sees the truth, so that P2a alone says little of self-prompting.
+        Claim("P2d", "The self-prompted pass is above the only pass of LoRA that was taught the truth by the same Dice "
+              "loss, in as many images", "dice",
+              _above(whole, ablated("lora_samed", mask_loss="dice")), ours),
         Claim("P3", "Self-distillation adds to self-prompting", "dice",
-              _above(sam_sp, Side("sam_sp_ablation", "sam_sp", "none", "no distillation")), paper),
+              _above(whole, ablated("sam_sp", distillation_weight=0.0)), "SAM-SP, abstract"),
         Claim("P4", "SAM-SP without prompts is at most 2 points below SAM given true boxes (2 points added)", "dice",
-              _above(sam_sp, Side("sam_sp_main", "zero_shot", "box", "a box an object")), paper, margin=0.02),
-        Claim("P5", "Training strategies ranked: one-pass training below two-pass training", "dice",
-              _above(sam_sp, Side("sam_sp_ablation", "sam_sp", "none", "one-pass training")),
+              _above(whole, main("zero_shot", "box", per_object=True)), ours, margin=0.02),
+        Claim("P5", "Training strategies ranked: truth on both passes below truth on the last alone", "dice",
+              _above(whole, main("sam_sp", **sam_sp.TRUTH_ON_BOTH)),
               "SAM-SP, figure 5 (the paper's ranking is not known)", reference=False),
-        Claim("P6", "SAM-SP is above a U-Net of equal training budget", "dice", _above(sam_sp, main("unet")), ours),
+        Claim("P6", "SAM-SP is above a U-Net of equal training budget", "dice", _above(whole, main("unet")),
+              f"{table} (its U-Net: PraNet's protocol)"),
     ]  # fmt: skip
 
 
@@ -169,8 +181,8 @@ def _asam_claims() -> list[Claim]:
     def main(method: str) -> Side:
         return Side("asam_main", method, "box")
 
-    def ablated(variant: str, method: str = "asam", suffix: str = "") -> Side:
-        return Side("asam_ablation", method, "box", variant, dataset_suffix=suffix)
+    def ablated(method: str = "asam", suffix: str = "", **options: object) -> Side:
+        return Side("asam_ablation", method, "box", options, dataset_suffix=suffix)
 
     table = "ASAM, performance tables (14 unseen sets, ViT-B, box prompt)"
     asam, plain, pgd, dat = main("asam"), main("zero_shot"), main("pgd"), main("dat")
@@ -184,13 +196,13 @@ def _asam_claims() -> list[Claim]:
         Claim("A3", "ASAM is above tuning on plain generated images", "iou", _above(asam, main("generated")), table,
               **unseen),
         Claim("A4a", "Latent adversarial images lower SAM's IoU on themselves", "iou",
-              _above(ablated("attack", "zero_shot"), ablated("attack", "zero_shot", "-adversarial")),
+              _above(ablated("zero_shot"), ablated("zero_shot", "-adversarial")),
               "ASAM, method", **unseen),
         Claim("A4b", "With the mask ControlNet adversarial images stay nearer to the originals", "ssim",
-              _above(ablated("ControlNet on", "zero_shot"), ablated("ControlNet off", "zero_shot")),
+              _above(ablated("zero_shot", controlnet=True), ablated("zero_shot", controlnet=False)),
               "ASAM, method", **unseen),
         Claim("A5", "1,280 parameters suffice: at most 1 point below tuning the whole decoder (1 point added)", "iou",
-              _above(ablated("tokens"), ablated("whole decoder")), "ASAM, method; the margin is OURS", margin=0.01,
+              _above(ablated(), ablated(tuned="decoder")), "ASAM, method; the margin is OURS", margin=0.01,
               **unseen),
         Claim("A6", "The gain carries over to EfficientSAM", "iou", _above(asam, plain),
               "ASAM, transfer (values not at hand)", backbone="efficient_sam", **unseen),
@@ -214,14 +226,42 @@ def build_claims(
 
 
 def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
-    """The rows of the claims table whose id begins with one of `ids`, with their statements, as a markdown table."""
-    statements = {claim.id: claim.statement for claim in CLAIMS}
-    lines = ["| claim | | data | effect [95% interval] | verdict |", "|---|---|---|---:|---|"]
+    """The rows of the claims table whose id begins with one of `ids`, with their statements and the papers' effects, as
+    a markdown table."""
+    papers = load_paper_numbers()
+    said = {claim.id: (claim.statement, paper_effect(claim, papers)) for claim in CLAIMS}
+    lines = ["| claim | | data | effect [95% interval] | paper | verdict |", "|---|---|---|---:|---:|---|"]
     for row in table.to_dict("records"):
         if row["id"].startswith(tuple(ids)):
-            shown = (row["id"], statements[row["id"]], row["dataset"], effect_text(row), f"**{row['verdict']}**")
+            statement, reported = said[row["id"]]
+            paper = NOT_AVAILABLE if reported is None else f"{reported:+.3f}"
+            shown = (row["id"], statement, row["dataset"], effect_text(row), paper, f"**{row['verdict']}**")
             lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
+
+
+def self_prompting(table: pd.DataFrame) -> str:
+    """Does self-prompting help over LoRA alone, and by how much? One sentence, by the verdict on P1b, then P2a's."""
+    rows = {name: rows.iloc[-1] for name, rows in table.groupby("id")}  # the mean of sets, or the only one
+    over_lora, over_first = rows["P1b"], rows["P2a"]
+    if over_lora["verdict"] == NOT_RUN:
+        return "Whether self-prompting helps over LoRA alone: not run."
+
+    def points(row: pd.Series, than: str) -> str:
+        side = "above" if row["effect"] >= 0 else "below"
+        low, high = 100 * row["low"], 100 * row["high"]
+        return f"{abs(100 * row['effect']):.1f} points of Dice {side} {than} [{low:+.1f}, {high:+.1f}]"
+
+    answer = {
+        REPRODUCED: "Self-prompting helps over LoRA alone",
+        NOT_REPRODUCED: "Self-prompting does not help over LoRA alone",
+        INCONCLUSIVE: "These records do not show whether self-prompting helps over LoRA alone",
+    }[over_lora["verdict"]]
+    reported = paper_effect(next(claim for claim in CLAIMS if claim.id == "P1b"), load_paper_numbers())
+    return (
+        f"{answer}: without a prompt SAM-SP is {points(over_lora, 'it')} ({over_lora['dataset']}; in the paper "
+        f"{100 * reported:+.1f} on polyps), and its second pass is {points(over_first, 'its first')}."
+    )
 
 
 def effect_text(row: Mapping) -> str:
@@ -239,7 +279,7 @@ def paper_effect(claim: Claim, papers: Mapping[str, PaperNumbers]) -> float | No
         wanted = {"table": side.table, "method": side.method, "prompt": side.prompt, "output": side.output}
         wanted["metric"] = claim.metric
         chosen = values[np.logical_and.reduce([values[column] == value for column, value in wanted.items()])]
-        if side.variant or side.dataset_suffix or chosen.empty:
+        if side.options or side.dataset_suffix or chosen.empty:
             return None
         term = weight * chosen.set_index("dataset")["mean"]
         total = term if total is None else (total + term).dropna()
@@ -307,6 +347,7 @@ Found = dict[Place, tuple[dict[int, pd.Series], str]]
 def _measurements(side: Side, records: Sequence[Record], metric: str, backbone: str) -> Found:
     found: Found = {}
     for table in filter(None, (side.table, side.fallback)):
+        asked = option_and_value(unusual(side.options, side.method, table))
         here: Found = {}
         for record in records:
             if (
@@ -314,7 +355,7 @@ def _measurements(side: Side, records: Sequence[Record], metric: str, backbone: 
                 and record.backbone in (backbone, NO_BACKBONE)
                 and record.cell["prompt"] == side.prompt
                 and record.cell["split"] == "test"
-                and side.variant in record.variants(table)
+                and any(option_and_value(varied(record, table, name)) == asked for name in record.variants(table))
                 and record.dataset.endswith(side.dataset_suffix)
             ):
                 values = image_values(record, metric, side.output)

@@ -1,4 +1,8 @@
-"""An executed notebook as one self-contained page: code folded, pictures embedded, formulas as MathML, no network."""
+"""An executed notebook as one page: code folded, formulas as MathML, no network.
+
+Figures that the notebook saved are links to files in `../figures` (`samtune.commands.notebooks` puts them there); other
+pictures are embedded.
+"""
 
 import html
 import re

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import pandas as pd
-from PIL import Image
 
 from samtune.common.atomic import write_atomically
 from samtune.common.paths import asset, results_root
@@ -28,6 +28,7 @@ from samtune.report.claims import (
     effect_text,
     paper_effect,
 )
+from samtune.report.figures import title_and_width
 from samtune.report.readable_tables import (
     MEAN,
     NOT_AVAILABLE,
@@ -45,6 +46,7 @@ from samtune.study.cells import NO_BACKBONE
 from samtune.study.profile import Profile, load_profile
 from samtune.study.records import Record, read_records
 
+WIDE = 7.6  # inches: a figure wider than this gets the whole width of the page
 PAPERS = {"spt": "SPT", "sam_sp": "SAM-SP", "asam": "ASAM"}
 
 
@@ -77,7 +79,8 @@ class ClaimView:
 
 @dataclass(frozen=True)
 class FileView:
-    """A figure or an executed notebook, as paths relative to the report; `wide` figures need the page's whole width."""
+    """A figure or an executed notebook's page: `path` relative to the report, `other` the notebook itself where it is
+    there; `wide` figures need the page's whole width."""
 
     path: str
     title: str
@@ -259,11 +262,9 @@ def _claim_views(table: pd.DataFrame) -> list[ClaimView]:
 
 def _figures(folder: Path) -> list[FileView]:
     views = []
-    for path in sorted((folder / "figures").glob("*.png")):
-        with Image.open(path) as image:
-            words, wide = image.info.get("Title", path.stem.replace("_", " ")), image.width > 1100
-        vector = f"figures/{path.stem}.svg"
-        views.append(FileView(f"figures/{path.name}", words, vector if (folder / vector).is_file() else "", wide))
+    for path in sorted((*(folder / "figures").glob("*.svg"), *(folder / "figures").glob("*.webp"))):
+        words, width = title_and_width(path)
+        views.append(FileView(f"figures/{path.name}", words, wide=width > WIDE))
     return views
 
 
@@ -301,7 +302,7 @@ def _readme(context: dict[str, Any]) -> str:
         lines += [f"### {view.title}", "", f"Mean ± standard deviation over seeds. {links}", ""]
         for part in view.shown:
             lines += [part.caption, "", markdown(part), ""]
-    lines += ["## Figures", "", *(f"![{one.title}]({one.path})\n" for one in context["figures"])]
+    lines += ["## Figures", "", *(f"![{one.title}]({quote(one.path)})\n" for one in context["figures"])]
     lines += ["## Executed notebooks", ""]
     lines += [f"- {one.title}: [notebook]({one.other or one.path}), [page]({one.path})" for one in context["notebooks"]]
     lines += ["", "## Not run", ""]

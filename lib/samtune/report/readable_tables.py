@@ -11,8 +11,9 @@ import yaml
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import asset
-from samtune.report.labels import method_order
+from samtune.report.labels import in_order, method_order
 from samtune.report.tables import METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
+from samtune.study.bench import PHASES
 from samtune.study.cells import NO_BACKBONE
 
 NOT_RUN, NOT_AVAILABLE, MEAN = "not run", "not available", "mean of sets"
@@ -27,11 +28,6 @@ METRIC_LABELS = {
     "e_measure_adaptive": "E-measure (adaptive)", "weighted_f": "weighted F", "mae": "MAE",
     "false_alarm_area": "false-alarm area", "box_area": "area of the prompt box", "psnr": "PSNR, dB", "ssim": "SSIM",
 }  # fmt: skip
-SPEED_LABELS = {
-    "training_seconds_per_image": "training, s an image",
-    "evaluation_seconds_per_image": "measuring, s an image",
-    "trainable_parameters": "trainable parameters",
-}
 COARSE = 0.8  # IoU of the truth with itself, drawn on SAM's low-resolution grid
 _PAPER_COLUMNS = ["table", "backbone", "prompt", "metric", "output", "method", "dataset", "mean"]
 
@@ -106,8 +102,6 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
     table = table.assign(train_dataset=table["train_dataset"].where(table["train_dataset"] != table["dataset"], ""))
     if table["backbone"].replace(NO_BACKBONE, np.nan).nunique() == 1:  # what has none needs no column for it
         table = table.assign(backbone=next(name for name in table["backbone"] if name != NO_BACKBONE))
-    if name == "speed":  # a step on the training part and a prediction on the test part stand side by side
-        table = table.assign(split="")
     varying = ("variant", "output", "backbone", "train_dataset", "split")
     labels += [column for column in varying if table[column].nunique() > 1]
     if "train_dataset" not in labels and table["train_dataset"].iloc[0]:
@@ -117,7 +111,7 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
     measures = sorted({key[-2:] for key in [*ours, *theirs]}, key=_measure_rank)
     reported_measures = {key[-2:] for key in theirs}
     keys = _in_order({key[:-2]: None for key in [*ours, *theirs]})
-    if name != "speed" and not split_by:
+    if not split_by:
         keys += _mean_rows(keys, ours, theirs, measures)
 
     columns = [(kind, *m) for m in measures for kind in ("ours", "paper") if kind == "ours" or m in reported_measures]
@@ -153,6 +147,8 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
     own. In one pivot, where boxes, clicks and areas were each measured on a few, most cells would say "not run".
     What the paper reports stands in the first.
     """
+    if name == "speed":
+        return [speed_pivot(table)] if len(table) else []
     lots: dict[frozenset, list[str]] = {}
     for variant, rows in table.groupby("variant"):
         lots.setdefault(frozenset(zip(rows["prompt"], rows["metric"], strict=True)), []).append(variant)
@@ -165,6 +161,38 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
     return [pivot(name, part, paper if place == 0 else None) for place, part in enumerate(parts)]
 
 
+def speed_pivot(table: pd.DataFrame) -> Pivot:
+    """Of the bench's table (`study.bench.speed_table`), a row a device, backbone and method: the most pictures a second
+    of each phase, and of training the batch, precision, compilation and memory at which that was."""
+    header = [
+        "device",
+        "backbone",
+        "method",
+        "encoding",
+        "decoding",
+        "training",
+        "at batch",
+        "precision",
+        "compiled",
+        "MiB",
+    ]
+    rows = []
+    for (device, backbone, method), found in table.groupby(["device", "backbone", "method"], sort=False):
+        best = {phase: part.loc[part["images_per_second"].idxmax()] for phase, part in found.groupby("phase")}
+        speeds = [f"{best[phase]['images_per_second']:.3g}" if phase in best else NOT_RUN for phase in PHASES]
+        trained = best.get("train")
+        if trained is None or not trained["images_per_second"]:
+            how = ["does not fit" if trained is not None else NOT_RUN, "", "", ""]
+        else:
+            memory = trained["peak_memory_mb"]
+            how = [f"{trained['batch']}", trained["precision"], "yes" if trained["compiled"] else "no"]
+            how.append("not measured" if pd.isna(memory) else f"{memory:.0f}")
+        rows.append([device, backbone, method, *speeds, *how])
+    return Pivot(
+        header, rows, set(), 3, "Pictures a second, the most of the batch sizes and precisions that were tried."
+    )
+
+
 def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | None) -> Pivot | None:
     """What the paper reports on sets that `table` has not: a row a set, a column a method; None: nothing."""
     reported = _reported(name, paper)
@@ -172,7 +200,7 @@ def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | Non
     if rest.empty:
         return None
     rest = rest.assign(measure=[_measure_label(*pair) for pair in zip(rest["prompt"], rest["metric"], strict=True)])
-    methods = sorted(rest["method"].unique(), key=method_order().index)
+    methods = in_order(rest["method"].unique())
     places = rest[["dataset", "measure", "metric"]].drop_duplicates().sort_values(["measure", "dataset"])
     values = {(row["dataset"], row["measure"], row["method"]): row["mean"] for row in rest.to_dict("records")}
     rows = []
@@ -290,7 +318,7 @@ def _mean_rows(keys: list[tuple], ours: dict, theirs: dict, measures: list[tuple
 
 
 def _measure_label(prompt: str, metric: str) -> str:
-    label = (METRIC_LABELS | SPEED_LABELS).get(metric, metric.replace("_", " "))
+    label = METRIC_LABELS.get(metric, metric.replace("_", " "))
     return f"{label} · {prompt}" if prompt else label
 
 

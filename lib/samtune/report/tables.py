@@ -21,6 +21,7 @@ from samtune.report.labels import method_order
 from samtune.report.statistics import paired_bootstrap
 from samtune.study.bench import speed_table
 from samtune.study.records import SUFFIX, Record, read_records
+from samtune.study.varied import option_and_value, varied
 
 TABLES = {
     "nano_sam": "The nano SAM before tuning, object by object (16 x 16 pixels at least), against ellipse and GrabCut",
@@ -38,7 +39,7 @@ TABLES = {
 }
 COLUMNS = [
     "method", "dataset", "prompt", "metric", "mean", "std", "low", "high", "seeds", "images", "variant", "output",
-    "backbone", "train_dataset", "split",
+    "backbone", "train_dataset", "split", "option", "value",
 ]  # fmt: skip
 NUMBERS = ["mean", "std", "low", "high"]
 METRIC_ORDER = [
@@ -49,6 +50,7 @@ PROMPT_ORDER = ["box", "box_jitter", "box+mask", "point_centre", "point1", "poin
                 "mask", "none"]  # fmt: skip
 DESCRIPTIVE = ("image", "group", "object", "object_class", "area", "box_w", "box_h", "output")  # the rest are metrics
 _ROW = ["method", "dataset", "prompt", "variant", "backbone", "train_dataset", "split"]
+_VARIED = ["option", "value"]
 
 
 def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
@@ -67,9 +69,9 @@ def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
             tables[name] = speed_table(chosen)
             continue
         groups = _groups(name, [record for record in chosen if record.objects is not None])
-        tables[name] = _sorted(pd.DataFrame(_rows(groups), columns=COLUMNS))
+        tables[name] = _sorted(pd.DataFrame(_rows(name, groups), columns=COLUMNS))
         for column in ("size", "object_class") if name != "learning_rates" else ():
-            broken_down = _sorted(pd.DataFrame(_rows(groups, column), columns=[*COLUMNS, column]))
+            broken_down = _sorted(pd.DataFrame(_rows(name, groups, column), columns=[*COLUMNS, column]))
             if len(broken_down) and set(broken_down[column]) != {""}:
                 tables[f"{name}_by_{column.removeprefix('object_')}"] = broken_down
     return tables
@@ -199,8 +201,14 @@ def _measured(objects: pd.DataFrame) -> list[str]:
     ]
 
 
-def _rows(groups: dict[tuple, list[Record]], column: str = "") -> list[dict[str, Any]]:
-    """One row a group, output and metric; with `column` ("size" or "object_class") also one a value of it.
+def _described(table: str, row: Sequence[str], record: Record) -> dict[str, str]:
+    """The text columns of a row, one of whose records is `record`."""
+    described = dict(zip(_ROW, row, strict=True))
+    return described | dict(zip(_VARIED, option_and_value(varied(record, table, described["variant"])), strict=True))
+
+
+def _rows(table: str, groups: dict[tuple, list[Record]], column: str = "") -> list[dict[str, Any]]:
+    """One row of `table` a group, output and metric; with `column` ("size" or "object_class") also one a value of it.
 
     Broken down, an image counts where it has such an object, and there are no intervals.
     """
@@ -216,7 +224,8 @@ def _rows(groups: dict[tuple, list[Record]], column: str = "") -> list[dict[str,
         kinds = list(dict.fromkeys(kind for mean in means for kind in mean.index.droplevel(["group", "image"])))
         for kind in kinds:
             parts = [mean.loc[kind] for mean in means if kind in mean.index.droplevel(["group", "image"])]
-            described = dict(zip(_ROW, row, strict=True)) | dict(zip(by, kind if column else [kind], strict=False))
+            described = _described(table, row, records[0])
+            described |= dict(zip(by, kind if column else [kind], strict=False))
             for metric in metrics:
                 values, groups = seeds_by_images([part[metric].dropna() for part in parts if metric in part])
                 if groups:

@@ -58,9 +58,20 @@ CONTROLS = {
     "trained with 2 iterations": {"iterations": 2},
     "trained with 3 iterations": {"iterations": 3},
 }
+# SAM-SP as it is, and with the truth's box in the second pass: at test time, in training, in both.
+BOUNDS = SAM_SP, TRUE_BOX, TAUGHT, TAUGHT_AND_TESTED = (
+    "SAM-SP", "true box", "true box in training", "true box in training and test",
+)  # fmt: skip
 # Ablations of SAM-SP as it is.
 SIZES = {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}}
+SHARES = {f"after {share:.0%} of the training": share for share in (0.1, 0.25, 0.5, 1.0)}
 OTHERS = ("controls", "size", "iterations", "prompt quality", "plateau")
+
+# For the tables' columns `option` and `value` (`study.varied`): what is usual beside the methods' defaults; what a row
+# stands for that is as usual itself, the end of a curve; and the rows that vary how many images a training sees.
+USUAL = {"prompt": "none", **SAMED}
+ALONG = {WHOLE: {"train_share": 1.0}}
+LENGTHS = ("plateau", *SHARES)
 
 
 def group_names() -> list[str]:
@@ -127,10 +138,10 @@ def run_ablations(
                     training = plan.training(method, dataset, seed, **changes)
                     cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
             if "prompt quality" in groups:
-                for share in (0.1, 0.25, 0.5, 1.0):
+                for variant, share in SHARES.items():
                     images = round(share * images_seen(profile, plan.trained_with, dataset))
                     training = plan.training("sam_sp", dataset, seed, images)
-                    cells += plan.measured(training, dataset, f"{ABLATION}:after {share:.0%} of the training")
+                    cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
     for seed in few if "plateau" in groups and profile.plateau_images else ():
         for method in TUNED:
             for variant, images in ((WHOLE, 0), ("plateau", profile.plateau_images)):
@@ -191,9 +202,9 @@ def control_cells(plan: Plan, dataset: str, seeds: Sequence[int]) -> list[Evalua
         direct = plan.training("lora_samed", dataset, seed, mask_loss="dice")
         cells += plan.measured(direct, dataset, f"{ABLATION}:{DICE}")
         boxes = plan.training("sam_sp", dataset, seed, prompt="box", self_prompt="given")
-        cells += plan.measured(boxes, dataset, f"{ABLATION}:true box in training", options={"self_prompt": "box"})
-        cells.append(boxes.evaluation(dataset, **upper, tables=(f"{ABLATION}:true box in training and test",)))
+        cells += plan.measured(boxes, dataset, f"{ABLATION}:{TAUGHT}", options={"self_prompt": "box"})
+        cells.append(boxes.evaluation(dataset, **upper, tables=(f"{ABLATION}:{TAUGHT_AND_TESTED}",)))
         usual = plan.training("sam_sp", dataset, seed)
-        cells += plan.measured(usual, dataset, f"{ABLATION}:SAM-SP")
-        cells.append(usual.evaluation(dataset, **upper, tables=(f"{ABLATION}:true box",)))
+        cells += plan.measured(usual, dataset, f"{ABLATION}:{SAM_SP}")
+        cells.append(usual.evaluation(dataset, **upper, tables=(f"{ABLATION}:{TRUE_BOX}",)))
     return cells

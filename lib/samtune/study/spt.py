@@ -7,7 +7,7 @@ from samtune.data.registry import open_dataset
 from samtune.methods import trainable_parameters
 from samtune.study.cells import EvaluationCell
 from samtune.study.execute import NOTHING
-from samtune.study.plan import ON_BOXES, Plan, zero_shot_cell
+from samtune.study.plan import BOX_AND_POINTS, ON_BOXES, Plan, zero_shot_cell
 from samtune.study.profile import Profile
 from samtune.study.records import Record
 
@@ -16,6 +16,7 @@ TUNED = ("decoder_tuning", "lora", "spt")
 UNIFORM = 1e9  # a temperature at which every token counts the same
 WITH_DEFECT_FREE = ("magnetic-tile",)  # sets whose loader also gives pictures without a defect
 WHOLE = "100% of the pictures"  # the main table's model again: the end of the curve
+NEITHER, BOTH = "neither", "SDT + VRA"
 
 # Ablations by group and variant: options of SPT, or of its training, that differ from the default.
 PARTS = {"SDT": {"relation": False}, "VRA": {"draft": False}}
@@ -50,8 +51,15 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
 CHOSEN_FROM = ("draft", "relation", "lora", "prompts")  # options inside the method: also on validation, to choose by
 EVALUATED = ("boxes", "robustness", "transfer", "plateau")  # groups that are more than an option of SPT
 POINTS = (1, 2, 5, 20)  # beside the 10 of the main table
+CLICKS, EXACT = "points", "box noise 0%"
 BOX_NOISE = (0.1, 0.2, 0.3, 0.4)  # of a side
 WITH_MASK = "a noised true mask as well"
+
+# For the tables' columns `option` and `value` (`study.varied`): what is usual beside the methods' defaults; what a row
+# stands for that is as usual itself, the end of a curve; and the rows that vary how many images a training sees.
+USUAL = {"prompt": BOX_AND_POINTS}
+ALONG = {WHOLE: {"train_share": 1.0}, EXACT: {"box_noise": 0.0}}
+LENGTHS = ("plateau", "untrained")
 
 
 def group_names() -> list[str]:
@@ -159,8 +167,8 @@ def run_ablations(
     for dataset in datasets if "parts" in groups else ():
         for seed in seeds:
             # Without both, SPT is LoRA to the bit (test): its cells serve.
-            cells += plan.measured(plan.training("lora", dataset, seed), dataset, f"{ABLATION}:neither")
-            cells += plan.measured(plan.training("spt", dataset, seed), dataset, f"{ABLATION}:SDT + VRA")
+            cells += plan.measured(plan.training("lora", dataset, seed), dataset, f"{ABLATION}:{NEITHER}")
+            cells += plan.measured(plan.training("spt", dataset, seed), dataset, f"{ABLATION}:{BOTH}")
             for variant, changes in PARTS.items():
                 cells += plan.measured(plan.training("spt", dataset, seed, **changes), dataset, f"{ABLATION}:{variant}")
     for dataset in datasets if "boxes" in groups else ():
@@ -195,12 +203,12 @@ def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell
     The mask tells how far a decoder follows one, and what the second decoder makes of a better draft.
     """
     cells = []
-    options = [{"prompt": f"point{count}", "tables": (f"{ABLATION}:points",)} for count in (*POINTS, 10)]
+    options = [{"prompt": f"point{count}", "tables": (f"{ABLATION}:{CLICKS}",)} for count in (*POINTS, 10)]
     options += [
         {"prompt": "box_jitter", "options": {"box_noise": noise}, "tables": (f"{ABLATION}:box noise {noise:.0%}",)}
         for noise in BOX_NOISE
     ]
-    options.append({"prompt": "box", "tables": (f"{ABLATION}:box noise 0%",)})
+    options.append({"prompt": "box", "tables": (f"{ABLATION}:{EXACT}",)})
     options.append({"prompt": "box+mask", "tables": (f"{ABLATION}:{WITH_MASK}",)})
     for option in options:
         shared = {"max_images": plan.profile.evaluation.max_images} | option

@@ -1,7 +1,9 @@
-"""Ground penetrating radar B-scans: buried pipes and bars as hyperbolas in layered, ringing, noisy ground.
+"""Ground penetrating radar B-scans: buried pipes and bars as hyperbolas, disturbed ground as bands from top to bottom.
 
 Columns are traces along the survey line, rows are two-way travel time. Every reflection is a Ricker wavelet placed
 at its arrival time; a point-like target at depth is seen from the side, too, so its arrival times form a hyperbola.
+Where the ground was dug up or has cracked, all traces differ from their neighbours': a vertical band through the whole
+section, the kind of object that SAM-SP's set Seg-GPR has (figure 3 of the paper).
 """
 
 import math
@@ -47,12 +49,38 @@ def _ground(rng: Generator, size: int, period: float) -> np.ndarray:
         if rng.random() < 0.3:  # a thin bed: top and bottom
             field -= 0.7 * _reflection(size, line + period * rng.uniform(0.8, 1.6), strength, period)
         depth += rng.uniform(0.05, 0.3) * size
-    # Stones and roots: noise with the wavelet's own band in time, patchy, drawn out along the layers.
+    return field + _clutter(rng, size, period, rng.uniform(1.5, 5), (0.06, 0.3))
+
+
+def _clutter(rng: Generator, size: int, period: float, length: float, strength: tuple[float, float]) -> np.ndarray:
+    """Stones and roots: noise with the wavelet's own band in time, patchy, drawn out along the layers by `length`."""
+    unit = size / 256
     kernel = ricker(np.arange(-int(period) - 1, int(period) + 2, dtype=np.float32), period)
-    soil = cv2.GaussianBlur(white_noise(rng, (size, size)), (0, 0), sigmaX=rng.uniform(1.5, 5) * unit, sigmaY=0.6)
+    soil = cv2.GaussianBlur(white_noise(rng, (size, size)), (0, 0), sigmaX=length * unit, sigmaY=0.6)
     soil = cv2.filter2D(soil, cv2.CV_32F, kernel[:, None])
     patches = np.exp(np.float32(0.5) * fractal_noise(rng, size, size, 1.6, rng.uniform(1, 3)))
-    return field + soil * patches * np.float32(rng.uniform(0.06, 0.3) / (float(soil.std()) + 1e-6))
+    return soil * patches * np.float32(rng.uniform(*strength) / (float(soil.std()) + 1e-6))
+
+
+def _disturb(rng: Generator, field: np.ndarray, period: float) -> tuple[np.ndarray, np.ndarray]:
+    """The field with a band of disturbed ground, and where it is, bool `(size, size)`: one piece in every row.
+
+    In the band layers have sunk or risen, echoes are fainter or stronger, and stones lie without order.
+    """
+    size = len(field)
+    unit = size / 256
+    columns = grid(size, size)[1]
+    centre = size * rng.uniform(0.2, 0.8) + _profile(rng, size, rng.uniform(0, 6) * unit)
+    half = size * rng.uniform(0.05, 0.15) * np.clip(1 + 0.2 * _profile(rng, size, 1.0), 0.4, 2)
+    half = half * (1 + rng.uniform(-0.5, 1.0) * np.arange(size) / size)  # narrower or wider with depth
+    inside = (half[:, None] - np.abs(columns - centre[:, None])).astype(np.float32)  # pixels from the nearer edge
+    shift = np.array([[1, 0, 0], [0, 1, rng.choice([-1, 1]) * rng.uniform(0.3, 1.5) * period]])
+    moved = cv2.warpAffine(field, shift, (size, size), borderMode=cv2.BORDER_REFLECT)
+    strength = math.exp(rng.uniform(math.log(0.2), math.log(0.5))) * rng.choice([1, 8])
+    moved = moved * np.float32(strength) + _clutter(rng, size, period, rng.uniform(1, 4), (0.05, 0.6))
+    edge = rng.uniform(0.5, 2) * unit
+    share = smoothstep(inside, -edge, edge)
+    return field * (1 - share) + moved * share, inside > 0
 
 
 def _targets(rng: Generator, size: int) -> list[tuple[float, float, float, float]]:
@@ -77,15 +105,21 @@ def _targets(rng: Generator, size: int) -> list[tuple[float, float, float, float
 def b_scan(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """A radar section: image uint8 `(size, size, 3)` (grey, seldom in colour), masks bool `(N, size, size)`, N >= 1.
 
-    All are of class "hyperbola": the band in which a target's first wavelet and its first echo, where it has one, stand
-    out, as far down the flanks as they are at least a quarter as strong as at the apex.
+    Of class "hyperbola": the stripe in which a target's first wavelet and its first echo, where it has one, stand out,
+    as far down the flanks as they are at least a quarter as strong as at the apex. Of class "band", at most one: the
+    disturbed ground, from the first row to the last. Two in five sections have a band, most of them nothing else.
     """
     unit = size / 256
     period = rng.uniform(6, 14) * unit
     field = _ground(rng, size, period)
-    masks = []
+    masks, kinds = [], []
+    targets = _targets(rng, size)
+    if rng.random() < 0.4:
+        field, band = _disturb(rng, field, period)
+        masks, kinds = [band], ["band"]
+        targets = targets if rng.random() < 0.3 else []
     columns, rows = np.arange(size, dtype=np.float32), grid(size, size)[0]
-    for x, y, speed, strength in _targets(rng, size):
+    for x, y, speed, strength in targets:
         zero = y * rng.uniform(0.45, 1.0)  # time counted from the ground's surface: shallow targets have narrow arms
         offset = (columns - x) * speed
         arrival = (y - zero) + np.sqrt(zero**2 + offset**2)
@@ -105,14 +139,15 @@ def b_scan(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str
         arms = np.asarray(fade > 0.25)
         gaps = np.cumsum(~arms)
         arms &= gaps == gaps[int(np.clip(round(x), 0, size - 1))]  # one piece, round the apex
-        band = (rows > arrival - 0.62 * period) & (rows < arrival + last + 0.62 * period)
-        mask = band & arms[None]
+        stripe = (rows > arrival - 0.62 * period) & (rows < arrival + last + 0.62 * period)
+        mask = stripe & arms[None]
         if np.count_nonzero(mask) >= 20:
             masks.append(mask)
+            kinds.append("hyperbola")
     if not masks:  # all targets at the very edge: draw again
         return b_scan(rng, size)
     image = _display(rng, field, period)
-    return image, np.stack(masks), ("hyperbola",) * len(masks)
+    return image, np.stack(masks), tuple(kinds)
 
 
 def _display(rng: Generator, field: np.ndarray, period: float) -> np.ndarray:

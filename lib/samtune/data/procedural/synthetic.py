@@ -1,7 +1,7 @@
 """Procedural data sets, made on the fly from a seed: nothing to download, nothing on disk.
 
 `synthetic-industrial` surfaces with defects, `synthetic-medical` polyps and lesions, `synthetic-gpr` radar sections
-with hyperbolas, `synthetic-natural` scenes of many overlapping things.
+with hyperbolas and bands, `synthetic-natural` scenes of many overlapping things.
 """
 
 import hashlib
@@ -75,7 +75,7 @@ class SyntheticDataset:
     Each sample is a pure function of kind, seed, split, index and size: of neither the order of loading nor the number
     of samples. Ids read `<kind>-seed<seed>-<split>-<index>`. Every sample has at least one mask; only
     `defect_free` > 0 (synthetic-industrial alone) makes that share of the images good parts without a mask.
-    `object_class` is the defect's kind; "polyp" or "lesion"; "hyperbola"; "object", "part" or "region".
+    `object_class` is the defect's kind; "polyp" or "lesion"; "hyperbola" or "band"; "object", "part" or "region".
     Raises `InputError` for an unknown kind, split or id and for impossible counts or sizes.
     """
 
@@ -135,7 +135,10 @@ def _opener(kind: str) -> Callable[..., SyntheticDataset]:
 _TITLES: dict[str, tuple[str, Domain]] = {
     "synthetic-industrial": ("Made-up metal, fabric, wood and tiles: scratches, cracks, dents, stains", "industrial"),
     "synthetic-medical": ("Made-up endoscopy: polyps and flat lesions on mucosa", "medical"),
-    "synthetic-gpr": ("Made-up ground penetrating radar sections: hyperbolas of buried targets", "industrial"),
+    "synthetic-gpr": (
+        "Made-up ground penetrating radar sections: hyperbolas of buried targets, bands of disturbed ground",
+        "industrial",
+    ),
     "synthetic-natural": ("Made-up scenes of many overlapping textured objects, their parts and regions", "natural"),
 }
 

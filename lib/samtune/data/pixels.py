@@ -1,0 +1,413 @@
+"""How a picture file becomes an image, a mask or an index map."""
+
+import logging
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import scipy.io
+import tifffile
+from PIL import Image, ImageOps
+
+from samtune.common.errors import InputError
+from samtune.data.files import pictures
+
+Image.MAX_IMAGE_PIXELS = None  # the user names the file: an orthophoto is large, and no attack
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what is wrong with a file is said by one `InputError`
+ORIENTATION = 0x0112
+TURNED = (5, 6, 7, 8)  # orientations that swap width and height
+GREY, WHITE_IS_ZERO = tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINISWHITE
+PALETTE = tifffile.PHOTOMETRIC.PALETTE
+ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
+LOSSY_TIFF = (tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG_LOSSY)
+LOOKED_AT = 32  # 16-bit files of a folder, to find the range of its values
+OUTLIERS = 1e-3  # share of values that may exceed that range: hot pixels
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a file holds, upright.
+
+    colours: bool, uint8 or uint16, `(H, W)` or `(H, W, 3)` in RGB order, as they are to be shown.
+    alpha: of the same type, `(H, W)`, or None.
+    lossy: were the values changed by compression (JPEG, lossy WebP)?
+    white_is_zero: does the file's header say that 0 is shown as white?
+    """
+
+    colours: np.ndarray
+    alpha: np.ndarray | None = None
+    lossy: bool = False
+    white_is_zero: bool = False
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """A picture file as uint8 `(H, W, 3)` RGB.
+
+    Turned upright as its EXIF tag says; alpha is dropped (not blended); grey is repeated three times; 16-bit values
+    are divided by 257, or, where the 16-bit pictures of its folder keep to 14, 12 or 8 bits, taken as such data, with
+    one warning a folder. Raises `InputError` with path and reason when the file is missing, truncated or no such
+    picture, or holds several pages or channels that are neither grey, colour nor alpha.
+    """
+    path = Path(path)
+    pixels = _to_eight_bits(_read(path).colours, path)
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[..., None], 3, axis=2)
+    return np.ascontiguousarray(pixels)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) of a picture once turned upright, from its header where that can be read."""
+    try:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            with tifffile.TiffFile(path) as file:
+                height, width = file.pages[0].imagelength, file.pages[0].imagewidth
+        else:
+            with Image.open(path) as picture:
+                width, height = picture.size
+    except Exception:  # read_image says why it cannot be read
+        return read_image(path).shape[:2]
+    return (width, height) if orientation(path) in TURNED else (height, width)
+
+
+def orientation(path: Path) -> int:
+    """The orientation (1 to 8) that a picture's header gives; 1 where it gives none, or cannot be read."""
+    try:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            with tifffile.TiffFile(path) as file:
+                return _tiff_orientation(file.pages[0])
+        with Image.open(path) as picture:
+            return picture.getexif().get(ORIENTATION, 1)
+    except Exception:
+        return 1
+
+
+def check_same_size(
+    image: np.ndarray | tuple[int, int], mask: np.ndarray | tuple[int, int], image_path: Path, mask_path: Path
+) -> None:
+    """Raise `InputError` with both sizes unless image and mask agree; nothing is resized.
+
+    image: an array `(H, W, ...)`, or (H, W).
+    mask: an array `(..., H, W)`, or (H, W).
+    image_path, mask_path: for the message, which also names an EXIF orientation where that is the cause.
+    """
+    size = tuple(image if isinstance(image, tuple) else image.shape[:2])
+    mask_size = tuple(mask if isinstance(mask, tuple) else mask.shape[-2:])
+    if size != mask_size:
+        cause = ""
+        if size == mask_size[::-1] and (tag := orientation(Path(image_path))) in TURNED:
+            cause = (
+                f"; the picture's EXIF orientation ({tag}) turns it upright, and the mask seems to be drawn on the "
+                "picture as stored"
+            )
+        raise InputError(
+            f"image {image_path} is {size[1]}x{size[0]} pixels but mask {mask_path} is {mask_size[1]}x{mask_size[0]} "
+            f"(width x height); masks are never resized, make them match{cause}"
+        )
+
+
+def read_mask(path: str | Path) -> np.ndarray:
+    """A binary mask file as bool `(H, W)`: true where the value exceeds 127 (of 255; 16-bit masks are scaled).
+
+    Where all colours are the same and alpha is not, alpha is the mask. Raises `InputError` with the values found and
+    the option to use when the file is coded 0/1 or looks like an index map (see `_like_an_index_map`), and when it
+    cannot be read.
+    """
+    path = Path(path)
+    grey = _one_value(path)
+    if grey.dtype == bool:
+        return grey
+    values = np.unique(grey) if grey.dtype != np.uint8 else np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
+    found = ", ".join(str(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")
+    if values.tolist() in ([0, 1], [1]):
+        raise InputError(f"mask {path} is coded 0/1, not 0/255 (values {found}); say so: mask_coding='binary1'")
+    white = 255 if values[-1] <= 255 else 65535
+    if _like_an_index_map(grey, values, white):
+        raise InputError(
+            f"mask {path} looks like an index map, where a 0/255 mask is due (values {found}); "
+            "if each number is an object or class, say so: mask_coding='index'"
+        )
+    return grey > 0.5 * white
+
+
+def read_index_map(path: str | Path) -> np.ndarray:
+    """A file whose values are class or object numbers, as int32 `(H, W)`; palette pictures give their indices.
+
+    Raises `InputError` for lossy formats too: they change numbers.
+    """
+    return _one_value(Path(path), numbers=True).astype(np.int32)
+
+
+def read_mat(path: str | Path, key: str) -> np.ndarray:
+    """Variable `key` of a MATLAB file (before v7.3); raises `InputError` with path and reason."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        contents = scipy.io.loadmat(path)
+    except Exception as error:  # scipy raises many kinds on a damaged file
+        raise InputError(f"cannot read {path}: {error}") from error
+    if key not in contents:
+        names = ", ".join(name for name in contents if not name.startswith("__"))
+        raise InputError(f"{path} has no variable {key!r}; found: {names or 'none'}")
+    return contents[key]
+
+
+def _like_an_index_map(grey: np.ndarray, values: np.ndarray, white: int) -> bool:
+    """Do the values of a mask `(H, W)` look like numbers of objects or classes?
+
+    White is hardly dimmed by palettes and JPEG, and grey rims (smoothing, JPEG) are thin and lie between black and
+    white; numbers end anywhere, leave none out, or fill areas of their own. (Stray pixels are neither: magnetic-tile
+    has a mask of 25 of them, none above 176; CVC-ClinicDB has wide areas of up to 16.)
+    """
+    if 0 < values[-1] < 0.5 * white:
+        return True
+    if 2 < len(values) < (grey > 0).sum() / 8 and values[-1] < 0.75 * white:
+        return True
+    if 2 < len(values) <= white and np.array_equal(values, np.arange(values[0], values[0] + len(values))):
+        return True
+    # Classes beside a void of 255 cover more than the void does.
+    high, low = values[values > 0.5 * white], (grey > 0) & (grey < 0.5 * white)
+    if high.tolist() == [white] and low.sum() > (grey == white).sum():
+        return True
+    if (values > white / 16).sum() < 2:  # one level of grey is one object, however bright
+        return False
+    # A grey that fills 3 x 3 pixels or more, and is not both near black and near white, is no rim.
+    black, light = grey < white / 16, grey > white * 15 / 16
+    block, near = np.ones((3, 3), np.uint8), np.ones((11, 11), np.uint8)
+    flat = ~black & ~light & (cv2.dilate(grey, block) == cv2.erode(grey, block))
+    between = cv2.dilate(black.astype(np.uint8), near) & cv2.dilate(light.astype(np.uint8), near)
+    return np.count_nonzero(flat & (between == 0)) >= 4
+
+
+def _one_value(path: Path, numbers: bool = False) -> np.ndarray:
+    """The one value per pixel of a mask, or with `numbers` of an index map; `InputError` where it is not clear.
+
+    Nearly equal colour channels count as one (up to 8 of 255: old palettes hold black and white as (4, 2, 4) and
+    (252, 254, 252)).
+    """
+    stored = _read(path, palette_indices=numbers)
+    if stored.white_is_zero:
+        raise InputError(
+            f"mask {path} is a TIFF whose 0 is shown as white (MINISWHITE), so that its numbers and what one sees are "
+            "opposite; save it as PNG"
+        )
+    if numbers and stored.lossy:
+        raise InputError(f"mask {path} is saved with loss (JPEG or lossy WebP), which changes numbers; save it as PNG")
+    colours, alpha = stored.colours, stored.alpha
+    if alpha is not None and alpha.min() == alpha.max():
+        alpha = None  # says nothing
+    if alpha is not None and not numbers and (colours == colours[0, 0]).all():
+        return alpha
+    if colours.ndim == 3:
+        if np.ptp(colours.astype(np.int32), axis=2).max() > 8:
+            hint = (
+                "the mask seems to be in the alpha channel: flatten it"
+                if alpha is not None
+                else ("if its palette's numbers are objects or classes, say so: mask_coding='index'")
+            )
+            raise InputError(f"mask {path} is a colour picture; a mask needs one value per pixel ({hint})")
+        colours = colours[..., 0]
+    if alpha is not None:
+        full = np.iinfo(alpha.dtype).max
+        marked = colours > (0 if numbers else full / 2)
+        if (marked & (alpha <= full / 2)).any() or (numbers and not np.ptp(colours)):
+            raise InputError(f"mask {path} marks pixels that its alpha channel makes transparent; flatten it")
+    return colours
+
+
+def _read(path: Path, palette_indices: bool = False) -> Stored:
+    """The file's own values; `InputError` with path and reason where it cannot be read, or has several pages."""
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    try:
+        if path.suffix.lower() in (".tif", ".tiff") and (stored := _read_tiff(path, palette_indices)):
+            return stored
+        with Image.open(path) as picture:
+            if picture.format != "MPO" and (frames := getattr(picture, "n_frames", 1)) > 1:
+                raise _several(path, frames)  # (a phone's MPO is one picture and its depth)
+            picture.load()
+            if picture.format == "PNG" and _png_depth(path) == 16:  # Pillow would cut 16-bit colour to 8 bits
+                return _read_deep_png(path, picture.getexif().get(ORIENTATION, 1))
+            lossy = picture.format in ("JPEG", "MPO") or "jpeg" in str(picture.info.get("compression"))
+            lossy |= picture.format == "WEBP" and _is_lossy_webp(path)
+            ImageOps.exif_transpose(picture, in_place=True)
+            return Stored(*_pillow_pixels(picture, palette_indices), lossy)
+    except InputError:
+        raise
+    except Exception as error:  # Pillow and tifffile raise many kinds on damaged files
+        raise InputError(f"cannot read image {path}: {error or type(error).__name__}") from error
+
+
+def _several(path: Path, pages: int) -> InputError:
+    return InputError(f"{path} has {pages} pages; one is read: save one page (or channel) a file")
+
+
+def _pillow_pixels(picture: Image.Image, palette_indices: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Colours and alpha."""
+    if picture.mode == "P" and palette_indices:
+        return _numbers(np.asarray(picture), np.array(picture.getpalette(), np.uint8).reshape(-1, 3)), None
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"values {values.min()} to {values.max()} do not fit 16 bits")
+        return values.astype(np.uint16), None
+    if picture.mode == "F":
+        raise ValueError("floating-point picture; save it with 8 or 16 bits")
+    if picture.mode in ("LA", "RGBA") or (picture.mode in ("P", "PA", "RGB", "L") and picture.has_transparency_data):
+        pixels = np.asarray(picture.convert("RGBA"))
+        return pixels[..., :3], pixels[..., 3]
+    return np.asarray(picture if picture.mode in ("1", "L", "RGB") else picture.convert("RGB")), None
+
+
+def _numbers(indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """The indices; `ValueError` where the greys of the palette `(K, 3)` call other pixels background than they do.
+
+    Grey numbers saved as GIF are renumbered: the darkest becomes 0.
+    """
+    colours = palette[indices]
+    if not np.ptp(colours, axis=-1).any() and ((colours[..., 0] == 0) != (indices == 0)).any():
+        raise ValueError("its palette's greys and numbers disagree on what is 0; save the numbers as PNG")
+    return indices
+
+
+def _png_depth(path: Path) -> int:
+    with path.open("rb") as file:
+        return file.read(25)[24]
+
+
+def _is_lossy_webp(path: Path) -> bool:
+    """Is the picture in a chunk "VP8 " (lossy), not "VP8L"?"""
+    with path.open("rb") as file:
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            if head[:4] in (b"VP8 ", b"VP8L"):
+                return head[:4] == b"VP8 "
+            length = int.from_bytes(head[4:], "little")
+            file.seek(length + length % 2, 1)
+    return False
+
+
+def _read_deep_png(path: Path, turned: int) -> Stored:
+    pixels = cv2.imdecode(np.fromfile(path, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError("broken 16-bit PNG")
+    pixels = _upright(pixels, turned)
+    if pixels.ndim == 2:
+        return Stored(pixels)
+    return Stored(pixels[..., 2::-1], pixels[..., 3] if pixels.shape[2] == 4 else None)
+
+
+def _read_tiff(path: Path, palette_indices: bool) -> Stored | None:
+    """A TIFF's values; None for the colour models (CMYK, YCbCr ...) that Pillow turns into RGB.
+
+    tifffile, because Pillow refuses three samples tagged MINISBLACK (CVC-ClinicDB's colour frames), cuts 16-bit colour
+    to 8 bits and scrambles pictures that are stored turned, and OpenCV reads those frames as grey.
+    """
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        # Bits 0 and 2 of the kind: a smaller copy, a transparency mask.
+        pages = sum(not int(getattr(one, "subfiletype", 0)) & 0b101 for one in file.pages)
+        pages = max(pages, int((file.imagej_metadata or {}).get("images", 1)), page.imagedepth)
+        if pages > 1:
+            raise _several(path, pages)
+        model, turned, samples = page.photometric, _tiff_orientation(page), page.samplesperpixel
+        if model not in (GREY, WHITE_IS_ZERO, PALETTE, tifffile.PHOTOMETRIC.RGB):
+            if turned != 1:
+                raise ValueError(f"a TIFF of colour model {model.name} that is stored turned; save it as PNG")
+            return None
+        if page.dtype not in (bool, np.uint8, np.uint16) or (model != PALETTE and page.bitspersample not in (1, 8, 16)):
+            raise ValueError(f"TIFF values of type {page.dtype}; save it with 8 or 16 bits")
+        has_alpha = samples in (2, 4) and bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
+        if samples - has_alpha not in (1, 3):
+            raise InputError(
+                f"{path} has {samples} channels, none of them tagged as alpha; expected 1, 3, or these and alpha"
+            )
+        pixels = page.asarray()
+        if model == PALETTE:
+            palette = (page.colormap >> 8).astype(np.uint8).T
+            pixels = pixels.astype(np.uint8)
+            pixels = _numbers(pixels, palette) if palette_indices else palette[pixels]
+        lossy = page.compression in LOSSY_TIFF
+    if samples > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+        pixels = np.moveaxis(pixels, 0, -1)
+    if not pixels.size or pixels.shape[:2] != (page.imagelength, page.imagewidth):
+        raise ValueError("its header and its values disagree (damaged?)")
+    pixels = _upright(pixels, turned)
+    alpha = pixels[..., -1] if has_alpha else None
+    colours = pixels if pixels.ndim == 2 else pixels[..., 0] if samples == 2 else pixels[..., :3]
+    if model == WHITE_IS_ZERO:
+        colours = ~colours  # of bool, uint8, uint16: white less the value
+    return Stored(colours, alpha, lossy, model == WHITE_IS_ZERO)
+
+
+def _tiff_orientation(page: tifffile.TiffPage) -> int:
+    tag = page.tags.get("Orientation")
+    return int(tag.value) if tag else 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo TIFF/EXIF orientation 1 to 8: 2 and 4 mirror, 3 turns by 180, 5 to 8 also swap rows and columns."""
+    if orientation in TURNED:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _to_eight_bits(pixels: np.ndarray, path: Path) -> np.ndarray:
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8) * 255
+    if pixels.dtype == np.uint16:
+        full = _full_scale(path.parent, path.parent.stat().st_mtime_ns)
+        if np.count_nonzero(pixels > full) > OUTLIERS * pixels.size:
+            warnings.warn(
+                f"{path}: {np.mean(pixels > full):.1%} of its values lie above {full}, where the 16-bit pictures of "
+                "its folder end; they are shown as white",
+                stacklevel=3,
+            )
+        return (np.minimum(pixels, full) * (255.0 / full)).round().astype(np.uint8)
+    return pixels
+
+
+@lru_cache(maxsize=256)
+def _full_scale(folder: Path, changed: int) -> int:
+    """What is white in the 16-bit pictures of a folder: 65535, or 16383, 4095 or 255 where they keep to fewer bits.
+
+    One scale for all, so that pictures of one series do not differ in brightness: by `LOOKED_AT` of them, evenly
+    spaced by name. Up to 14 bits, a few values (`OUTLIERS`) may lie above. `changed` is the folder's time of change.
+    """
+    deep = [path for path in pictures(folder) if _is_deep(path)]
+    values, above = 0, {255: 0, 4095: 0, 16383: 0}
+    for path in deep[:: -(-len(deep) // LOOKED_AT)]:
+        try:
+            pixels = _read(path).colours
+        except InputError:  # said when that file's turn comes
+            continue
+        values += pixels.size
+        for limit in above:
+            above[limit] += np.count_nonzero(pixels > limit)
+    full = 65535
+    if not above[255]:
+        full = 255
+    elif fewer := [limit for limit in (4095, 16383) if above[limit] <= OUTLIERS * values]:
+        full = fewer[0]
+    if full < 65535:
+        reason = f"hardly a value above {full}: read as {full.bit_length()}-bit"
+        warnings.warn(f"16-bit pictures in {folder}, {reason}", stacklevel=5)
+    return full
+
+
+def _is_deep(path: Path) -> bool:
+    """Does the header say 16 bits a value?"""
+    try:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            with tifffile.TiffFile(path) as file:
+                return file.pages[0].dtype == np.uint16
+        return path.suffix.lower() == ".png" and _png_depth(path) == 16
+    except Exception:
+        return False

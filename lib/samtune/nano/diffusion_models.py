@@ -1,0 +1,114 @@
+"""The nano diffusion pipeline: Stable Diffusion 1.5's own classes with small sizes, in diffusers' folder format.
+
+A picture of 128 pixels stands to the nano SAM's 256 as Stable Diffusion's 512 to SAM's 1,024. The autoencoder's factor
+is 4 in place of 8, so that 32 x 32 latents remain of it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+IMAGE_SIZE = 128
+LATENT_SIZE = 32
+AUTOENCODER_WIDTHS = (16, 32, 64)  # narrow at full resolution, where a CPU spends its time
+UNET_WIDTHS = (64, 128, 192)  # at 32, 16 and 8; attention at 16 and 8
+CONDITION_WIDTHS = (16, 32, 64)  # one stride of 2 between neighbours: factor 4, as the autoencoder's
+TEXT_WIDTH, TEXT_LAYERS, TEXT_LENGTH, VOCABULARY = 128, 2, 32, 1024
+
+
+def new_autoencoder() -> AutoencoderKL:
+    """Pictures `(B, 3, 128, 128)` in [-1, 1] to latents `(B, 4, 32, 32)`; its `scaling_factor` is set when trained."""
+    levels = len(AUTOENCODER_WIDTHS)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=AUTOENCODER_WIDTHS,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+        mid_block_add_attention=False,
+    )
+
+
+def new_unet() -> UNet2DConditionModel:
+    """The noise prediction on `(B, 4, 32, 32)` latents, conditioned on captions `(B, T, 128)`."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIZE,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=UNET_WIDTHS,
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,  # diffusers reads it as the number of heads, in Stable Diffusion 1.5 too
+        norm_num_groups=16,
+    )
+
+
+def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """A ControlNet that starts as the U-Net's encoder; its condition is a picture `(B, 3, 128, 128)` in [0, 1]."""
+    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=CONDITION_WIDTHS)
+
+
+def new_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
+    """CLIP's byte-pair encoding trained on `captions`: at most `VOCABULARY` tokens, texts of `TEXT_LENGTH` tokens."""
+    trained = CLIPTokenizer(model_max_length=TEXT_LENGTH).train_new_from_iterator(captions, VOCABULARY)
+    trained.model_max_length = TEXT_LENGTH
+    return trained
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """CLIP's text model for that tokenizer; it is trained with the U-Net, not on pairs as CLIP was."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=TEXT_LAYERS,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def new_scheduler() -> DDIMScheduler:
+    """ASAM's DDIM: with 50 steps, timesteps 980, 960 ... 0; nothing is clipped.
+
+    The step to the picture ends at the first abar of the schedule, not at 1.
+    """
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=0,
+    )
+
+
+def save_pipeline(folder: Path) -> None:
+    """Write `model_index.json` over the parts already in `folder`: diffusers' own pipeline opens it from then on."""
+    pipeline = StableDiffusionControlNetPipeline(
+        vae=AutoencoderKL.from_pretrained(folder, subfolder="vae"),
+        text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
+        controlnet=ControlNetModel.from_pretrained(folder, subfolder="controlnet"),
+        scheduler=DDIMScheduler.from_pretrained(folder, subfolder="scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_config(folder)

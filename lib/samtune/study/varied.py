@@ -1,0 +1,77 @@
+"""What a row of an ablation varies, read from the cell that it shows: columns `option` and `value` of the tables."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import cache
+from types import ModuleType
+
+from samtune.evaluation import EvaluationConfig
+from samtune.methods import METHODS
+from samtune.study import sam_sp, spt
+from samtune.study.records import Record
+from samtune.training import TrainingConfig
+
+# Not varied: chosen by a rule, or what the profile and the backbone ask for.
+NEVER = {"learning_rate", "batch_size", "accumulate", "image_size", "mask_size"}
+ALONE = {"learning_rates": "learning_rate", "speed": "weights"}  # tables that vary one thing, whatever their cells are
+MEASUREMENT = {field.name for field in fields(EvaluationConfig)}
+
+
+def varied(record: Record, table: str, variant: str) -> dict[str, object]:
+    """The options that `record` varies where `table` shows it as `variant`, with their values; none without a variant.
+
+    Those of the method and its training that are `unusual`, those that the measurement names, and what the study says
+    of the row in `ALONG` and `LENGTHS`. `prompt` is what the training drew, `images` how many it saw; an option of the
+    method that only the measurement changes is `test_<option>`.
+    """
+    cell = record.cell
+    training = cell if record.kind == "training" else cell.get("training")
+    hyper = {} if training is None else training["hyper"]
+    measured = cell.get("options", {})
+    if not variant:
+        return {}
+    if table in ALONE:
+        return {ALONE[table]: {**hyper, **measured}[ALONE[table]]}
+    trained = {}
+    if training is not None:
+        before = METHODS[record.method].options_before if record.method in METHODS else {}
+        trained = {**before, **hyper, "prompt": training["prompt"]}
+    found = unusual(trained, record.method, table)
+    as_trained = _usual(record.method, table) | trained
+    for name, value in measured.items():
+        if name in MEASUREMENT or name not in as_trained:
+            found[name] = value
+        elif value != as_trained[name]:
+            found[f"test_{name}"] = value
+    if cell.get("target", "union") != "union":
+        found["target"] = cell["target"]
+    study, plain = _study(table), variant.removeprefix(f"{sam_sp.ON_BOTH}, ")
+    found |= study.ALONG.get(plain, {})
+    if plain in study.LENGTHS:
+        found["images"] = 0 if training is None else training["images"]
+    return {name: value for name, value in found.items() if name not in NEVER}
+
+
+def unusual(options: Mapping[str, object], method: str, table: str) -> dict[str, object]:
+    """Those of `options` that are neither the method's or the training's defaults nor the study's `USUAL`."""
+    usual = _usual(method, table)
+    return {name: value for name, value in options.items() if name not in usual or value != usual[name]}
+
+
+def option_and_value(options: Mapping[str, object]) -> tuple[str, str]:
+    """The two columns: names in alphabetical order and their values in the same order, each joined by ", "."""
+    values = [options[name] for name in sorted(options)]
+    texts = [f"{v:g}" if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v) for v in values]
+    return ", ".join(sorted(options)), ", ".join(texts)
+
+
+def _study(table: str) -> ModuleType:
+    return sam_sp if table.startswith("sam_sp_") else spt
+
+
+@cache
+def _usual(method: str, table: str) -> dict[str, object]:
+    parameters = inspect.signature(METHODS[method]).parameters.values() if method in METHODS else ()
+    training = {field.name: field.default for field in fields(TrainingConfig)}
+    return training | {one.name: one.default for one in parameters} | _study(table).USUAL
