@@ -196,6 +196,8 @@ def speed_pivot(table: pd.DataFrame) -> Pivot:
 def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | None) -> Pivot | None:
     """What the paper reports on sets that `table` has not: a row a set, a column a method; None: nothing."""
     reported = _reported(name, paper)
+    if reported.empty:
+        return None
     rest = reported[~reported["dataset"].isin(table["dataset"])]
     if rest.empty:
         return None
