@@ -107,7 +107,8 @@ def test_paired_differences_take_the_same_images_and_seeds(tmp_path):
 def test_nothing_is_invented_where_nothing_was_run(tmp_path):
     tables = build_tables([])
     assert list(tables) == list(TABLES)
-    assert all(table.empty and list(table.columns) == COLUMNS for table in tables.values())
+    assert all(table.empty for table in tables.values())
+    assert all(list(table.columns) == COLUMNS for name, table in tables.items() if name != "speed")  # has its own
     write_tables(tables, tmp_path)
     write_pages(tables, tmp_path)
     assert (tmp_path / "spt_main.csv").read_text().strip() == ",".join(COLUMNS)
@@ -115,19 +116,19 @@ def test_nothing_is_invented_where_nothing_was_run(tmp_path):
     assert differences(read_table(tmp_path / "spt_main.csv"), tables["spt_main"]) == []
     # What the paper reports stands there all the same, beside "not run".
     page = (tmp_path / "asam_main.md").read_text()
-    assert "| dataset | measure | zero_shot | dat | pgd | generated | asam |" in page and "performance.png" in page
-    assert "| hrsod-te | IoU · box | 0.889 | 0.550 | 0.634 | 0.454 | 0.913 |" in page
+    header, hrsod = (next(line for line in page.splitlines() if line.startswith(f"| {start} |")).split(" | ")
+                     for start in ("dataset", "hrsod-te"))  # fmt: skip
+    shown = dict(zip((name.strip("| ") for name in header), (value.strip("| ") for value in hrsod), strict=True))
+    reported = {"zero_shot": "0.889", "dat": "0.550", "pgd": "0.634", "generated": "0.454", "asam": "0.913"}
+    assert shown == {"dataset": "hrsod-te", "measure": "IoU · box"} | reported and "performance.png" in page
 
 
-def test_outputs_variants_and_speed(tmp_path):
+def test_outputs_and_variants(tmp_path):
     cells = fake_cells(("spt_main", "spt_ablation:SDT + VRA"), ("magnetic-tile",), ("lora", "spt"))
     tables = build_tables(records_of(tmp_path, cells))
     spt = tables["spt_main"].query("method == 'spt' and metric == 'iou'")
     assert spt["output"].tolist() == ["draft", "final"] and spt["mean"].is_monotonic_increasing
     assert set(tables["spt_ablation"]["variant"]) == {"SDT + VRA"}
-    speed = row(tables["speed"], method="lora", metric="training_seconds_per_image")
-    assert (speed["mean"], speed["std"], speed["seeds"], speed["images"]) == (0.01, 0, 3, 3000)
-    assert row(tables["speed"], method="spt", metric="trainable_parameters")["mean"] == 1234
 
 
 def test_rows_are_in_the_order_of_the_numbers_in_their_names(tmp_path):

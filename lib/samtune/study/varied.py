@@ -14,7 +14,6 @@ from samtune.training import TrainingConfig
 
 # Not varied: chosen by a rule, or what the profile and the backbone ask for.
 NEVER = {"learning_rate", "batch_size", "accumulate", "image_size", "mask_size"}
-ALONE = {"learning_rates": "learning_rate", "speed": "weights"}  # tables that vary one thing, whatever their cells are
 MEASUREMENT = {field.name for field in fields(EvaluationConfig)}
 
 
@@ -31,8 +30,8 @@ def varied(record: Record, table: str, variant: str) -> dict[str, object]:
     measured = cell.get("options", {})
     if not variant:
         return {}
-    if table in ALONE:
-        return {ALONE[table]: {**hyper, **measured}[ALONE[table]]}
+    if table == "learning_rates":
+        return {"learning_rate": hyper["learning_rate"]}
     trained = {}
     if training is not None:
         before = METHODS[record.method].options_before if record.method in METHODS else {}
