@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from PIL import Image
 from segment_anything import SamPredictor
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
@@ -25,7 +26,8 @@ class SamPadding(Preprocess):
 
     def resized(self, image: np.ndarray) -> np.ndarray:
         """uint8 `(H, W, 3)` -> the same at `inner_size`, bilinear with Pillow."""
-        return ResizeLongestSide(self.size).apply_image(image)
+        height, width = self.inner_size(*image.shape[:2])
+        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
     def logits(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
         """Low-resolution logits `(P, M, h, w)` -> `(P, M, H, W)`: to the square, the padding cut off, to the size."""
