@@ -423,6 +423,25 @@ def test_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: di
     assert len(steps) == 8 + 12 - 6  # from the checkpoint after the sixth
 
 
+def test_a_damaged_last_pt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, steps = training._step, []
+
+    def stopped_at_the_fifth(*arguments: object) -> dict:
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "_step", stopped_at_the_fifth)
+    assert tune(folder, *LONGER)[0] == 130
+    last = folder / "out" / "last.pt"
+    whole = last.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b""):
+        last.write_bytes(damaged)
+        error = refused(tune(folder, *LONGER))
+        assert f"corrupt checkpoint {last} (sha256 " in error and "remove that file to begin anew" in error
+
+
 def test_disk_full(folder: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: dict[str, torch.Tensor]) -> None:
     real, saved = training.torch.save, []
 

@@ -68,7 +68,7 @@ def look_through(data: ListedDataset, settings: TuneSettings, sam: Sam) -> Conte
     digest, preprocess = hashlib.sha256(), Preprocess(sam.image_size, settings.preprocess)
     objects = small = lost = 0
     parts = [(split, id) for split in ("train", "val") for id in data.ids(split)]
-    for split, id in tqdm(parts, "look through", mininterval=2, leave=False):
+    for split, id in tqdm(parts, "look through", mininterval=2, leave=False, disable=None):
         sample = data.load(id)
         digest.update(f"{split}/{id} {sample.image.shape} {len(sample.masks)}".encode())
         digest.update(sample.image.tobytes())

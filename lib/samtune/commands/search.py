@@ -136,7 +136,8 @@ def search(
             _write(path, progress, state)
     rate = progress.rate()
     tried = ", ".join(f"{one} {loss:.3f}" for one, loss in progress.losses.items())
-    say(f"learning rate {rate:g}, of the lowest loss after {trial} steps ({tried})")
+    seconds = time.perf_counter() - started
+    say(f"learning rate {rate:g}, of the lowest loss after {trial} steps ({tried}), found in {seconds:.0f} seconds")
     if length_given:
         return replace(config, learning_rate=rate)
 
