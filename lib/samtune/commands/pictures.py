@@ -22,7 +22,7 @@ def open_pictures(images: Path, masks: Path, settings: TuneSettings, skip_bad: b
     """The two folders as one data set; a bad file is an `InputError` that also says how many there are in all."""
     options = (images, masks, settings.mask_coding, settings.void)
     try:
-        return FolderDataset(*options, skip_bad, "train", "pictures")
+        return FolderDataset(*options, skip_bad, "train", "pictures", settings.target)
     except InputError as error:
         if skip_bad:
             raise
