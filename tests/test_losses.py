@@ -14,8 +14,6 @@ PIXEL_LOSSES = [
     losses.binary_cross_entropy,
     losses.balanced_cross_entropy,
     losses.dice_loss,
-    losses.focal_loss,
-    losses.sam_loss,
     losses.samed_loss,
 ]
 
@@ -59,19 +57,10 @@ def test_dice_by_hand() -> None:
     assert losses.dice_loss(logits - 1e4, target * 0).item() == 0  # two empty masks
 
 
-def test_focal_equals_the_paper_formula() -> None:
-    logits, target = pair()
-    probability = torch.where(target, logits.sigmoid(), 1 - logits.sigmoid())
-    weight = torch.where(target, 0.25, 0.75)
-    expected = (-weight * (1 - probability) ** 2 * probability.log()).mean((2, 3))
-    assert torch.allclose(losses.focal_loss(logits, target), expected, rtol=1e-4)
-
-
 def test_weighted_sums() -> None:
     logits, target = pair()
     entropy, dice = losses.binary_cross_entropy(logits, target), losses.dice_loss(logits, target)
     assert torch.allclose(losses.samed_loss(logits, target), 0.2 * entropy + 0.8 * dice)
-    assert torch.allclose(losses.sam_loss(logits, target), 20 * losses.focal_loss(logits, target) + dice)
 
 
 @pytest.mark.parametrize("loss", PIXEL_LOSSES)
@@ -199,29 +188,6 @@ def test_point_sampled_loss_survives_bfloat16() -> None:
     value = losses.point_sampled_loss(logits, target)
     value.sum().backward()
     assert value.dtype == torch.float32 and value.isfinite().all() and logits.grad.isfinite().all()
-
-
-def test_only_the_best_mask_learns() -> None:
-    values = torch.tensor([[3.0, 1.0, 2.0], [0.5, 4.0, 4.0]], requires_grad=True)
-    least = losses.least_over_masks(values)
-    least.sum().backward()
-    assert least.tolist() == [1.0, 0.5]
-    assert values.grad.tolist() == [[0, 1, 0], [1, 0, 0]]
-
-
-def test_iou_head_by_hand() -> None:
-    target = torch.zeros(2, 1, 4, 4)
-    target[0, :, :, :2] = 1  # 8 pixels
-    logits = torch.full((2, 2, 4, 4), -1.0, requires_grad=True)
-    with torch.no_grad():
-        logits[0, 0, :2] = 1  # 8 pixels, 4 in common: IoU 4/12
-        logits[0, 1, :, :2] = 1  # IoU 1
-        logits[1, 0, 0, 0] = 1  # IoU 0 against nothing; logits[1, 1] is empty too: IoU 1
-    predicted = torch.tensor([[0.5, 0.5], [0.5, 0.25]], requires_grad=True)
-    value = losses.iou_head_loss(predicted, logits, target)
-    assert torch.allclose(value, torch.tensor([[(1 / 2 - 1 / 3) ** 2, 0.25], [0.25, 0.5625]]))
-    value.sum().backward()
-    assert logits.grad is None and torch.allclose(predicted.grad[0, 0], torch.tensor(2 * (1 / 2 - 1 / 3)))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])

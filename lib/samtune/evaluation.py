@@ -29,12 +29,16 @@ KNOWN_BYTES = 2**31  # embeddings kept in memory from one kind of prompt to the 
 class EvaluationConfig:
     """What is measured, and how; see `EvaluationCell` for the shared fields.
 
-    `min_side`: objects whose box is narrower or lower, in original pixels, are left out (the nano SAM's table takes
-    16). `multimask`: also decode the three masks for ambiguous prompts and report the best by the truth, as output
-    "best_of_3" (an upper bound, never part of a method comparison). `box_noise`: how far box_jitter goes.
-    `everything`: so many clicks a side on a grid instead of a prompt, see `predict_everything` (0: no). `per_object`:
-    with target "union", a prompt for each object, see `objects_of`, whose masks are united. `mask_size`: side of
-    the model's low-resolution masks, at which mask prompts are made, and the truth of `predict_truth`.
+    Fields:
+        metrics: names of `samtune.metrics.METRICS`.
+        min_side: objects whose box is narrower or lower, in original pixels, are left out (the nano SAM's table: 16).
+        multimask: also decode the three masks for ambiguous prompts, and report the best of them by the truth as output
+            "best_of_3": an upper bound, never part of a comparison of methods.
+        box_noise: how far the prompt "box_jitter" moves a box, as a share of its sides.
+        everything: points per side of a grid that takes the place of a prompt, see `predict_everything`; 0: none.
+        per_object: with target "union", one prompt for each object (see `objects_of`); their masks are united.
+        mask_size: side of the model's low-resolution masks, at which mask prompts are made, and of `predict_truth`.
+        device, precision: "cpu", "cuda" ...; "fp32" or "bf16".
     """
 
     split: str = "test"

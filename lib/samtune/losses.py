@@ -9,7 +9,6 @@ size raises `ValueError`: bring it to the logits' grid with `at_size`, or sample
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import sigmoid_focal_loss
 
 POINTS, OVERSAMPLE, IMPORTANCE = 112 * 112, 3, 0.75  # as in HQ-SAM's, SPT's and ASAM's code
 
@@ -55,17 +54,6 @@ def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
     probability = logits.sigmoid()
     overlap = (probability * target).sum((-2, -1))
     return 1 - (2 * overlap + smooth) / (probability.sum((-2, -1)) + target.sum((-2, -1)) + smooth)
-
-
-def focal_loss(logits: Tensor, target: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss, mean over a mask's pixels, with RetinaNet's alpha and gamma (SAM's paper names none)."""
-    logits, target = _same_grid(logits, target)
-    return sigmoid_focal_loss(logits, target, alpha=alpha, gamma=gamma).mean((-2, -1))
-
-
-def sam_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """What SAM's masks were trained with: 20 focal + 1 Dice."""
-    return 20 * focal_loss(logits, target) + dice_loss(logits, target)
 
 
 def samed_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -126,24 +114,6 @@ def read_points(maps: Tensor, places: Tensor) -> Tensor:
     0 and 1 are the outer edges of the border pixels, as in detectron2's `point_sample`.
     """
     return F.grid_sample(maps, 2 * places[:, :, None] - 1, align_corners=False)[..., 0]
-
-
-def least_over_masks(losses: Tensor) -> Tensor:
-    """The least of each prompt's losses, `(P, M)` to `(P,)`: only the best of an ambiguous prompt's masks learns."""
-    return losses.min(dim=1).values
-
-
-def iou_head_loss(predicted: Tensor, logits: Tensor, target: Tensor) -> Tensor:
-    """Squared error of the predicted IoU `(P, M)` against the IoU that the masks (logits > 0) really have.
-
-    The real IoU carries no gradient; it is 1 where both masks are empty. `target` counts as foreground above 0.5.
-    """
-    with torch.no_grad():
-        logits, target = _same_grid(logits, target)
-        mask, truth = logits > 0, target > 0.5
-        union = (mask | truth).sum((-2, -1))
-        actual = torch.where(union > 0, (mask & truth).sum((-2, -1)) / union.clamp(min=1), 1.0)
-    return (predicted.float() - actual).square()
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

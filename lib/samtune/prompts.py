@@ -325,7 +325,7 @@ def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _family(part: str) -> str:
-    """What a part is at heart: "box", "point", "mask" or "none"; it seeds the generator."""
+    """The kind of a part without its number or variant: "box", "point", "mask" or "none"; it seeds the generator."""
     return re.match(r"[a-z]+", part).group()
 
 

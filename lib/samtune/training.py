@@ -34,12 +34,23 @@ LEAST_SIDE = 102.4  # pixels to which jitter shrinks a picture at most: 0.1 of S
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """`images` seen in all, in batches of `batch_size` accumulated `accumulate` times before an optimiser step.
+    """How a method is trained.
 
-    `prompts` are drawn evenly, one kind a batch. `schedule` is one of `SCHEDULES`. `objects`: the most masks taken of
-    an image. `augmentation`: see `augment`. `copies`: how many fixed augmented copies of an image a method with a
-    frozen encoder sees, for the sake of its embedding cache; the others see a new one every epoch; 1 means no
-    augmentation for either. `train_share`: the share of the training pictures that are used.
+    Fields:
+        images: seen in all.
+        batch_size, accumulate: images in a batch, and batches before an optimiser step.
+        optimiser, learning_rate, weight_decay: "adam" or "adamw", and its settings.
+        schedule: of the learning rate, one of `SCHEDULES`; `warm_up`: the share of the steps over which it rises first.
+        prompts: drawn evenly, one kind a batch.
+        target: "union" or "instances".
+        preprocess: "stretch" or "pad".
+        augmentation: see `augment`.
+        objects: the most masks taken of an image.
+        copies: fixed augmented copies of an image that a method with a frozen encoder sees, so that embeddings can be
+            cached; other methods see a new one every epoch. 1: no augmentation, for either.
+        train_share: the share of the training pictures that are used.
+        workers: processes that load pictures.
+        checkpoint_every: steps between two checkpoints to resume from.
     """
 
     images: int

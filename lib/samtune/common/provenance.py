@@ -60,7 +60,7 @@ def hardware() -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     text = f"{' '.join(processor.split())}, {cores} core{'s' if cores != 1 else ''}, {memory:.0f} GiB"
-    torch = sys.modules.get("torch")  # whoever has not imported torch has not used a card either
+    torch = sys.modules.get("torch")  # a process that has not imported torch has used no card
     if torch is not None and torch.cuda.is_available():
         text += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
     return text

@@ -141,11 +141,11 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
 
 
 def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> list[Pivot]:
-    """`table` as a pivot for each lot of variants that were measured alike: first the methods as they are, or most.
+    """Several pivots of `table`: one for each group of variants that were measured with the same prompts and metrics.
 
-    Prompts that fewer than half of the methods were given (a true box beside methods without prompts) get one of their
-    own. In one pivot, where boxes, clicks and areas were each measured on a few, most cells would say "not run".
-    What the paper reports stands in the first.
+    In a single pivot most cells would say "not run". The first pivot shows the methods without a variant, if there are
+    any, and the paper's numbers. A prompt that fewer than half of the methods were given (the true box, beside methods
+    without prompts) gets a pivot for itself.
     """
     if name == "speed":
         return [speed_pivot(table)] if len(table) else []

@@ -40,13 +40,14 @@ def choose_learning_rates(
 ) -> dict[Place, float]:
     """By place, the smallest rate of the profile's grid within half a point of the best mean IoU on validation.
 
-    One rule for every method and baseline: whole trainings of seed 0 (the chosen is the main table's; shorter ones
-    would favour large rates), at the method's own rate, then at the one above the chosen so far, then at the one below,
-    until it has been compared with both; the mean is over the prompts trained with (and over the sets of a union,
-    "a+b"): on others, such as a single click, a rate so large that the model ignores its prompt would win. One seed
-    cannot tell rates apart that are within half a point, and a smaller one stays nearer to SAM. A rate whose loss ends
-    in no number is never chosen. Shown in the table `learning_rates`. A grid of one rate is not run; without a grid
-    each method has its own rate.
+    One rule for every method and baseline. At each place the method's own rate is trained first, then the rate above
+    the one chosen so far, then the one below, until the chosen one has been compared with both. All are whole trainings
+    of seed 0, as short ones would favour large rates; the chosen one is the main table's. The mean is over the prompts
+    trained with (and over the sets of a union "a+b"): measured on another prompt, such as a single click, a rate so
+    large that the model ignores its prompt would win. One seed cannot tell apart rates that are within half a point,
+    and a smaller rate stays nearer to SAM. A rate whose loss ends in no number is never chosen.
+
+    Shown in the table `learning_rates`. A grid of one rate is not run; without a grid each method has its own rate.
     """
     grid = sorted(profile.learning_rates)
     own = {place: METHODS[place[1]].learning_rate for place in places}

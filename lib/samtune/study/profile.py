@@ -68,13 +68,19 @@ class Pretraining(_Strict):
 class Profile(_Strict):
     """Everything that differs between a smoke test and the paper's own scale.
 
-    `backbone` of the tables, `other_backbones` for the claim that gains hold for all sizes; `diffusion` the folder or
-    hub name of the latent diffusion pipeline, `controlnet` of its mask ControlNet; `precision` "auto", "fp32", "bf16";
-    `device` "auto", "cpu", "cuda" or "mps"; `preprocess` "stretch" or "pad"; `seeds` of main tables and named controls,
-    `ablation_seeds` of the other ablations; `images` that every training cell sees (null: the paper's own schedule),
-    `plateau_images` of the one cell a method that runs to its plateau (null: none); `batch_size` in training, of which
-    `accumulate` make a step; `learning_rates` the grid in which all methods look for the best on validation (empty:
-    each method's own rate); `datasets` by notebook; `notebooks` in the order in which they are run.
+    Fields:
+        backbone: of the tables; other_backbones: for the claim that gains hold for all sizes.
+        diffusion, controlnet: folder or hub name of the latent diffusion pipeline and of its mask ControlNet.
+        precision: "auto", "fp32" or "bf16".
+        device: "auto", "cpu", "cuda" or "mps".
+        preprocess: "stretch" or "pad".
+        seeds: of main tables and named controls; ablation_seeds: of the other ablations.
+        images: that every training cell sees; null: the paper's own schedule.
+        plateau_images: of the one cell a method that is trained until it no longer improves; null: none.
+        batch_size: in training; accumulate: batches that make a step.
+        learning_rates: the grid in which all methods look for the best on validation; empty: each method's own rate.
+        datasets: by notebook.
+        notebooks: in the order in which they are run.
     """
 
     name: str

@@ -185,7 +185,7 @@ def _queue(cells: Sequence[Cell], folder: Path) -> list[Cell]:
 def _free(queue: Sequence[Cell], folder: Path) -> Cell:
     """The first cell that no other process is at and whose needs are met; if there is none, the first (to wait).
 
-    Rather not one of a model that another process is measuring on the same pictures: both would have to encode them.
+    Cells of a model that another process is measuring on the same pictures come last: both would encode the pictures.
     """
     measured = {_model_and_pictures(cell) for cell in queue if is_locked(_lock(cell, folder))}
     second_choice = None

@@ -154,7 +154,7 @@ def run_ablations(
     that widened the gap on validation) on every set and seed; "transfer" between all sets of `transfer` (none: of
     `datasets`); the others on the first set with the profile's `ablation_seeds`, at SPT's own rate (or LoRA's). What
     the main table has trained already is only measured. Options of SPT are measured on validation pictures too, in
-    `spt_choices`: whoever picks one of them picks it there.
+    `spt_choices`: to choose one of them, read it there.
     """
     groups = list(groups) or group_names()
     for name in transfer if "transfer" in groups else ():
