@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from samtune.study import execute, plan
+from samtune.methods import build_method
+from samtune.study import execute, plan, spt
 from samtune.study.cells import EvaluationCell
 from samtune.study.profile import Profile, load_profile
 from small_sam import small_sam
@@ -15,6 +16,8 @@ def small_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ "nano" is the small SAM, and results go to a folder of the test's own."""
     for module in (execute, plan):
         monkeypatch.setattr(module, "load_sam", lambda backbone: small_sam())
+    counted = lambda name, backbone: build_method(name, small_sam()).count_trainable()  # noqa: E731
+    monkeypatch.setattr(spt, "trainable_parameters", counted)
     monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path / "results"))
 
 

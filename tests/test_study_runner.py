@@ -328,11 +328,11 @@ def test_precision_is_read_from_the_flags():
 def test_peak_memory_starts_anew_with_every_cell(tmp_path):
     def hungry(cell, folder):
         if cell.seed == 0:
-            np.ones(40_000_000 // 8).sum()  # 40 MB
+            np.ones(400_000_000 // 8).sum()  # 400 MB: more than a long test process has free
         return Result(objects=fake_objects(cell))
 
     if not os.access("/proc/self/clear_refs", os.W_OK):  # elsewhere the peak is the process's, and says so
         return
     cells = [EvaluationCell("zero_shot", "nano", "neu-seg", seed=seed) for seed in (0, 1)]
     first, second = run_cells(cells, tmp_path, hungry, say=lambda line: None)
-    assert first.peak_memory_mb - second.peak_memory_mb > 20
+    assert first.peak_memory_mb - second.peak_memory_mb > 200
