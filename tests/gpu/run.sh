@@ -4,6 +4,7 @@
 #   bench      pictures a second and memory of every method: table `speed` of the profile gpu
 #   rehearsal  every notebook of the profile gpu on 8 pictures, with a ViT-B of random weights
 #   queue      all cells of the profile cpu that have no record, many processes sharing the card (CUDA's MPS)
+#   diffusion  the nano diffusion pipeline's three stages, see train_diffusion.sh
 # usage: tests/gpu/run.sh OUT [PART ...]        (all parts without one)
 # What is done is kept as records, and is not done again; everything new is packed into OUT every minute
 # (tests/gpu/pack.py) and brought back with tests/gpu/bring_back.py OUT. Settings, from the environment:
@@ -12,7 +13,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=${1:?usage: tests/gpu/run.sh OUT [PART ...]}; shift
-parts=("$@"); [ $# -gt 0 ] || parts=(tests bench rehearsal queue)
+parts=("$@"); [ $# -gt 0 ] || parts=(tests bench rehearsal queue diffusion)
 device=${DEVICE:-cuda}; python=${PYTHON:-python3}
 mkdir -p "$out"; [ -e "$out/started" ] || touch "$out/started"
 export PYTHONPATH="$PWD/lib${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -38,6 +39,8 @@ part_queue() {
     cat "$out"/queue-*.txt > "$out/queue.txt"; rm -f "$out"/queue-*.txt
     return $status
 }
+
+part_diffusion() { DEVICE=$device PYTHON=$python tests/gpu/train_diffusion.sh "$out"; }
 
 failed=()
 for part in "${parts[@]}"; do
