@@ -35,7 +35,7 @@ def test_box_that_sam_sp_made_itself_lies_around_its_first_pass() -> None:
         rows, columns = np.nonzero(example.predictions["sam_sp pass1"])
         if len(rows):
             box = [columns.min(), rows.min(), columns.max(), rows.max()]
-            assert example.own_prompts["sam_sp"].boxes.tolist() == [box]
+            assert example.own_prompts["sam_sp pass1"].boxes.tolist() == [box]
         else:
             assert not example.own_prompts
     assert len(rows)  # else nothing was compared

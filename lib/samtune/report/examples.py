@@ -37,7 +37,7 @@ def of_pictures(
 ) -> list[Example]:
     """A row of a qualitative figure for each of `ids` (note -> id): its largest object, prompted, by every method.
 
-    SAM-SP's last self-made box is drawn where the final mask is (to the picture's pixels; it got the mask's).
+    SAM-SP's last self-made box is drawn on the pass that it was made from (to the picture's pixels; it got the mask's).
     """
     rows = []
     for note, id in ids.items():
@@ -50,9 +50,11 @@ def of_pictures(
             outputs = predict_masks(method, sample, prompts, mode)
             if isinstance(method, SamSP):
                 del outputs[f"pass{method.iterations}"]  # the final one
-                last = outputs.get(f"pass{method.iterations - 1}", np.zeros(0))
+                before = f"pass{method.iterations - 1}"
+                last = outputs.get(before, np.zeros(0))
                 if "box" in method.self_prompt.split("+") and last.any():
-                    own_prompts[name] = Prompts(torch.zeros(1, dtype=torch.int64), torch.from_numpy(tight_boxes(last)))
+                    box = Prompts(torch.zeros(1, dtype=torch.int64), torch.from_numpy(tight_boxes(last)))
+                    own_prompts[f"{name} {before}"] = box
             for output, mask in outputs.items():
                 predictions[name if output == "final" else f"{name} {output}"] = mask[0]
         scores = {name: iou(mask, masks[largest]) for name, mask in predictions.items()}

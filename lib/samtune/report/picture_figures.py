@@ -29,7 +29,7 @@ class Example:
 
     `image` uint8 `(H, W, 3)`; `truth` bool `(H, W)`; `predictions` bool `(H, W)` and `scores` by column (a method, or
     "SPT draft"); `prompt` what every method was given, in pixels of the image; `note` "worst", "median", "best";
-    `own_prompts` what a column's method prompted itself with.
+    `own_prompts` what a column's mask became for the method's next pass.
     """
 
     image: np.ndarray
