@@ -1,4 +1,4 @@
-"""The methods by name; a new one is a file beside these and a line here."""
+"""The methods by name. A new method is a file beside these and a line in `METHODS`."""
 
 import inspect
 from collections.abc import Mapping
@@ -32,7 +32,12 @@ METHODS: dict[str, type[Method]] = {
 
 
 def build_method(name: str, sam: Sam | None, **options: Any) -> Method:
-    """The method `name` on `sam`, which it changes in place (None for a method without one).
+    """The method `name` on `sam`.
+
+    Args:
+        name: one of `METHODS`.
+        sam: changed in place; None for a method that needs none.
+        options: of the method's constructor.
 
     Raises `InputError` for an unknown name.
     """
@@ -43,14 +48,16 @@ def build_method(name: str, sam: Sam | None, **options: Any) -> Method:
 
 @cache
 def trainable_parameters(name: str, backbone: str, **options: Any) -> int:
-    """How many parameters the method trains on `backbone`, whose weights need not be there."""
+    """Number of parameters that the method trains on `backbone`. The backbone's weights are not needed."""
     needs_sam = METHODS[name].needs_sam
     with torch.device("meta"):
         return build_method(name, new_sam(backbone) if needs_sam else None, **options).count_trainable()
 
 
 def options_in_key(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the method's options goes into a training cell's key, see `Method.named_options`."""
+    """The method's options that go into a training cell's key, see `Method.named_options`; `given` differ from the
+    defaults.
+    """
     method = METHODS[name]
     parameters = inspect.signature(method).parameters.values()
     defaults = {one.name: one.default for one in parameters if one.default is not one.empty}

@@ -10,8 +10,8 @@ from samtune.sam.build import Sam
 class ASAM(Method):
     """The 4 mask tokens and the IoU token train: 1,280 parameters in ViT-B, L and H, about 0.001% of ViT-B.
 
-    Box, ten points or a noisy mask as the prompt; loss as in SPT and HQ-SAM. The loss reaches the IoU token only
-    through the tokens' self-attention. The tuned tokens are SAM's own: `merged` is an ordinary SAM.
+    Trained with a box, ten points or a noisy mask as the prompt; the loss is that of SPT and HQ-SAM. It reaches the IoU
+    token only through the tokens' self-attention. The tuned tokens are SAM's own, so that `merged` is an ordinary SAM.
     """
 
     name = "asam"

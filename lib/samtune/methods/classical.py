@@ -1,4 +1,4 @@
-"""Two baselines that use the box and the picture alone, no network: an ellipse, and GrabCut."""
+"""Two baselines without a network: an ellipse in the box, and GrabCut."""
 
 from collections.abc import Sequence
 
@@ -7,10 +7,14 @@ import numpy as np
 
 
 def ellipse(box: Sequence[float] | np.ndarray, height: int, width: int) -> np.ndarray:
-    """The filled ellipse inscribed in `box` (x0, y0, x1, y1; maxima inclusive): bool `(height, width)`.
+    """The filled ellipse inscribed in a box, bool `(height, width)`.
 
-    A pixel belongs to it if its centre does. The box spans whole pixels, so its sides are x1 - x0 + 1 and
-    y1 - y0 + 1; a box of one pixel gives that pixel.
+    Args:
+        box: x0, y0, x1, y1, maxima inclusive: its sides are x1 - x0 + 1 and y1 - y0 + 1.
+        height: of the mask.
+        width: of the mask.
+
+    A pixel belongs to the ellipse if its centre does. A box of one pixel gives that pixel.
     """
     x0, y0, x1, y1 = (float(value) for value in box)
     columns = (np.arange(width) - (x0 + x1) / 2) / ((x1 - x0 + 1) / 2)
@@ -19,10 +23,15 @@ def ellipse(box: Sequence[float] | np.ndarray, height: int, width: int) -> np.nd
 
 
 def grabcut(image: np.ndarray, box: Sequence[float] | np.ndarray, iterations: int = 5) -> np.ndarray:
-    """OpenCV's GrabCut started from `box` (x0, y0, x1, y1; maxima inclusive) on uint8 `(H, W, 3)`: bool `(H, W)`.
+    """OpenCV's GrabCut (Rother et al. 2004) started from a box: bool `(H, W)`. The same input gives the same mask.
 
-    Outside the box is background for sure. Where it finds no foreground, or cannot start (too few pixels inside or
-    outside the box for its colour models), the whole box is the answer. The same input gives the same mask.
+    Args:
+        image: uint8 `(H, W, 3)`.
+        box: x0, y0, x1, y1, maxima inclusive; all outside is background.
+        iterations: of GrabCut.
+
+    Where GrabCut finds no foreground, or has too few pixels inside or outside the box to start, the result is the whole
+    box.
     """
     height, width = image.shape[:2]
     x0, y0, x1, y1 = (round(float(value)) for value in box)

@@ -1,11 +1,11 @@
-"""Decoder tuning: SAM's mask decoder is trained, encoder and prompt encoder stay as they are."""
+"""Decoder tuning: only SAM's mask decoder is trained."""
 
 from samtune.methods.method import Method
 from samtune.sam.build import Sam
 
 
 class DecoderTuning(Method):
-    """All parameters of the mask decoder train (4,058,340 for ViT-B, L and H); embeddings may be cached."""
+    """All parameters of the mask decoder train (4,058,340 for ViT-B, L and H). Embeddings may be cached."""
 
     name = "decoder_tuning"
     title = "decoder tuning"

@@ -1,6 +1,8 @@
-"""LoRA on SAM, as SPT's baseline: low-rank updates of q and v in the encoder and the decoder (Hu et al. 2022).
+"""LoRA on SAM, SPT's baseline: low-rank updates of q and v in the encoder and the decoder (Hu et al. 2022, arXiv
+2106.09685).
 
-W x + (alpha / rank) B A x, with A Kaiming-uniform and B zero: at the start the model is SAM itself.
+A layer W becomes h = W x + (alpha / rank) B A x (their Eq. (3), with the scale of their section 4.1). A starts
+Kaiming-uniform and B at zero, so that at the start the model is SAM itself. peft computes it.
 """
 
 import copy
@@ -21,9 +23,16 @@ DECODER = r"(mask|draft)_decoder\.transformer\..*\.(q_proj|v_proj)"
 
 
 def add_lora(sam: Sam, rank: int, alpha: float, encoder: bool = True, decoder: bool = True) -> Sam:
-    """Give q and v of SAM's attentions low-rank updates of scale alpha / rank, in place; only those train.
+    """Add LoRA to q and v of SAM's attentions, in place; only the updates train.
 
-    Raises `InputError` unless rank is 1 to 1,024 and alpha above 0.
+    Args:
+        sam: one with q and v apart in the encoder (ours).
+        rank: 1 to 1,024.
+        alpha: the updates' scale is alpha / rank; above 0.
+        encoder: in every block of the image encoder.
+        decoder: in all attentions of the mask decoder, and of SPT's draft decoder.
+
+    Raises `InputError` when rank or alpha is out of range.
     """
     check_range("rank", rank, 1, 1024)
     check_range("alpha", alpha, 0, 1e6, above=True)
@@ -34,7 +43,7 @@ def add_lora(sam: Sam, rank: int, alpha: float, encoder: bool = True, decoder: b
 
 
 def merge_lora(sam: Sam) -> Sam:
-    """A copy of `sam` with every update folded into its weight: an ordinary SAM without adapters."""
+    """A copy of `sam` with every update added to its weight, W + (alpha / rank) B A: an ordinary SAM."""
     merged = copy.deepcopy(sam)
     for name, module in list(merged.named_modules()):
         if isinstance(module, LoraLayer):
@@ -45,9 +54,14 @@ def merge_lora(sam: Sam) -> Sam:
 
 
 class Lora(Method):
-    """LoRA on q and v of every attention in encoder and decoder: rank 8, alpha 1 (scale 1/8), as SPT released it.
+    """LoRA on q and v of every attention in encoder and decoder. Default: rank 8 and scale 1/8, as in SPT's release.
 
-    Trainable for ViT-B 342,016 parameters, ViT-L 833,536, ViT-H 1,357,824.
+    Trainable parameters: ViT-B 342,016, ViT-L 833,536, ViT-H 1,357,824.
+
+    Args:
+        sam: changed in place.
+        rank: see `add_lora`.
+        alpha: see `add_lora`.
     """
 
     name = "lora"
@@ -61,20 +75,23 @@ class Lora(Method):
         self.sam = add_lora(self.sam, rank, alpha)
 
     def merged(self) -> Sam:
-        """An ordinary SAM with the updates folded in."""
+        """An ordinary SAM with the updates added to its weights."""
         return merge_lora(self.sam)
 
 
 class LoraSamed(Method):
-    """LoRA on q and v of the encoder alone; prompt encoder and mask decoder are tuned whole.
+    """SAMed (Zhang and Liu 2023): LoRA on q and v of the encoder alone; prompt encoder and mask decoder train as a
+    whole.
 
-    SAMed's design (Zhang and Liu 2023) and loss, which SAM-SP builds on. Trained and used without a prompt.
+    SAM-SP builds on it. Trained and used without a prompt.
 
     Args:
-        rank, alpha: of the low-rank updates, scale alpha / rank; alpha None: rank.
+        sam: changed in place.
+        rank: of the low-rank updates.
+        alpha: their scale is alpha / rank; None: alpha = rank.
         mask_loss: "samed", see `samed_loss`, or "dice".
 
-    Raises `InputError` on an unknown `mask_loss`.
+    Raises `InputError` on an unknown `mask_loss`, or a number out of range.
     """
 
     name = "lora_samed"
@@ -96,9 +113,11 @@ class LoraSamed(Method):
         self.sam.mask_decoder.requires_grad_(True)
 
     def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """`mask_loss` of the low-resolution logits, mean over prompts."""
+        """`mask_loss` of the low-resolution logits, mean over prompts; `masks` `(P, 1, H, W)` are averaged to the
+        logits' size.
+        """
         return self.mask_loss(prediction["final"], at_size(masks, prediction["final"])).mean()
 
     def merged(self) -> Sam:
-        """An ordinary SAM with the updates folded in: it gives the same (first) pass."""
+        """An ordinary SAM with the updates added to its weights. For SAM-SP it predicts what the first pass does."""
         return merge_lora(self.sam)

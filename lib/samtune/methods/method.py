@@ -1,4 +1,4 @@
-"""What a method is: a module on a SAM that encodes pictures, decodes prompts and knows its loss."""
+"""What a method is: a module on a SAM that encodes images, decodes prompts into masks, and computes its own loss."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,27 +15,29 @@ from samtune.sam.decode import decode_masks
 
 
 class Method(nn.Module):
-    """Base of all methods; as it stands, SAM itself.
+    """Base class of all methods; itself it is zero-shot SAM.
 
-    What is known of a method stands on its class; a method says what differs from the values here.
+    All that the kit knows of a method stands on its class. A subclass sets what differs from the values below.
 
     Attributes:
         name: as on the command line and in records.
         title: what people read in tables and figures.
-        colour: of its lines and bars in figures, hex.
-        needs_sam: False: built without a SAM.
-        takes_prompts: False: whatever prompt a caller gives is ignored.
-        frozen_encoder: nothing inside `encode` trains: only then may embeddings be cached.
-        prompts: drawn in training, evenly.
-        epochs: over the training pictures, in its paper.
-        learning_rate: where the search in a grid begins, or without a grid.
-        metrics: beyond the profile's: what else of its outputs is worth a number.
-        named_options, options_before: what a training cell's key says of the constructor's options: those
-            `named_options`, whatever their values, and any other that differs from `options_before`, its value before
-            it could be chosen (where absent: its default). So an option added later leaves older keys as they are.
-            Never add to `named_options`.
-        image_size: of an object: side of the square pictures that `encode` takes, pixels.
-        mask_size: of an object: side of the logits that `decode` gives.
+        colour: of its lines and bars in figures, as hexadecimal RGB.
+        needs_sam: False: it is built without a SAM.
+        takes_prompts: False: it ignores the prompts that a caller gives.
+        frozen_encoder: nothing in `encode` is trained. Only then may embeddings be cached.
+        prompts: kinds of prompts in training; each batch draws one of them, all equally likely.
+        epochs: over the training images, in its paper.
+        learning_rate: where the search over the grid begins; the rate itself where there is no search.
+        metrics: measured for this method in addition to the profile's metrics.
+        named_options: constructor options that are always in a training cell's key. Never add to them: all other
+            options are in the key only where they differ from their default, so that a new option leaves old keys as
+            they are.
+        options_before: for an option whose default changed later, the value that it had before; it takes the default's
+            place in the rule above.
+        image_size: of an instance: side of the square images that `encode` takes, pixels.
+        mask_size: of an instance: side of the logits that `decode` gives, pixels.
+        counts: of an instance: events of its passes that the record keeps, by name ("empty first predictions").
     """
 
     name = "zero_shot"
@@ -52,7 +54,7 @@ class Method(nn.Module):
     options_before: Mapping[str, object] = MappingProxyType({})
 
     def __init__(self, sam: Sam | None) -> None:
-        """On `sam`, which is changed in place; None: the method has no `sam` and says its sizes itself."""
+        """`sam` is changed in place. None: the subclass has no SAM, and sets `image_size` and `mask_size` itself."""
         super().__init__()
         self.counts: Counter[str] = Counter()  # what is worth a line in the record, by what it is
         if sam is not None:
@@ -64,12 +66,22 @@ class Method(nn.Module):
         return self.sam.image_encoder(images)
 
     def passes(self, embedding: Tensor, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
-        """Embeddings and P prompts in model pixels -> of each pass through a decoder, the last one final: logits
-        `(P, 1, 4h, 4w)` and the decoder's own estimate of their IoU `(P, 1)`."""
+        """Every pass through a decoder, in order; the last one is the answer.
+
+        Args:
+            embedding: of B images, `(B, C, h, w)`.
+            prompts: P prompts in model pixels.
+
+        Returns:
+            For each pass, logits `(P, 1, 4h, 4w)` and the decoder's own estimate of their IoU `(P, 1)`.
+        """
         return [decode_masks(self.sam, embedding, prompts)]
 
     def decode(self, embedding: Tensor, prompts: Prompts) -> dict[str, Tensor]:
-        """Embeddings and P prompts in model pixels -> {"final": logits `(P, 1, 4h, 4w)`}, further outputs' by name."""
+        """Embeddings `(B, C, h, w)` and P prompts in model pixels -> logits `(P, 1, 4h, 4w)` by name.
+
+        "final" is the answer; a method may add outputs of its own ("draft", "pass0").
+        """
         return {"final": self.passes(embedding, prompts)[-1][0]}
 
     def forward(self, images: Tensor, prompts: Prompts) -> dict[str, Tensor]:
@@ -77,7 +89,13 @@ class Method(nn.Module):
         return self.decode(self.encode(images), prompts)
 
     def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Mean over prompts of BCE + Dice on uncertainty-sampled points; `masks` float or bool `(P, 1, H, W)`."""
+        """BCE + Dice on points where the mask is uncertain, mean over prompts: a scalar.
+
+        Args:
+            prediction: what `decode` gave.
+            masks: true masks `(P, 1, H, W)` of any size, bool or float in [0, 1].
+            generator: draws the points; on the logits' device.
+        """
         return point_sampled_loss(prediction["final"], masks, generator=generator).mean()
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -85,11 +103,11 @@ class Method(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """Values of the trainable parameters: all that a tuned checkpoint has to hold."""
+        """A copy of the trainable parameters on the CPU: all that a tuned checkpoint has to hold."""
         return {name: parameter.detach().cpu().clone() for name, parameter in self.trainable().items()}
 
     def load_trainable_state(self, state: dict[str, Tensor], source: str = "checkpoint") -> None:
-        """Put back what `trainable_state` gave. Raises `InputError` when names or shapes differ."""
+        """Load what `trainable_state` gave; `source` is for messages. Raises `InputError` when names or shapes differ."""
         parameters = self.trainable()
         check_fits(parameters, state, source)
         with torch.no_grad():
@@ -97,7 +115,7 @@ class Method(nn.Module):
                 parameter.copy_(state[name])
 
     def merged(self) -> Sam | None:
-        """An ordinary SAM that predicts the same, or None where the method has more to it than SAM's own weights."""
+        """An ordinary SAM that predicts the same, or None where the method needs more than SAM's own weights."""
         return self.sam
 
     def count_trainable(self) -> int:

@@ -1,4 +1,4 @@
-"""`SamPredictor`'s interface on any method of the kit, with the preprocessing that it was tuned with."""
+"""`SamPredictor`'s interface for any method of the kit, with the preprocessing that the method was tuned with."""
 
 from collections.abc import Iterator
 
@@ -19,24 +19,27 @@ from samtune.sam.preprocess import Preprocess
 
 
 class SamPadding(Preprocess):
-    """`Preprocess` in mode "pad", resized in every detail as `SamPredictor` does it, so that masks are the same.
+    """`Preprocess` in mode "pad" that resizes exactly as `SamPredictor` does, so that masks are equal to its own.
 
-    Training and evaluation resize pictures by area, and masks in one step instead of two.
+    `Preprocess` differs in two details: it shrinks images by area averaging, and it resizes logits in one step, not in
+    two.
     """
 
     def resized(self, image: np.ndarray) -> np.ndarray:
-        """uint8 `(H, W, 3)` -> the same at `inner_size`, bilinear with Pillow."""
+        """uint8 `(H, W, 3)` -> uint8 at `inner_size`, bilinear by Pillow."""
         return np.array(resize(to_pil_image(image), self.inner_size(*image.shape[:2])))
 
     def logits(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Low-resolution logits `(P, M, h, w)` -> `(P, M, H, W)`: to the square, the padding cut off, to the size."""
+        """Low-resolution logits `(P, M, h, w)` -> `(P, M, H, W)`: resized to the square, cropped, resized to the
+        original size.
+        """
         height, width = self.inner_size(*original_size)
         square = F.interpolate(logits, (self.size, self.size), mode="bilinear", align_corners=False)
         return F.interpolate(square[..., :height, :width], original_size, mode="bilinear", align_corners=False)
 
 
 class _Transform(ResizeLongestSide):
-    """`SamPredictor.transform`, coordinates as numpy arrays and tensors, for any `Preprocess`."""
+    """`SamPredictor.transform` for any `Preprocess`: coordinates as numpy arrays or tensors."""
 
     def __init__(self, preprocess: Preprocess) -> None:
         super().__init__(preprocess.size)
@@ -44,7 +47,9 @@ class _Transform(ResizeLongestSide):
         self.get_preprocess_shape = lambda height, width, _: preprocess.inner_size(height, width)
 
     def apply_image_torch(self, image: Tensor) -> Tensor:
-        """`(B, 3, H, W)` -> the same at the model's size (segment_anything's own takes B and 3 for H and W)."""
+        """`(B, 3, H, W)` -> `(B, 3, h, w)` at the model's size (segment_anything's own reads B and 3 as height and
+        width).
+        """
         size = self.get_preprocess_shape(*image.shape[-2:], self.target_length)
         return F.interpolate(image.float(), size, mode="bilinear", align_corners=False, antialias=True)
 
@@ -52,8 +57,12 @@ class _Transform(ResizeLongestSide):
 class MethodPredictor(SamPredictor):
     """`segment_anything.SamPredictor` for a tuned method: `set_image`, then `predict` or `predict_torch`.
 
-    One mask a prompt (token 0), whatever `multimask_output` says: that is what methods are tuned on. A click of label
-    -1 is padding and left out.
+    It gives one mask a prompt (mask token 0), whatever `multimask_output` says, because methods are tuned on that one.
+    Clicks with label -1 are padding and left out.
+
+    Args:
+        method: set to eval mode.
+        preprocess: as in tuning: "stretch" (SPT, ASAM), or "pad" (`SamPredictor`'s own).
     """
 
     def __init__(self, method: Method, preprocess: str = "stretch") -> None:
@@ -64,15 +73,21 @@ class MethodPredictor(SamPredictor):
         self.transform = _Transform(self.preprocess)
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Encode one picture uint8 `(H, W, 3)`. Raises `ValueError` for a format other than RGB or BGR."""
+        """Encode one image uint8 `(H, W, 3)`. Raises `ValueError` for a format other than "RGB" or "BGR"."""
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format {image_format!r}; known: RGB, BGR")
         super().set_image(np.ascontiguousarray(image), image_format)
 
     @torch.no_grad()
     def set_torch_image(self, transformed_image: Tensor, original_image_size: tuple[int, ...]) -> None:
-        """Encode one picture `(1, 3, h, w)`, values 0 to 255, that `transform` has resized from `original_image_size`
-        (H, W). Raises `ValueError` on another shape."""
+        """Encode one image that `transform` has resized.
+
+        Args:
+            transformed_image: `(1, 3, h, w)`, values 0 to 255.
+            original_image_size: (H, W) before resizing.
+
+        Raises `ValueError` when the shape is not what `transform` makes of that size.
+        """
         inner = self.preprocess.inner_size(*original_image_size)
         if transformed_image.shape != (1, 3, *inner):
             raise ValueError(f"picture has shape {tuple(transformed_image.shape)}, expected {(1, 3, *inner)}")
@@ -90,8 +105,18 @@ class MethodPredictor(SamPredictor):
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `SamPredictor.predict_torch`, in model pixels: points `(P, K, 2)`, labels `(P, K)`, boxes `(P, 4)`, masks
-        `(P, 1, h, w)` -> masks `(P, 1, H, W)`, the decoder's estimate of their IoU `(P, 1)`, low-resolution logits.
+        """As `SamPredictor.predict_torch`, for P prompts; an argument that is None is absent.
+
+        Args:
+            point_coords: in model pixels, `(P, K, 2)`.
+            point_labels: `(P, K)`: 1 foreground, 0 background, -1 padding.
+            boxes: xyxy in model pixels, `(P, 4)`.
+            mask_input: low-resolution logits `(P, 1, h, w)`.
+            multimask_output: ignored.
+            return_logits: give masks as logits instead of bool.
+
+        Returns:
+            Masks `(P, 1, H, W)`, the decoder's estimate of their IoU `(P, 1)`, low-resolution logits `(P, 1, h, w)`.
 
         Raises `RuntimeError` before `set_image`.
         """
@@ -102,12 +127,14 @@ class MethodPredictor(SamPredictor):
         return self.predict_prompts(prompts, return_logits)
 
     def predict_prompts(self, prompts: Prompts, return_logits: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """The same for P prompts in model pixels. Raises `InputError` on an image index other than 0."""
+        """As `predict_torch`, for P `Prompts` in model pixels. Raises `InputError` on an image index other than 0."""
         low, quality = self._decode(prompts, -1)
         return self.preprocess.enlarged(low, self.original_size, not return_logits), quality, low
 
     def each_mask(self, prompts: Prompts) -> Iterator[np.ndarray]:
-        """One after another the masks bool `(H, W)` of P prompts in model pixels: large pictures, many prompts."""
+        """Yield the mask, bool `(H, W)`, of each of P prompts in model pixels: saves memory on large images with many
+        prompts.
+        """
         for low in self._decode(prompts, -1)[0].split(1):
             yield self.preprocess.enlarged(low, self.original_size)[0, 0].cpu().numpy()
 
@@ -129,13 +156,13 @@ class MethodPredictor(SamPredictor):
 
 
 class SPTPredictor(MethodPredictor):
-    """`SamPredictor`'s interface for SPT, which no file in SAM's own format can hold."""
+    """`SamPredictor`'s interface for SPT, which cannot be exported to SAM's own format."""
 
     def __init__(self, spt: SPT, preprocess: str = "stretch") -> None:
         super().__init__(spt, preprocess)
 
     def predict_draft(self, prompts: Prompts, return_logits: bool = False) -> Tensor:
-        """The drafts `(P, 1, H, W)` that the masks of P prompts (model pixels) were refined from.
+        """The drafts `(P, 1, H, W)` of P prompts in model pixels: bool, or logits with `return_logits`.
 
         Raises `InputError` for an SPT without a draft.
         """

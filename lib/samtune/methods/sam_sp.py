@@ -1,13 +1,14 @@
-"""SAM-SP: a SAM that prompts itself with its own last prediction (arXiv 2408.12364).
+"""SAM-SP: SAM prompts itself with its own last prediction (arXiv 2408.12364).
 
-E the image encoder, P the prompt encoder, M the mask decoder, SP(y) the box around a predicted mask:
+E the image encoder, P the prompt encoder, M the mask decoder, SP(y) the box around a predicted mask, y the true mask:
 
     y0 = M(E(x), P(none))                  (1) first pass, without a prompt
     y1 = M(E(x), P(SP(y0)))                (2) second pass, prompted by the first: the answer
-    L  = Dice(y1, y) + alpha KL(y0, y1)    (3) only the second pass sees the truth y, and it teaches the first
+    L  = Dice(y1, y) + alpha KL(y0, y1)    (3) the truth y teaches the second pass, which teaches the first
 
-Below in the paper's order: self-prompting, low-rank tuning, the loss with its self-distillation. The paper leaves
-alpha, the temperature and whether the teacher is detached open: they are options here.
+Below in the paper's order: self-prompting, LoRA, the loss with its self-distillation. We know the three equations from
+a public reading note. The paper leaves open alpha, the temperature and whether the teacher is detached: they are
+options here.
 """
 
 import zlib
@@ -25,7 +26,7 @@ from samtune.sam.build import Sam
 from samtune.sam.decode import decode_masks
 
 SELF_PROMPTS = ("box", "mask", "points")
-CONTROLS = ("random_box", "given")  # what a critical reader asks for: any box, and the caller's prompts (the truth's)
+CONTROLS = ("random_box", "given")  # controls (ours): a random box, and the caller's prompts (the true box)
 DISTILLATIONS = {
     "kl": distillation_loss,
     "mse": lambda student, teacher, _: distillation_squared_error(student, teacher),
@@ -33,12 +34,17 @@ DISTILLATIONS = {
 
 
 def self_prompts(logits: Tensor, kind: str, image_size: int, smallest_part: float = 0.0) -> tuple[Prompts, Tensor]:
-    """Prompts made of a prediction `(P, 1, h, w)`, in model pixels, and which predictions are empty, bool `(P,)`.
+    """SP of Eq. (2): prompts in model pixels made from predictions, and which predictions are empty, bool `(P,)`.
 
-    `kind`, joined by "+": "box" around all foreground (first and last row and column: no gradient passes), "mask" the
-    detached logits, "points" the surest foreground pixel and the surest background pixel inside the box. Connected
-    parts below `smallest_part` of the foreground are left out, unless all of them are. An empty prediction gets the
-    whole picture's box; what is made of it must not be used.
+    Args:
+        logits: low-resolution predictions `(P, 1, h, w)`; foreground is above 0. They are detached.
+        kind: "box" (the paper's: from the first to the last foreground column and row), "mask" (the logits themselves),
+            "points" (the surest foreground pixel, and the surest background pixel inside the box), or several joined by
+            "+".
+        image_size: side of the model's square, pixels.
+        smallest_part: connected parts below this share of the foreground are left out, unless all parts are.
+
+    An empty prediction gets the box of the whole picture; the caller must not use what comes of it.
     """
     logits = logits.detach().float()
     foreground = logits[:, 0] > 0
@@ -76,9 +82,11 @@ def self_prompts(logits: Tensor, kind: str, image_size: int, smallest_part: floa
 
 
 def random_boxes(logits: Tensor, image_size: int) -> Tensor:
-    """A box anywhere, sides from a tenth of the picture's to all of it, for each of `(P, 1, h, w)`: `(P, 4)`.
+    """A random box in model pixels for each prediction `(P, 1, h, w)`: float32 `(P, 4)`; sides from 0.1 to 1 of the
+    picture's.
 
-    Seeded by the predicted mask: another picture has another box, and neither order nor batch changes it.
+    The random numbers are seeded by the thresholded prediction: the same prediction gets the same box in any order or
+    batch.
     """
     boxes = []
     for one in (logits > 0).cpu():
@@ -90,32 +98,35 @@ def random_boxes(logits: Tensor, image_size: int) -> Tensor:
 
 
 class SamSP(LoraSamed):
-    """LoRA, self-prompting and self-distillation on one prompt encoder and one decoder, used again and again.
+    """LoRA, self-prompting and self-distillation, with one prompt encoder and one mask decoder for all passes.
 
-    Prompts that a caller gives are ignored. An empty prediction prompts nothing: its next pass is the unprompted one
-    again (counted in `counts`).
+    Prompts that the caller gives are ignored. Where a pass predicts an empty mask there is no box, and the first pass's
+    result is the next one's too (counted in `counts`).
 
     Args:
-        rank, alpha: LoRA on q and v of the encoder, scale alpha / rank; alpha None: rank (ours, after SAMed).
+        sam: changed in place.
+        rank: of LoRA on the encoder's q and v.
+        alpha: LoRA's scale is alpha / rank; None: alpha = rank (ours, after SAMed).
         iterations: self-prompted passes after the first one.
-        self_prompt: what a prediction becomes, see `self_prompts`; or a control, one of `CONTROLS`.
+        self_prompt: what a prediction becomes, `kind` of `self_prompts`; or one of the controls `CONTROLS`.
         smallest_part: connected parts below this share of the foreground do not count for the prompt (ours).
         distillation: "kl", or "mse" (ours).
         distillation_weight: the paper's alpha in Eq. (3); 0: no distillation.
-        temperature: of the distillation; the paper names none, that is 1.
+        temperature: of the distillation. The paper names none, which means 1.
         reverse: the earlier pass teaches the later one (ours).
-        first_weight: weight of the truth's loss on every pass before the last. 0: the paper's; 1: truth on both passes.
+        first_weight: weight of the truth's loss on every pass before the last one. 0: the paper's; 1: truth on both
+            passes.
         mask_loss: "dice", the paper's; or "samed", see `samed_loss`.
         detach_teacher: the distillation sends no gradient into the teaching pass (the paper does not say).
 
-    Raises `InputError` on an unknown `self_prompt`, `distillation` or `mask_loss`.
+    Raises `InputError` on an unknown `self_prompt`, `distillation` or `mask_loss`, or a number out of range.
     """
 
     name = "sam_sp"
     title = "SAM-SP"
     colour = "#009E73"
     takes_prompts = False
-    metrics = ("box_iou",)  # how good the boxes are that it prompts itself with: pass 0's
+    metrics = ("box_iou",)  # of pass 0: how good the boxes are that it prompts itself with
     named_options = (
         "rank", "iterations", "self_prompt", "smallest_part", "distillation", "distillation_weight", "temperature",
         "reverse", "first_weight",
@@ -155,9 +166,9 @@ class SamSP(LoraSamed):
         self.detach_teacher = detach_teacher
 
     def passes(self, embedding: Tensor, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
-        """Pass 0 without a prompt, then `iterations` passes, each prompted by the one before; see `Method.passes`."""
+        """Eq. (1), then Eq. (2) `iterations` times, each pass prompted by the one before; see `Method.passes`."""
         nothing = Prompts(prompts.image_index)
-        first = decode_masks(self.sam, embedding, nothing)
+        first = decode_masks(self.sam, embedding, nothing)  # Eq. (1)
         full = (first[0] > 0).flatten(1).all(1)
         results = [first]
         for _ in range(self.iterations):
@@ -166,8 +177,8 @@ class SamSP(LoraSamed):
                 self.counts["first predictions"] += len(empty)
                 self.counts["empty first predictions"] += int(empty.sum())
                 self.counts["full first predictions"] += int(full.sum())
-            logits, quality = decode_masks(self.sam, embedding, own)
-            # Without a prompt the decoder would give the first pass again, so that is taken where there is none.
+            logits, quality = decode_masks(self.sam, embedding, own)  # Eq. (2)
+            # Without a prompt the decoder repeats the first pass, so take that where the prediction was empty.
             results.append(
                 (
                     torch.where(empty[:, None, None, None], first[0], logits),
@@ -177,7 +188,14 @@ class SamSP(LoraSamed):
         return results
 
     def next_prompts(self, logits: Tensor, given: Prompts) -> tuple[Prompts, Tensor]:
-        """What prompts the pass after `logits` `(P, 1, h, w)`, and which have nothing to be prompted by."""
+        """Prompts for the pass after `logits` `(P, 1, h, w)`, and bool `(P,)`: which of them have nothing to prompt
+        with.
+
+        Args:
+            logits: the last pass's.
+            given: the caller's prompts: they tell the image of each prompt, and are used themselves by the control
+                "given".
+        """
         kind = "box" if self.self_prompt in CONTROLS else self.self_prompt
         own, empty = self_prompts(logits, kind, self.sam.image_size, self.smallest_part)
         if self.self_prompt == "given":
@@ -187,21 +205,21 @@ class SamSP(LoraSamed):
         return Prompts(given.image_index, own.boxes, own.points, own.labels, own.masks), empty
 
     def decode(self, embedding: Tensor, prompts: Prompts) -> dict[str, Tensor]:
-        """{"final": the last pass, "pass0", "pass1" ...: every pass}, each `(P, 1, 4h, 4w)`."""
+        """{"final": the last pass, "pass0", "pass1" ...: every pass}, logits `(P, 1, 4h, 4w)` each."""
         every = [logits for logits, _ in self.passes(embedding, prompts)]
         return {"final": every[-1]} | {f"pass{number}": logits for number, logits in enumerate(every)}
 
     def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Eq. (3): the last pass against the truth, and each pass taught by the next one; mean over prompts."""
+        """Eq. (3), mean over prompts: the last pass learns from the truth, each other pass from the one after it."""
         every = [prediction[f"pass{number}"] for number in range(len(prediction) - 1)]
         *earlier, last = every
         target = at_size(masks, last)
-        loss = self.mask_loss(last, target)
+        loss = self.mask_loss(last, target)  # Eq. (3), first term
         if self.first_weight:
             loss = loss + self.first_weight * sum(self.mask_loss(logits, target) for logits in earlier)
         if self.distillation_weight:
             for first, second in pairwise(every):
                 student, teacher = (second, first) if self.reverse else (first, second)
-                teacher = teacher.detach() if self.detach_teacher else teacher
+                teacher = teacher.detach() if self.detach_teacher else teacher  # Eq. (3), second term
                 loss = loss + self.distillation_weight * self.distill(student, teacher, self.temperature)
         return loss.mean()

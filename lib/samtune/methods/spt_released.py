@@ -1,7 +1,8 @@
-"""The checkpoints that SPT's authors released, read into our `SPT`.
+"""Reads the checkpoints that SPT's authors released into our `SPT`.
 
-Their names are crossed: `mask_decoder` makes the draft, `draft_decoder` the final mask. The encoder's LoRA adapts the
-fused qkv matrix: rows [q; v] of `lora_A (2r, C)` and `lora_B (2C, r)`; gamma is `lora_sim_scale` in each block.
+In their files the names of the decoders are crossed: `mask_decoder` makes the draft, `draft_decoder` the final mask.
+LoRA on the encoder's fused qkv matrix is stored as `lora_A (2r, C)` and `lora_B (2C, r)`, q's half first, then v's.
+gamma is called `lora_sim_scale`.
 """
 
 import re
@@ -22,16 +23,20 @@ ROUNDING = 1e-5  # loralib adds LoRA to the weights in eval mode and takes it of
 
 
 def is_released(state: Mapping[str, Tensor]) -> bool:
-    """Does a state dict hold what SPT's authors release: LoRA's factors and gammas?"""
+    """Is this state dict from SPT's authors: does it hold LoRA matrices and gammas under their names?"""
     return all(any(name.endswith(f".{part}") for name in state) for part in ("q_proj.lora_A", "lora_sim_scale"))
 
 
 def load_released(path: Path, sam: Sam) -> SPT:
-    """SPT with the values of a released checkpoint, on `sam`, which must hold the pre-trained weights it was tuned on.
+    """SPT with the trained values of a released checkpoint, in eval mode.
 
-    The file may hold the adapted values alone or all of the model's. Raises `InputError` when it is no such checkpoint,
-    when names or shapes do not fit `sam`, or when its pre-trained part differs from `sam`'s by more than rounding: it
-    was tuned on other weights, or LoRA is added to them already (`SPT` would add it twice).
+    Args:
+        path: a file with the trained values alone, or with all of the model's.
+        sam: must hold the pre-trained weights that the checkpoint was tuned on; changed in place.
+
+    Raises `InputError` when the file is no such checkpoint; when names or shapes do not fit `sam`; or when its
+    pre-trained part differs from `sam`'s by more than rounding. Then it was tuned on other weights, or LoRA is already
+    added to its weights, and `SPT` would add it a second time.
     """
     state = {name.removeprefix("module."): value for name, value in read_state(path).items()}
     if not is_released(state):
@@ -45,7 +50,7 @@ def load_released(path: Path, sam: Sam) -> SPT:
 
 
 def convert_released(adapted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their names and layout of the adapted values to those of `SPT.trainable_state`."""
+    """Trained values under the authors' names and in their layout -> under those of `SPT.trainable_state`."""
     converted = {}
     for name, value in adapted.items():
         part, _, rest = name.partition(".")
@@ -63,7 +68,7 @@ def convert_released(adapted: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_pretrained(path: Path, state: Mapping[str, Tensor], sam: Sam) -> None:
-    """Both of their decoders hold the weights of SAM's one."""
+    """Raise `InputError` unless both of their decoders hold `sam`'s decoder weights, and the rest is `sam`'s too."""
     expected = sam.state_dict()
     adapted = {name.rpartition(".")[0] for name in state if name.endswith(".lora_A")}
     different, merged = [], True

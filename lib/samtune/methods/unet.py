@@ -1,6 +1,6 @@
-"""U-Net: a task-specific network without SAM and without prompts (Ronneberger et al. 2015), the yardstick of claim P6.
+"""U-Net (Ronneberger et al. 2015): a network for one task, without SAM and without prompts. Claim P6 compares with it.
 
-segmentation_models_pytorch builds it; from scratch it sees as many images as the methods that it stands beside.
+segmentation_models_pytorch builds it. It trains from scratch, on as many images as the methods it is compared with.
 """
 
 import segmentation_models_pytorch
@@ -15,13 +15,14 @@ from samtune.sam.checkpoints import check_fits
 
 
 class UNet(Method):
-    """All of a U-Net trains. The decoder has half the library's widths: a step costs what the other methods' does.
+    """All of a U-Net trains. Its decoder has half the library's widths, so that a step costs as much as the other
+    methods'.
 
     Args:
         sam: not used.
-        image_size: side of its pictures and of its masks, pixels.
+        image_size: side of its images and of its masks, pixels.
         encoder: a name of segmentation_models_pytorch's.
-        encoder_weights: None (from scratch) or "imagenet", which it downloads.
+        encoder_weights: None (from scratch) or "imagenet" (downloaded).
     """
 
     name = "unet"
@@ -44,27 +45,31 @@ class UNet(Method):
         )
 
     def encode(self, images: Tensor) -> Tensor:
-        """The logits `(B, 1, S, S)` already: there are no prompts to wait for."""
+        """Normalised images float32 `(B, 3, S, S)` -> the logits `(B, 1, S, S)` already: there are no prompts to wait
+        for.
+        """
         return self.network(images)
 
     def passes(self, embedding: Tensor, prompts: Prompts) -> list[tuple[Tensor, Tensor]]:
-        """Each prompt's picture's logits `(P, 1, S, S)`; with 1 as the estimate of their IoU, as it makes none."""
+        """One pass: the logits of each prompt's image `(P, 1, S, S)`, and 1 as their estimated IoU, as U-Net estimates
+        none.
+        """
         logits = embedding[prompts.image_index]
         return [(logits, torch.ones_like(logits[:, :, 0, 0]))]
 
     def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """SAMed's loss, as `lora_samed` and `sam_sp` have it."""
+        """SAMed's loss, as in `lora_samed`, mean over prompts."""
         return samed_loss(prediction["final"], at_size(masks, prediction["final"])).mean()
 
     def trainable_state(self) -> dict[str, Tensor]:
-        """All values, the running means of its batch norms among them."""
+        """A copy of all values, the running means of its batch norms included."""
         return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
 
     def load_trainable_state(self, state: dict[str, Tensor], source: str = "checkpoint") -> None:
-        """Put back what `trainable_state` gave. Raises `InputError` when names or shapes differ."""
+        """Load what `trainable_state` gave; `source` is for messages. Raises `InputError` when names or shapes differ."""
         check_fits(self.network.state_dict(), state, source)
         self.network.load_state_dict(state)
 
     def merged(self) -> None:
-        """None: there is no SAM in it."""
+        """None: it has no SAM."""
         return None

@@ -4,4 +4,4 @@ from samtune.methods.method import Method
 
 
 class ZeroShot(Method):
-    """Nothing trains; the yardstick of every table."""
+    """Nothing trains. Every table compares with it."""
