@@ -1,4 +1,4 @@
-"""Embeddings of frozen encoders, kept on disk: one file a picture, weights and preprocessing."""
+"""A cache on disk for the image embeddings of frozen encoders: one file for each image, weights and preprocessing."""
 
 import hashlib
 import io
@@ -16,21 +16,29 @@ from samtune.sam.checkpoints import weights_hash
 
 
 class EmbeddingCache:
-    """`encode` as the method does, but each preprocessed picture only once.
+    """Encodes as the method does, but each preprocessed image only once.
 
-    The key is the content: the picture's pixels after preprocessing (and augmentation), the encoder's weights, and
-    the precision that autocast is set to.
-    Values are kept as float16, which decoders do not notice. Only for methods whose `frozen_encoder` is true.
+    The key is a hash of the image's pixels after preprocessing (and augmentation), the encoder's weights, and
+    autocast's precision. Embeddings are stored as float16, which the decoders do not notice.
+
+    Args:
+        folder: where the files are.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # By the module itself: a number such as id() may come back for another encoder.
+        # Keyed by the module: Python may give the id() of a deleted encoder to another one.
         self._weights: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
 
     @torch.no_grad()
     def encode(self, method: Method, images: Sequence[Tensor], device: torch.device | str) -> Tensor:
-        """Normalised images, each float32 `(3, S, S)` -> embeddings float32 `(B, C, h, w)` on `device`."""
+        """B embeddings float32 `(B, C, h, w)` on `device`.
+
+        Args:
+            method: with `frozen_encoder`; else raises `ValueError`.
+            images: normalised, float32 `(3, S, S)` each.
+            device: that encodes what is not in the cache.
+        """
         if not method.frozen_encoder:
             raise ValueError(f"{method.name} trains its encoder: its embeddings must not be cached")
         encoder = method.sam.image_encoder
@@ -44,7 +52,7 @@ class EmbeddingCache:
             fresh = method.encode(torch.stack([images[index] for index in missing]).to(device))
             for index, embedding in zip(missing, fresh, strict=True):
                 self._write(paths[index], embedding)
-        # Made float32 one by one: a CPU's autocast cannot stack float16.
+        # To float32 before stacking: autocast on a CPU cannot stack float16.
         return torch.stack([torch.from_numpy(np.load(path)).float() for path in paths]).to(device)
 
     def _path(self, image: Tensor, encoder: str) -> Path:

@@ -1,4 +1,4 @@
-"""One evaluation for every method: same samples, same prompts, same path from logits to masks, one row an object."""
+"""One evaluation for every method: same samples, same prompts, same resizing of logits to masks; one row an object."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,23 +22,27 @@ from samtune.prompts import MASK_VALUES, Prompts, make_prompts, tight_boxes
 from samtune.sam.decode import decode_in_parts, decode_masks
 from samtune.sam.preprocess import Preprocess
 
-KNOWN_BYTES = 2**31  # embeddings kept in memory from one kind of prompt to the next
+KNOWN_BYTES = 2**31  # the most embeddings kept in memory for the next kind of prompt
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured, and how; see `EvaluationCell` for the shared fields.
+    """What is measured, and how; see `EvaluationCell` for the fields that both have.
 
     Fields:
-        metrics: names of `samtune.metrics.METRICS`.
-        min_side: objects whose box is narrower or lower, in original pixels, are left out (the nano SAM's table: 16).
-        multimask: also decode the three masks for ambiguous prompts, and report the best of them by the truth as output
-            "best_of_3": an upper bound, never part of a comparison of methods.
-        box_noise: how far the prompt "box_jitter" moves a box, as a share of its sides.
-        everything: points per side of a grid that takes the place of a prompt, see `predict_everything`; 0: none.
-        per_object: with target "union", one prompt for each object (see `objects_of`); their masks are united.
-        mask_size: side of the model's low-resolution masks, at which mask prompts are made, and of `predict_truth`.
-        device, precision: "cpu", "cuda" ...; "fp32" or "bf16".
+        metrics: names in `samtune.metrics.METRICS`.
+        seed: of the prompts.
+        max_images: only the first ones; 0: all.
+        batch_size: images at once.
+        min_side: leave out objects whose box is narrower or lower than this, in original pixels (table `nano_sam`: 16).
+        multimask: also decode SAM's three masks for ambiguous prompts. The best of them by the truth is output
+            "best_of_3": an upper bound, never compared between methods.
+        box_noise: of the prompt "box_jitter", see `jitter_boxes`.
+        everything: points per side of the grid that replaces the prompt, see `predict_everything`; 0: no grid.
+        per_object: with target "union": one prompt for each object (see `objects_of`), and the union of their masks.
+        mask_size: side of the model's low-resolution masks; mask prompts are made at it, and so is `predict_truth`.
+        device: "cpu", "cuda", ...
+        precision: "fp32" or "bf16".
     """
 
     split: str = "test"
@@ -59,7 +63,7 @@ class EvaluationConfig:
     precision: str = "fp32"
 
 
-# Per output, masks bool or logits (N, M, H, W) at the original size; M > 1: the best by the truth counts.
+# By output: masks bool or logits (N, M, H, W) at the original size; of M > 1 the best by the truth is scored.
 Outputs = dict[str, Tensor]
 Predict = Callable[[list[Sample], list[Prompts]], list[Outputs]]
 
@@ -67,10 +71,22 @@ Predict = Callable[[list[Sample], list[Prompts]], list[Outputs]]
 def evaluate(
     predict: Predict, dataset: Dataset, config: EvaluationConfig, progress: bool = True, name: str = ""
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Measure `predict` on a part of `dataset` -> one row an object and output, and what was dropped.
+    """Measure `predict` on a split of `dataset`.
 
-    Columns: image, group, object, object_class, area (pixels), box_w, box_h, output, then the metrics. Images without a
-    mask are dropped and counted, as the papers do. Raises `InputError` when nothing is left.
+    Images without a mask are left out and counted, as in the papers.
+
+    Args:
+        predict: made by one of the `predict_...` functions below.
+        dataset: the data set.
+        config: what is measured, and how.
+        progress: show a progress bar.
+        name: of the method, for the bar.
+
+    Returns:
+        A table with one row for each object and output (columns image, group, object, object_class, area in pixels,
+            box_w, box_h, output, then the metrics), and what was left out, by reason.
+
+    Raises `InputError` when nothing is left.
     """
     ids = dataset.ids(config.split)[: config.max_images or None]
     rows: list[dict] = []
@@ -91,7 +107,7 @@ def evaluate(
 def _batches(
     dataset: Dataset, ids: Sequence[str], config: EvaluationConfig, dropped: dict[str, int]
 ) -> Iterator[tuple[list[Sample], list[np.ndarray], list[Prompts], int]]:
-    """Samples with their true masks and prompts, `batch_size` images at a time, and how many ids that took."""
+    """Samples with true masks and prompts, `batch_size` images at a time, and the number of ids used for them."""
     samples: list[Sample] = []
     truths: list[np.ndarray] = []
     prompts: list[Prompts] = []
@@ -113,7 +129,7 @@ def _batches(
             masks = masks[kept]
             sample = replace(sample, masks=masks, object_class=classes)
         if len(masks):
-            # A mask prompt shows the picture's part of the square.
+            # A mask prompt covers the image's part of the square, not the padding.
             low = Preprocess(config.mask_size, config.preprocess).inner_size(*sample.image.shape[:2])
             samples.append(sample)
             truths.append(masks)
@@ -128,8 +144,11 @@ def _batches(
 
 
 def objects_of(sample: Sample) -> np.ndarray:
-    """The objects of a sample `(N, H, W)`, without empty ones: its masks; or, where it has one mask a class, or one in
-    all, their connected parts (8 neighbours)."""
+    """The objects of a sample, bool `(N, H, W)`, without empty ones.
+
+    These are its masks; or, where it has one mask for each class or one in all, the masks' connected parts (8
+    neighbours).
+    """
     masks = sample.masks[sample.masks.any((1, 2))]
     if len(masks) > 1 and len(set(sample.object_class)) < len(sample.masks):
         return masks
@@ -175,15 +194,15 @@ def predict_with(
     cache: EmbeddingCache | None = None,
     known: dict[str, Tensor] | None = None,
 ) -> Predict:
-    """How `evaluate` asks a method: encode a batch of pictures once, decode all their prompts, resize in one step.
+    """How `evaluate` asks a method: encode each batch once, decode all its prompts, resize the logits in one step.
 
     Args:
-        method: its outputs come under the names that its `decode` gives them, "final" first.
-        config: its preprocess, multimask, device and precision count, and whether a metric needs logits: else outputs
-            are masks, which take a quarter of the memory.
-        cache: where embeddings of frozen encoders lie.
-        known: embeddings `(C, h, w)` by the sample's id, of this very method and data set; it is filled with what is
-            encoded, so that the next kind of prompt finds them.
+        method: `decode` names its outputs.
+        config: its preprocess, multimask, device and precision are used. Outputs are logits if one of its metrics needs
+            them, else bool masks, which take a quarter of the memory.
+        cache: of embeddings, used for frozen encoders.
+        known: embeddings `(C, h, w)` by sample id, for this method and data set. New embeddings are added, so that the
+            next kind of prompt need not encode again.
     """
     preprocess = Preprocess(method.image_size, config.preprocess)
     method = method.to(config.device).eval()
@@ -233,7 +252,7 @@ def predict_with(
 
 
 def model_prompts(prompts: Prompts, preprocess: Preprocess, size: tuple[int, int], mask_size: int) -> Prompts:
-    """Prompts from pixels of a picture of `size` (H, W) to model pixels; a mask prompt to the square's grid."""
+    """Prompts from pixels of an image of `size` (H, W) to model pixels; mask prompts to `mask_size`."""
     moved = preprocess.prompts(prompts, size)
     if moved.masks is not None:
         height, width = (max(1, side * mask_size // preprocess.size) for side in preprocess.inner_size(*size))
@@ -243,11 +262,12 @@ def model_prompts(prompts: Prompts, preprocess: Preprocess, size: tuple[int, int
 
 
 def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
-    """SAM's "everything" mode without a prompt: all masks of a grid of clicks, by segment_anything's own generator.
+    """SAM's "everything" mode: masks for a grid of points, by segment_anything's own generator; the prompts are not
+    used.
 
-    Outputs: "final" the mask of the highest predicted IoU; "best_by_truth" the best by the truth, an upper bound. The
-    generator's thresholds of predicted IoU and stability are set to 0: a small SAM hardly passes them. A picture
-    without any mask gets an empty one. The generator runs in fp32.
+    Outputs: "final", the mask with the highest predicted IoU; "best_by_truth", the best by the truth, an upper bound.
+    The generator's thresholds of predicted IoU and stability are 0, because few masks of a small SAM would pass them.
+    Where it finds no mask the result is an empty one. It runs in fp32.
     """
     preprocess = Preprocess(method.image_size, config.preprocess)
     generator = SamAutomaticMaskGenerator(
@@ -271,10 +291,10 @@ def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
 
 
 def predict_truth(config: EvaluationConfig) -> Predict:
-    """The truth itself, on the grid on which SAM draws masks: what a perfect fit to the training masks would score.
+    """The truth at the resolution of SAM's masks: the score of a perfect fit to the training masks.
 
-    Output "at_mask_size", logits `(N, 1, H, W)`: a yardstick (not a strict bound) for objects that are about as thin as
-    a pixel of that grid. Ours, no paper's.
+    Output "at_mask_size", logits `(N, 1, H, W)`. It shows what can be reached (not strictly a bound) for objects about
+    as thin as a low-resolution pixel. Ours, of no paper.
     """
     preprocess = Preprocess(config.mask_size, config.preprocess)
 
@@ -289,7 +309,7 @@ def predict_truth(config: EvaluationConfig) -> Predict:
 
 
 def predict_classical(name: str) -> Predict:
-    """ "ellipse" or "grabcut": the two baselines that need a box and no network, as `evaluate` asks."""
+    """ "ellipse" or "grabcut", the two baselines that need a box but no network, for `evaluate`."""
 
     def predict(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
         answers = []
@@ -308,5 +328,5 @@ def predict_classical(name: str) -> Predict:
 
 
 def _certain(masks: np.ndarray) -> Tensor:
-    """Masks bool `(M, H, W)` -> float32 logits that leave no doubt: 0 and 1 to metrics of probabilities too."""
+    """Masks bool `(M, H, W)` -> float32 logits -20 and 20, whose probabilities are 0 and 1."""
     return torch.from_numpy(masks).float() * 40 - 20

@@ -1,9 +1,11 @@
-"""Losses on mask logits. Each gives one value PER MASK, so that a caller can take the mean or the least of several.
+"""Losses on mask logits. Each gives one value PER MASK, so that a caller can take the mean or the minimum of several.
 
-Shapes: `logits (P, M, h, w)`, M masks for each of P prompts, and `target (P, 1, h, w)` or `(P, M, h, w)`, bool or
-float in [0, 1]; the result is `(P, M)` float32. Everything is computed in float32, whatever the precision of the
-network, and through log-sigmoids, so that large bfloat16 logits give neither NaN nor infinity. A target of another
-size raises `ValueError`: bring it to the logits' grid with `at_size`, or sample both with `point_sampled_loss`.
+Shapes: `logits (P, M, h, w)`, M masks for each of P prompts, and `target (P, 1, h, w)` or `(P, M, h, w)`, bool or float
+in [0, 1]; the result is `(P, M)` float32. All is computed in float32, whatever the precision of the network, and
+through log-sigmoids, so that large bfloat16 logits give neither NaN nor infinity. A target of another size raises
+`ValueError`: resize it with `at_size`, or sample both with `point_sampled_loss`.
+
+In the formulas p is the sigmoid of the logits, t the target, and sums run over the pixels of one mask.
 """
 
 import torch
@@ -14,10 +16,11 @@ POINTS, OVERSAMPLE, IMPORTANCE = 112 * 112, 3, 0.75  # as in HQ-SAM's, SPT's and
 
 
 def at_size(target: Tensor, logits: Tensor) -> Tensor:
-    """`target (P, 1, H, W)` on the logits' grid, float32: each value the share of foreground in its area.
+    """`target (P, 1, H, W)` at the size of `logits (..., h, w)`: float32 `(P, 1, h, w)`, the share of foreground in
+    each pixel.
 
-    Area means keep vessels and cracks thinner than a low-resolution pixel, as soft values; nearest neighbours drop
-    them.
+    Area averaging keeps vessels and cracks thinner than a low-resolution pixel, as soft values; nearest-neighbour
+    resizing loses them.
     """
     if target.shape[-2:] == logits.shape[-2:]:
         return target.float()
@@ -25,31 +28,34 @@ def at_size(target: Tensor, logits: Tensor) -> Tensor:
 
 
 def low_resolution_iou(logits: Tensor, target: Tensor) -> Tensor:
-    """IoU of the thresholded low-resolution masks, `(..., h, w)` -> `(...)`."""
+    """IoU of the thresholded masks (logits > 0, target > 0.5): `(..., h, w)` -> `(...)`; 0 if both are empty."""
     prediction, truth = logits > 0, target > 0.5
     return (prediction & truth).sum((-2, -1)) / (prediction | truth).sum((-2, -1)).clamp(min=1)
 
 
 def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy, mean over a mask's pixels."""
+    """Binary cross-entropy (BCE): mean of -t log p - (1 - t) log(1 - p) over a mask's pixels."""
     logits, target = _same_grid(logits, target)
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1))
 
 
 def balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy averaged inside and outside the object apart, then the mean of the two.
+    """Binary cross-entropy, averaged over the object and over the background separately; then the mean of the two.
 
-    From scratch it leaves the empty mask sooner than the plain mean, in which a small object hardly counts. A side
-    without pixels counts 0.
+    In training from scratch the model stops predicting empty masks sooner than with the plain mean, in which a small
+    object hardly counts. A side without pixels counts 0.
     """
     logits, target = _same_grid(logits, target)
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    # The mean over the object, and over the background.
     sides = [(loss * part).sum((-2, -1)) / part.sum((-2, -1)).clamp(min=1) for part in (target, 1 - target)]
     return (sides[0] + sides[1]) / 2
 
 
 def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - (2 |p t| + smooth) / (|p| + |t| + smooth), sums over a mask's pixels, no squares (HQ-SAM and SPT)."""
+    """1 - (2 sum(p t) + smooth) / (sum p + sum t + smooth), without squares: the Dice loss of HQ-SAM and SPT, and in
+    SAM-SP's Eq. (3).
+    """
     logits, target = _same_grid(logits, target)
     probability = logits.sigmoid()
     overlap = (probability * target).sum((-2, -1))
@@ -57,9 +63,9 @@ def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
 
 
 def samed_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """0.2 binary cross-entropy + 0.8 Dice on the low-resolution logits: SAMed's weights.
+    """0.2 BCE + 0.8 Dice on the low-resolution logits: SAMed's weights.
 
-    Dice is this module's, per mask; SAMed's own runs over classes and the whole batch with squared sums.
+    SAMed's own Dice runs over classes and the whole batch, with squared sums; this one is `dice_loss`, per mask.
     """
     return 0.2 * binary_cross_entropy(logits, target) + 0.8 * dice_loss(logits, target)
 
@@ -72,11 +78,16 @@ def point_sampled_loss(
     importance: float = IMPORTANCE,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Binary cross-entropy + Dice on points drawn where the prediction is uncertain (PointRend, HQ-SAM, SPT, ASAM).
+    """BCE + Dice on points where the prediction is uncertain (PointRend, HQ-SAM, SPT, ASAM): `(P, M)`.
 
-    `logits (P, M, h, w)`, `target (P, 1, H, W)` of ANY size over the same frame: both are read bilinearly at the
-    same places, so the target keeps its own resolution. A mask gets `min(points, h * w)` points. `generator` must be
-    on the logits' device. Gives `(P, M)`.
+    Args:
+        logits: `(P, M, h, w)`.
+        target: `(P, 1, H, W)` of ANY size, showing the same image area. Both are read bilinearly at the same points, so
+            that the target keeps its own resolution.
+        points: points a mask; never more than h * w.
+        oversample: see `uncertain_points`.
+        importance: see `uncertain_points`.
+        generator: draws the points; on the logits' device.
     """
     prompts, count, height, width = logits.shape
     logits = logits.float().reshape(prompts * count, 1, height, width)
@@ -94,10 +105,14 @@ def uncertain_points(
     importance: float = IMPORTANCE,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """PointRend's places for `logits (N, 1, h, w)`: float32 `(N, points, 2)`, (x, y) in [0, 1] over the whole mask.
+    """PointRend's points for `logits (N, 1, h, w)`: float32 `(N, points, 2)`, (x, y) in [0, 1] over the whole mask.
 
-    `oversample * points` uniform places are drawn; of them the `importance * points` with logits nearest to 0 are
-    kept, and fresh uniform places make up the rest.
+    Args:
+        logits: the certainty of a point is the absolute value of its logit.
+        points: how many, for each mask.
+        oversample: `oversample * points` candidates are drawn uniformly.
+        importance: the least certain candidates become this share of the points; the rest is drawn uniformly anew.
+        generator: on the logits' device.
     """
     options = {"generator": generator, "device": logits.device}
     places = torch.rand(len(logits), int(points * oversample), 2, **options)
@@ -109,7 +124,8 @@ def uncertain_points(
 
 
 def read_points(maps: Tensor, places: Tensor) -> Tensor:
-    """Bilinear values of `maps (N, C, h, w)` at `places (N, K, 2)` in [0, 1]: `(N, C, K)`; zero beyond the border.
+    """Bilinear values of `maps (N, C, h, w)` at `places (N, K, 2)`, (x, y) in [0, 1]: `(N, C, K)`; zero beyond the
+    border.
 
     0 and 1 are the outer edges of the border pixels, as in detectron2's `point_sample`.
     """
@@ -117,10 +133,14 @@ def read_points(maps: Tensor, places: Tensor) -> Tensor:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) between the pixels' Bernoulli distributions, mean over a mask's pixels.
+    """KL(teacher || student) between the pixels' Bernoulli distributions, mean over a mask's pixels: KL in SAM-SP's Eq.
+    (3).
 
-    Both logits are divided by `temperature` T and the result is multiplied by T^2, so that its gradient keeps its
-    size when T grows (Hinton et al. 2015). Detach the teacher where it is not to be taught itself.
+    Args:
+        student: logits.
+        teacher: logits; detach them if the teacher must not learn.
+        temperature: T. Both logits are divided by T and the result is multiplied by T^2, so that the gradient does not
+            shrink as T grows (Hinton et al. 2015, section 2).
     """
     student, teacher = student.float() / temperature, teacher.float() / temperature
     foreground = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
@@ -131,7 +151,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
 def distillation_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of the pixels' probabilities.
 
-    Of probabilities, not logits: those are unbounded, and the surest pixels would outweigh the edges.
+    Not of the logits: they are unbounded, and the most certain pixels would outweigh the edges.
     """
     return (student.float().sigmoid() - teacher.float().sigmoid()).square().mean((-2, -1))
 

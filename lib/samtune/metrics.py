@@ -1,12 +1,16 @@
-"""Metrics of one mask, map or picture at the original resolution; each docstring states its convention.
+"""Metrics of one mask, probability map or image at the original resolution; each docstring states its convention.
 
-Every function of `METRICS` is called as `metric(prediction, truth, ignore=None)` and gives a float.
-`MASK_METRICS` take two bool masks `(H, W)`, `MAP_METRICS` probabilities in [0, 1] `(H, W)` and a bool mask,
-`IMAGE_METRICS` two pictures `(H, W, 3)`, uint8 or float in [0, 1]. Torch tensors on the CPU are taken too.
-`ignore` bool `(H, W)` is true where nothing is scored: those pixels are taken out of prediction and truth before
-anything else, so that the edge of the ignored area becomes an edge of both.
-Images without foreground in the truth are dropped, and counted, before any of these is called; what each gives on an
-empty mask all the same is in its docstring. Wrong shapes or types raise `ValueError`.
+Every function in `METRICS` is called as `metric(prediction, truth, ignore=None)` and returns a float:
+
+- `MASK_METRICS`: two masks, bool `(H, W)`.
+- `MAP_METRICS`: probabilities in [0, 1] `(H, W)` and a bool mask.
+- `IMAGE_METRICS`: two images `(H, W, 3)`, uint8 or float in [0, 1].
+
+Torch tensors on the CPU are taken too. `ignore`, bool `(H, W)`, is true where nothing is scored: those pixels are set
+to background in prediction and truth first, so that the edge of the ignored area becomes an edge of both.
+
+`evaluate` leaves out images without foreground in the truth, and counts them. What a metric gives on an empty mask
+nevertheless is in its docstring. Wrong shapes or types raise `ValueError`.
 """
 
 import math
@@ -29,8 +33,8 @@ def iou(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = N
 def dice(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
     """Dice, 2 |A and B| / (|A| + |B|), no smoothing; 1 if both masks are empty, 0 if one is.
 
-    (TransUNet's script gives 1 to a prediction where the truth is empty and 0 to two empty masks; the images in
-    question are dropped here.)
+    (TransUNet's script gives 1 to a prediction where the truth is empty, and 0 to two empty masks. `evaluate` leaves
+    such images out.)
     """
     prediction, truth = _masks(prediction, truth, ignore)
     total = np.count_nonzero(prediction) + np.count_nonzero(truth)
@@ -38,10 +42,10 @@ def dice(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = 
 
 
 def boundary_iou(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
-    """IoU of the masks' inner boundary bands (Cheng et al. 2021, the authors' code; as SPT and ASAM score).
+    """IoU of the masks' inner boundary bands (Cheng et al. 2021, the authors' code; SPT and ASAM score so).
 
-    Band = mask minus its erosion by a 3 x 3 square, d = max(1, round(0.02 * image diagonal)) times, with one pixel
-    of zeros around the image, so that the image's border bounds an object. 1 if both bands are empty, 0 if one is.
+    A band is the mask minus its erosion by a 3 x 3 square, repeated max(1, round(0.02 * image diagonal)) times. The
+    image is padded with one pixel of zeros, so that its border bounds objects. 1 if both bands are empty, 0 if one is.
     """
     prediction, truth = _masks(prediction, truth, ignore)
     iterations = max(1, round(0.02 * math.hypot(*truth.shape)))
@@ -50,7 +54,7 @@ def boundary_iou(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray |
 
 
 def box_iou(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
-    """IoU of the smallest boxes around all of each mask: how good a box prompt the prediction would make.
+    """IoU of the tight boxes around the two masks: how good a box prompt the prediction would make.
 
     1 if both masks are empty, 0 if one is.
     """
@@ -59,11 +63,11 @@ def box_iou(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None
 
 
 def hd95_transunet(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
-    """95% Hausdorff distance under TransUNet's and SAMed's rule, in pixels.
+    """95% Hausdorff distance by the rule of TransUNet and SAMed, in pixels.
 
-    The surface distances of both directions are pooled, then the 95th percentile is taken (medpy's `hd95`); a missed
-    object, and any other empty mask, counts 0, so that missing an object IMPROVES the mean: read it beside
-    `hd95_strict`. Surface = pixels with one of the 4 neighbours, or the image's outside, not in the mask.
+    It pools the surface distances of both directions and takes the 95th percentile (medpy's `hd95`). If a mask is empty
+    the distance is 0, so that missing an object IMPROVES the mean: read it beside `hd95_strict`. The surface is those
+    pixels of the mask of which one of 4 neighbours is outside the mask or the image.
     """
     prediction, truth = _masks(prediction, truth, ignore)
     if not (prediction.any() and truth.any()):
@@ -72,10 +76,10 @@ def hd95_transunet(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray
 
 
 def hd95_strict(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
-    """95% Hausdorff distance, strictly, in pixels.
+    """95% Hausdorff distance, strict: in pixels.
 
-    The larger of the two directions' 95th percentiles (MONAI); a missed object, or a prediction where the truth is
-    empty, counts the image's diagonal, sqrt(H^2 + W^2); two empty masks count 0. Surface as in `hd95_transunet`.
+    It takes the larger of the two directions' 95th percentiles (MONAI). If one mask is empty, the distance is the
+    image's diagonal, sqrt(H^2 + W^2); if both are, it is 0. Surface as in `hd95_transunet`.
     """
     prediction, truth = _masks(prediction, truth, ignore)
     if not (prediction.any() and truth.any()):
@@ -84,51 +88,51 @@ def hd95_strict(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | 
 
 
 def s_measure(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
-    """S-measure (Fan et al. 2017, alpha 0.5) by PySODMetrics, on probabilities as they are.
+    """S-measure (Fan et al. 2017, alpha 0.5) by PySODMetrics, on probabilities without rescaling.
 
-    "As they are" holds for all map metrics here: the field's scripts read 8-bit pictures and stretch each to
-    [0, 1] first, which hides a map that is sure of nothing. Ignored pixels count as background in both.
+    This holds for all map metrics here. The field's scripts read 8-bit images and stretch each to [0, 1] first, which
+    hides a map that is certain of nothing. Ignored pixels count as background in prediction and truth.
     """
     return float(_sod_metric("Smeasure", prediction, truth, ignore)["sm"])
 
 
 def e_measure_max(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
-    """E-measure (Fan et al. 2018) by PySODMetrics, the best of 256 thresholds OF THIS IMAGE.
+    """E-measure (Fan et al. 2018) by PySODMetrics, at the best of 256 thresholds FOR THIS IMAGE.
 
-    Its mean over images is at least the usual "max E", where one threshold is chosen for the whole set.
-    Ignored pixels count as background in both.
+    Its mean over images is at least the usual "max E", for which one threshold is chosen for the whole set. Ignored
+    pixels count as background in prediction and truth.
     """
     return float(_sod_metric("Emeasure", prediction, truth, ignore)["em"]["curve"].max())
 
 
 def e_measure_mean(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
-    """E-measure by PySODMetrics, mean over 256 thresholds. Ignored pixels count as background in both."""
+    """E-measure by PySODMetrics, mean over 256 thresholds. Ignored pixels count as background."""
     return float(_sod_metric("Emeasure", prediction, truth, ignore)["em"]["curve"].mean())
 
 
 def e_measure_adaptive(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
-    """E-measure by PySODMetrics at twice the map's mean (at most 1). Ignored pixels count as background in both."""
+    """E-measure by PySODMetrics at twice the map's mean (at most 1). Ignored pixels count as background."""
     return float(_sod_metric("Emeasure", prediction, truth, ignore)["em"]["adp"])
 
 
 def weighted_f(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
     """Weighted F-measure (Margolin et al. 2014, beta 1) by PySODMetrics; 0 if the truth is empty.
 
-    Ignored pixels count as background in both.
+    Ignored pixels count as background in prediction and truth.
     """
     return float(_sod_metric("WeightedFmeasure", prediction, truth, ignore)["wfm"])
 
 
 def mae(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
-    """Mean absolute error of the probabilities, over the pixels that are not ignored."""
+    """Mean absolute error of the probabilities over the pixels that are not ignored."""
     prediction, truth, scored = _map(prediction, truth, ignore)
     return float(np.abs(prediction - truth)[scored].mean())
 
 
 def psnr(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
-    """Peak signal-to-noise ratio in dB, mean squared error over all channels; infinite for equal pictures.
+    """Peak signal-to-noise ratio in dB, from the mean squared error over all channels; infinite for equal images.
 
-    The peak is 255 for uint8 and 1 for float pictures.
+    The peak is 255 for uint8 and 1 for float images.
     """
     prediction, truth, scored, peak = _images(prediction, truth, ignore)
     error = np.square(prediction - truth)[scored].mean()
@@ -138,8 +142,8 @@ def psnr(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = 
 def ssim(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
     """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels (sigma 1.5), mean over the channels.
 
-    By scikit-image, without sample covariance; windows that leave the picture are left out. Ignored pixels are left
-    out of the mean, but neighbours' windows see them. Pictures need at least 11 pixels a side.
+    By scikit-image, without sample covariance. Windows that reach beyond the image are left out. Ignored pixels are
+    left out of the mean, but belong to the windows of their neighbours. Images need at least 11 pixels a side.
     """
     from skimage.metrics import structural_similarity
 
@@ -163,15 +167,14 @@ METRICS: dict[str, Metric] = {**MASK_METRICS, **MAP_METRICS, **IMAGE_METRICS}
 
 
 def size_class(area: int) -> str:
-    """COCO's size of an object from its foreground pixels at the original resolution.
-
-    "small" below 32^2, "medium" below 96^2, else "large".
+    """COCO's size class of an object: "small" below 32^2 foreground pixels at the original resolution, "medium" below
+    96^2, else "large".
     """
     return "small" if area < 32**2 else "medium" if area < 96**2 else "large"
 
 
 def _masks(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Two checked bool masks without the ignored pixels."""
+    """Both masks, checked, with ignored pixels set to background."""
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.dtype != bool or truth.dtype != bool:
         raise ValueError(f"masks must be bool, not {prediction.dtype} and {truth.dtype}")
@@ -189,14 +192,16 @@ def _iou(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _filled_box(mask: np.ndarray) -> np.ndarray:
-    """The smallest box around a mask's pixels, as a mask: rows and columns between the first and the last in use."""
+    """The tight box around a mask, as a mask: all between its first and last row and column."""
     rows, columns = mask.any(axis=1), mask.any(axis=0)
     between = [np.logical_or.accumulate(line) & np.logical_or.accumulate(line[::-1])[::-1] for line in (rows, columns)]
     return np.outer(*between)
 
 
 def _cropped(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both masks cut to the box around their union: beyond it all is zero, so bands and surfaces do not change."""
+    """Both masks cropped to the box around their union. All outside is zero, so boundary bands and surfaces do not
+    change.
+    """
     union = prediction | truth
     rows, columns = np.flatnonzero(union.any(axis=1)), np.flatnonzero(union.any(axis=0))
     if not len(rows):
@@ -206,7 +211,7 @@ def _cropped(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _band(mask: np.ndarray, kernel: np.ndarray, iterations: int) -> np.ndarray:
-    """The mask's pixels that `iterations` erosions with zeros all around take away."""
+    """The pixels that `iterations` erosions remove from a mask; outside the image is zero."""
     padded = np.pad(mask.view(np.uint8), 1)
     return mask & (cv2.erode(padded, kernel, iterations=iterations)[1:-1, 1:-1] == 0)
 
@@ -220,7 +225,7 @@ def _surface_distances(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.nd
 def _map(
     prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Checked float64 probabilities and bool truth, both 0 where ignored, and where they are scored."""
+    """Checked float64 probabilities, bool truth, both 0 where ignored; and bool: where they are scored."""
     prediction, truth = np.asarray(prediction, np.float64), np.asarray(truth)
     if truth.dtype != bool or prediction.shape != truth.shape or truth.ndim != 2:
         raise ValueError(f"expected maps (H, W) and a bool truth, not {prediction.shape}, {truth.shape} {truth.dtype}")
@@ -242,7 +247,7 @@ def _sod_metric(name: str, prediction: np.ndarray, truth: np.ndarray, ignore: np
 def _images(
     prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Two checked float64 pictures, where they are scored, and the peak value."""
+    """Two checked float64 images, bool: where they are scored, and the peak value."""
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape or truth.ndim != 3 or prediction.dtype != truth.dtype:
         raise ValueError(

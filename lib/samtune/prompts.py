@@ -1,8 +1,8 @@
-"""Prompts: boxes, points, masks or nothing, drawn from true masks by rules that depend on the object alone.
+"""Prompts: boxes, points, masks or nothing, drawn from true masks.
 
-Coordinates are pixels of the original image in (x, y) order until `Prompts.scaled` moves them to the model's square.
-Every random number comes from a generator seeded by (seed, seed key, family, object index), so that no prompt depends
-on order, batch size or the number of devices, and every method sees the same ones.
+Coordinates are (x, y) pixels of the original image until `Prompts.scaled` moves them to the model's square. Each random
+number comes from a generator seeded by (seed, sample, kind of prompt, object index). So no prompt depends on the order
+of images, the batch size or the number of devices, and every method gets the same prompts.
 """
 
 import dataclasses
@@ -22,17 +22,21 @@ from samtune.common.errors import InputError, unknown
 
 KINDS = ("box", "box_jitter", "point1", "point5", "point10", "point_centre", "mask", "none")
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1  # labels of points, as SAM's prompt encoder reads them
-MASK_VALUES = (-8.0, 8.0)  # of a mask prompt's background and foreground: they look like confident logits
+MASK_VALUES = (-8.0, 8.0)  # background and foreground of a mask prompt: like confident logits
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """P prompts of one kind, for one image or several; a field that the kind lacks is None.
+    """P prompts of one kind, for one image or several. A field that the kind lacks is None.
 
-    `image_index` int64 `(P,)`: the image of the batch that each prompt is for; `boxes` float32 `(P, 4)` xyxy, the
-    maximum inclusive; `points` float32 `(P, K, 2)` with `labels` int64 `(P, K)`: 1 foreground, 0 background,
-    -1 padding; `masks` float32 `(P, 1, h, w)`, logits or values that look like them, in the model's low-resolution
-    frame. Raises `ValueError` on shapes that do not fit together.
+    Fields:
+        image_index: int64 `(P,)`: which image of the batch each prompt is for.
+        boxes: float32 `(P, 4)`, xyxy, maxima inclusive.
+        points: float32 `(P, K, 2)`.
+        labels: of the points, int64 `(P, K)`: 1 foreground, 0 background, -1 padding.
+        masks: float32 `(P, 1, h, w)`, logits or values like them, at the model's low resolution.
+
+    Raises `ValueError` on shapes that do not fit together.
     """
 
     image_index: Tensor
@@ -58,7 +62,7 @@ class Prompts:
         return len(self.image_index)
 
     def __getitem__(self, index: slice | Tensor) -> "Prompts":
-        """The prompts at `index` (a slice, integer positions or a bool mask, never one number)."""
+        """The prompts at `index`: a slice, integer positions or a bool mask, but no single number."""
         return self._map(lambda value: value[index])
 
     def to(self, device: torch.device | str) -> "Prompts":
@@ -66,23 +70,25 @@ class Prompts:
         return self._map(lambda value: value.to(device))
 
     def at_image(self, index: int) -> "Prompts":
-        """The same prompts for image `index` of a batch."""
+        """The same prompts, all for image `index` of a batch."""
         return dataclasses.replace(self, image_index=torch.full_like(self.image_index, index))
 
     def scaled(self, x: float, y: float) -> "Prompts":
-        """Boxes and points times `x` and `y`, as `SamPredictor` moves them to model pixels; masks stay."""
+        """Boxes and points times `x` and `y`, as `SamPredictor` scales them to model pixels; masks stay as they are."""
         factor = torch.tensor([x, y], dtype=torch.float32, device=self.image_index.device)
         boxes = None if self.boxes is None else self.boxes * factor.repeat(2)
         return dataclasses.replace(self, boxes=boxes, points=None if self.points is None else self.points * factor)
 
     def with_points(self, points: Tensor, labels: Tensor) -> "Prompts":
-        """These prompts and more clicks: `points (P, K, 2)`, `labels (P, K)`, put after the clicks they have."""
+        """These prompts with more clicks, `points (P, K, 2)` and `labels (P, K)`, after those they have."""
         if self.points is not None and self.labels is not None:
             points, labels = torch.cat([self.points, points], 1), torch.cat([self.labels, labels], 1)
         return dataclasses.replace(self, points=points, labels=labels)
 
     def by_clicks(self) -> list[tuple[Tensor, "Prompts"]]:
-        """The prompts of equally many clicks, without padding clicks, and their positions `(n,)` among all."""
+        """The prompts in groups of equal number of clicks, without padding; with each group its positions `(n,)` among
+        all.
+        """
         if self.labels is None:
             return [(torch.arange(len(self)), self)]
         counts = (self.labels != PADDING).sum(1).cpu()
@@ -97,11 +103,13 @@ class Prompts:
         return groups
 
     def with_masks(self, masks: Tensor) -> "Prompts":
-        """These prompts and a low-resolution mask each, `(P, 1, h, w)`, in place of the one they may have."""
+        """These prompts with a low-resolution mask each, `(P, 1, h, w)`; it replaces any that they have."""
         return dataclasses.replace(self, masks=masks)
 
     def with_padded_masks(self, height: int, width: int, value: float) -> "Prompts":
-        """Masks grown at the right and bottom with `value`: from the picture's part of the square to all of it."""
+        """Masks padded at the right and the bottom with `value`, from the image's part of the square to the whole
+        square.
+        """
         if self.masks is None:
             return self
         margin = (0, width - self.masks.shape[-1], 0, height - self.masks.shape[-2])
@@ -109,7 +117,7 @@ class Prompts:
 
     @staticmethod
     def concatenate(parts: Sequence["Prompts"]) -> "Prompts":
-        """All prompts of `parts` in order, image indices as they are; rows of fewer clicks get padding clicks.
+        """All prompts of `parts` in order; image indices do not change; prompts with fewer clicks get padding clicks.
 
         Raises `ValueError` when there are no parts or their kinds differ.
         """
@@ -128,7 +136,7 @@ class Prompts:
         return Prompts(**joined)
 
     def _with_clicks(self, count: int) -> "Prompts":
-        """Padding clicks up to `count` a row, where there are clicks at all."""
+        """Padding clicks up to `count` for each prompt, if there are clicks at all."""
         if self.labels is None or self.labels.shape[1] == count:
             return self
         missing = count - self.labels.shape[1]
@@ -141,7 +149,9 @@ class Prompts:
 
 
 def parse_kind(kind: str) -> tuple[str, ...]:
-    """The parts of a kind such as "box+point1"; any "point<k>" is one. `InputError` on an unknown or double part."""
+    """The parts of a kind such as "box+point1"; every "point<k>" is valid. Raises `InputError` on unknown or repeated
+    parts.
+    """
     parts = tuple(kind.split("+"))
     for part in parts:
         if part not in KINDS and not re.fullmatch(r"point[1-9]\d*", part):
@@ -162,15 +172,22 @@ def make_prompts(
     box_noise: float = 0.1,
     mask_values: tuple[float, float] = MASK_VALUES,
 ) -> Prompts:
-    """One prompt of `kind` for each of `masks`, bool `(N, H, W)`; every `image_index` is 0.
+    """One prompt for each of N masks; every `image_index` is 0.
 
-    `kind`: one of `KINDS`, any "point<k>", or several joined by "+". `seed_key` names the sample (data set and id).
-    `low_resolution`: height and width of a mask prompt, which shows the whole image stretched to that size.
-    `box_noise`: how far box_jitter goes, see `jitter_boxes`. `mask_values`: what background and foreground become in
-    a mask prompt; the default looks like confident logits, (0, 255) is what HQ-SAM's script feeds.
-    Points are drawn from one stream an object: those of point1 are the first of point5's, and of box+point1's;
-    point_centre is one click and not drawn, see `centre_points`.
-    Raises `InputError` on an empty mask (drop and count those first) or an unknown kind, `ValueError` on a shape.
+    Args:
+        kind: one of `KINDS`, any "point<k>", or several joined by "+".
+        masks: bool `(N, H, W)`.
+        seed_key: names the sample (data set and id).
+        seed: of the run.
+        low_resolution: (height, width) of a mask prompt, which shows the whole image resized to that.
+        box_noise: of "box_jitter", see `jitter_boxes`.
+        mask_values: background and foreground of a mask prompt. The default looks like confident logits; HQ-SAM's
+            script takes (0, 255).
+
+    An object's clicks come from one stream of random numbers: the click of "point1" is the first of "point5" and of
+    "box+point1". "point_centre" is not random, see `centre_points`.
+
+    Raises `InputError` on an empty mask (leave those out first) or an unknown kind, `ValueError` on a wrong shape.
     """
     masks = np.asarray(masks, dtype=bool)
     if masks.ndim != 3:
@@ -203,7 +220,9 @@ def make_prompts(
 
 
 def tight_boxes(masks: np.ndarray) -> np.ndarray:
-    """Boxes float32 `(N, 4)` around non-empty masks bool `(N, H, W)`: first and LAST foreground column, row (SPT)."""
+    """Boxes float32 `(N, 4)` around non-empty masks bool `(N, H, W)`: first and last foreground column and row, as in
+    SPT.
+    """
     columns, rows = masks.any(axis=1), masks.any(axis=2)
     left, top = columns.argmax(axis=1), rows.argmax(axis=1)
     right = masks.shape[2] - 1 - columns[:, ::-1].argmax(axis=1)
@@ -212,7 +231,7 @@ def tight_boxes(masks: np.ndarray) -> np.ndarray:
 
 
 def large_parts(mask: np.ndarray, share: float) -> np.ndarray:
-    """bool `(h, w)` without its connected parts (4 neighbours) of less than `share` of its foreground."""
+    """A mask bool `(h, w)` without its connected parts (4 neighbours) of less than `share` of its foreground."""
     labels, count = ndimage.label(mask)
     if count < 2:
         return mask
@@ -224,10 +243,16 @@ def large_parts(mask: np.ndarray, share: float) -> np.ndarray:
 def jitter_boxes(
     boxes: np.ndarray, size: tuple[int, int], noise: float, generators: Sequence[np.random.Generator]
 ) -> np.ndarray:
-    """HQ-SAM's box noise: the centre moves by up to `noise` half sides, each side changes by up to `noise` of itself.
+    """HQ-SAM's box noise: float32 `(N, 4)`.
 
-    `boxes` float32 `(N, 4)`, `size` height and width that the result is clipped to (inclusive). An edge so moves by
+    The centre moves by up to `noise` half sides, and each side changes by up to `noise` of itself. So an edge moves by
     at most `noise` of the side.
+
+    Args:
+        boxes: float32 `(N, 4)`.
+        size: (height, width); the result is clipped to it.
+        noise: as a share of the sides.
+        generators: one a box.
     """
     draws = np.array([generator.uniform(-1, 1, 4) for generator in generators]).reshape(-1, 4)
     side = boxes[:, 2:] - boxes[:, :2]
@@ -240,16 +265,25 @@ def jitter_boxes(
 def random_points(
     masks: np.ndarray, boxes: np.ndarray, count: int, generators: Sequence[np.random.Generator]
 ) -> tuple[Tensor, Tensor]:
-    """`count` random foreground pixels of each mask without replacement, all positive: points and labels.
+    """`count` random foreground pixels of each mask, without replacement.
 
-    A mask of fewer pixels gives all of them, then padding clicks (label -1 at 0, 0).
+    A mask with fewer pixels gets all of them, then padding clicks (label -1 at 0, 0).
+
+    Args:
+        masks: bool `(N, H, W)`.
+        boxes: the masks' tight boxes.
+        count: K.
+        generators: one a mask.
+
+    Returns:
+        Points float32 `(N, K, 2)` and labels int64 `(N, K)`.
     """
     points = np.zeros((len(masks), count, 2), np.float32)
     labels = np.full((len(masks), count), PADDING, np.int64)
     for index, (mask, generator) in enumerate(zip(masks, generators, strict=True)):
         left, top, right, bottom = boxes[index].astype(int)
         rows, columns = np.nonzero(mask[top : bottom + 1, left : right + 1])
-        chosen: dict[int, None] = {}  # a set that keeps its order, so that fewer points are the first of more
+        chosen: dict[int, None] = {}  # an ordered set: fewer points are then the first of more
         while len(chosen) < min(count, len(rows)):
             chosen[int(generator.integers(len(rows)))] = None
         picked = list(chosen)
@@ -259,9 +293,11 @@ def random_points(
 
 
 def centre_points(masks: np.ndarray) -> tuple[Tensor, Tensor]:
-    """The pixel of each mask farthest from its edge (the picture's border is one): points `(N, 1, 2)` and labels.
+    """The pixel of each mask that is farthest from the mask's edge: points float32 `(N, 1, 2)` and labels int64 `(N,
+    1)`.
 
-    The single click with which SAM's authors evaluate (Kirillov et al. 2023, section 7.1); ties: the first row.
+    The image border counts as an edge; of equal pixels the first in reading order is taken. SAM's authors evaluate with
+    this click (Kirillov et al. 2023, section 7.1).
     """
     points = np.zeros((len(masks), 1, 2), np.float32)
     for index, mask in enumerate(masks):
@@ -277,11 +313,17 @@ def noisy_masks(
     values: tuple[float, float],
     generators: Sequence[np.random.Generator],
 ) -> Tensor:
-    """The noisy mask prompt of HQ-SAM and ASAM at `size` (height, width): float32 `(N, 1, h, w)` of two `values`.
+    """The noisy mask prompt of HQ-SAM and ASAM: float32 `(N, 1, h, w)`.
 
-    The mask is resized bilinearly; Gaussian noise (std 1) is added where making it 8 times smaller and larger again
-    changes it by 0.01 or more, that is along edges and in fine detail; above 0.5 is foreground. An object much
-    smaller than a low-resolution pixel can vanish, as in theirs.
+    The mask is resized bilinearly. Where scaling it down by 8 and up again changes it by 0.01 or more, that is at edges
+    and fine detail, Gaussian noise (std 1) is added; then above 0.5 is foreground. As in their code, an object much
+    smaller than a low-resolution pixel can vanish.
+
+    Args:
+        masks: bool `(N, H, W)`.
+        size: (h, w).
+        values: what background and foreground become.
+        generators: one a mask.
     """
     clean, noise = torch.zeros(len(masks), 1, *size), torch.zeros(len(masks), 1, *size)
     for index, (mask, generator) in enumerate(zip(masks, generators, strict=True)):
@@ -296,13 +338,19 @@ def noisy_masks(
 def correction_points(
     prediction: Tensor, truth: Tensor, generator: torch.Generator | None = None, stride: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """One correction click a mask, as SAM was trained: a uniformly random wrong pixel, labelled by its side.
+    """One correction click for each mask, as in SAM's training (Kirillov et al. 2023, appendix A): a random wrong
+    pixel.
 
-    `prediction` logits (foreground > 0) or bool, `truth` bool or probabilities (foreground > 0.5), both
-    `(P, h, w)` or `(P, 1, h, w)`. Gives points float32 `(P, 1, 2)` and labels int64 `(P, 1)`: 1 where foreground was
-    missed, 0 where background was taken. Without any error the click is a random foreground pixel (label 1), or, of
-    an empty truth, a random pixel (label 0). `stride` turns low-resolution pixels into model pixels: the click is put
-    on the pixel's centre, (x + 0.5) * stride - 0.5. `generator` must be on the masks' device.
+    Args:
+        prediction: logits (foreground > 0) or bool, `(P, h, w)` or `(P, 1, h, w)`.
+        truth: bool or probabilities (foreground > 0.5), of the same shape.
+        generator: on the masks' device.
+        stride: model pixels a low-resolution pixel. The click is at the pixel's centre, (x + 0.5) * stride - 0.5.
+
+    Returns:
+        Points float32 `(P, 1, 2)` and labels int64 `(P, 1)`: 1 where foreground was missed, 0 where background was
+            marked. Where nothing is wrong, the click is a random foreground pixel; where the truth is empty too, any
+            pixel (label 0).
     """
     height, width = truth.shape[-2:]
     predicted = (prediction if prediction.dtype == torch.bool else prediction > 0).reshape(-1, height * width)
@@ -310,7 +358,7 @@ def correction_points(
     region = predicted ^ actual
     region = torch.where(region.any(1, keepdim=True), region, actual)
     region = torch.where(region.any(1, keepdim=True), region, torch.ones_like(region))
-    # The n-th pixel of the region, n drawn uniformly: one random number a mask, found in the running count.
+    # Take the n-th pixel of the region, n drawn uniformly: the first at which the running count reaches n.
     running = region.cumsum(1)
     draw = torch.rand(len(region), 1, generator=generator, device=region.device, dtype=torch.float64)
     rank = (draw * running[:, -1:]).long().clamp(max=running[:, -1:] - 1) + 1
@@ -325,11 +373,18 @@ def _resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _family(part: str) -> str:
-    """The kind of a part without its number or variant: "box", "point", "mask" or "none"; it seeds the generator."""
+    """ "box", "point", "mask" or "none": a part without its number or variant. It seeds the generator."""
     return re.match(r"[a-z]+", part).group()
 
 
 def object_generator(seed: int, seed_key: str, family: str, index: int) -> np.random.Generator:
-    """The random numbers of one object's prompt: of its sample's key, the family ("box", "point" ...) and its index."""
+    """The random numbers of one object's prompt.
+
+    Args:
+        seed: of the run.
+        seed_key: names the sample.
+        family: "box", "point", "mask" or "none".
+        index: of the object.
+    """
     digest = hashlib.sha256(f"{seed}/{seed_key}/{family}/{index}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))

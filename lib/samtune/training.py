@@ -1,4 +1,4 @@
-"""One training loop for every method (accelerate): same data order, same prompts, same schedules, resumable."""
+"""One training loop for every method (accelerate): same order of images, prompts and schedules; it can resume."""
 
 import os
 import time
@@ -29,7 +29,7 @@ from samtune.sam.preprocess import Preprocess
 
 AUGMENTATIONS = ("none", "flip", "flip_jitter")
 OPTIMISERS = ("adam", "adamw")
-LEAST_SIDE = 102.4  # pixels to which jitter shrinks a picture at most: 0.1 of SAM's 1,024, 0.4 of the nano SAM's 256
+LEAST_SIDE = 102.4  # jitter shrinks no image below this, in pixels: 0.1 of SAM's 1,024, 0.4 of the nano SAM's 256
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,28 @@ class TrainingConfig:
 
     Fields:
         images: seen in all.
-        batch_size, accumulate: images in a batch, and batches before an optimiser step.
-        optimiser, learning_rate, weight_decay: "adam" or "adamw", and its settings.
-        schedule: of the learning rate, one of `SCHEDULES`; `warm_up`: the share of the steps over which it rises first.
-        prompts: drawn evenly, one kind a batch.
+        batch_size: images in a batch.
+        learning_rate: before the schedule's factor.
+        optimiser: "adam" or "adamw".
+        weight_decay: of the optimiser.
+        schedule: of the learning rate, one of `SCHEDULES`.
+        warm_up: share of the steps in which the learning rate first rises.
+        prompts: kinds of prompts. Each batch draws one of them, all equally likely.
         target: "union" or "instances".
         preprocess: "stretch" or "pad".
         augmentation: see `augment`.
-        objects: the most masks taken of an image.
-        copies: fixed augmented copies of an image that a method with a frozen encoder sees, so that embeddings can be
-            cached; other methods see a new one every epoch. 1: no augmentation, for either.
-        train_share: the share of the training pictures that are used.
-        workers: processes that load pictures.
+        objects: the most masks taken from an image.
+        accumulate: batches for an optimiser step.
+        copies: fixed augmented copies of an image that a method with a frozen encoder sees, so that their embeddings
+            can be cached; other methods see a new copy every epoch. 1: no augmentation, for any method.
+        train_share: share of the training images that is used.
+        seed: of the order of images, augmentation and prompts.
+        precision: "auto", "fp32" or "bf16".
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        workers: processes that load images.
         checkpoint_every: steps between two checkpoints to resume from.
+
+    Raises `InputError` on an unknown schedule, augmentation or optimiser.
     """
 
     images: int
@@ -85,14 +94,21 @@ class TrainingConfig:
 
     @property
     def steps(self) -> int:
-        """Batches in all: whole groups of `accumulate`, at least one, so that every gradient is used."""
+        """Number of batches: whole groups of `accumulate`, at least one, so that every gradient is used."""
         return max(1, self.images // (self.batch_size * self.accumulate)) * self.accumulate
 
 
 @dataclass
 class TrainingResult:
-    """`curve` one row a batch: images seen, learning_rate, loss and the IoU of each output ("iou_final") with the
-    batch's masks at low resolution; `seconds` includes earlier, interrupted parts."""
+    """What training gives besides the weights.
+
+    Fields:
+        curve: one row a batch: "images" (seen so far), "learning_rate", "loss", and for each output "iou_<output>", the
+            mean IoU with the batch's masks at low resolution.
+        seconds: wall time, with earlier, interrupted parts.
+        precision: "fp32" or "bf16".
+        dropped: images without a mask after preprocessing.
+    """
 
     curve: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -100,7 +116,7 @@ class TrainingResult:
     dropped: int = 0
 
 
-# Factors of the learning rate against the progress of training in [0, 1].
+# Factor of the learning rate at a progress of training in [0, 1].
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "step": lambda progress: 1.0 if progress < 10 / 16 else 0.1,  # SPT: x0.1 at epoch 10 of 16
@@ -112,7 +128,9 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:
-    """The schedule at `step`, with a linear warm-up over the first `warm_up` of the steps ("slow_start" is one)."""
+    """The schedule's factor at `step`, with linear warm-up over the first `warm_up` of the steps ("slow_start" has its
+    own).
+    """
     factor = SCHEDULES[config.schedule](step / config.steps)
     if config.schedule == "slow_start":
         return max(factor, 1 / config.steps)
@@ -120,11 +138,18 @@ def learning_rate_factor(config: TrainingConfig, step: int) -> float:
 
 
 class TrainingSamples(TorchDataset):
-    """What step by step is trained on: a pure function of (config, place in the run), whatever process asks.
+    """The training samples in their order. Each depends only on the config and its place in the run.
 
-    An epoch is a permutation of all samples of all sets drawn from (seed, epoch). `size`: of the model's pictures;
-    `mask_size` of its mask prompts (SAM: a quarter). `fixed_copies`: augmented pictures come again after
-    `config.copies` epochs.
+    An epoch is a permutation of all samples of all sets, drawn from (seed, epoch).
+
+    Args:
+        sources: data sets, each with a split.
+        size: side of the model's square, pixels.
+        config: how to train.
+        fixed_copies: augmented images repeat after `config.copies` epochs.
+        mask_size: side of mask prompts; None: a quarter of `size`, as in SAM.
+
+    Raises `InputError` when there are no images.
     """
 
     def __init__(
@@ -141,7 +166,7 @@ class TrainingSamples(TorchDataset):
             raise InputError(f"nothing to train on: {names} has no images")
         self.config, self.preprocess, self.fixed_copies = config, Preprocess(size, config.preprocess), fixed_copies
         self.mask_size = mask_size or size // 4
-        self.least_scale = min(0.5, LEAST_SIDE / size)  # smaller models still see pictures at half their size
+        self.least_scale = min(0.5, LEAST_SIDE / size)  # small models still see images at half their size
 
     def __len__(self) -> int:
         return self.config.steps * self.config.batch_size
@@ -163,7 +188,7 @@ class TrainingSamples(TorchDataset):
             key,
             self.least_scale,
         )
-        # One canvas at a time: a picture may hold a thousand objects, of which a few are picked.
+        # One mask at a time, to save memory: an image may hold a thousand objects, of which a few are picked.
         side = self.preprocess.size
         seen = [index for index in range(len(masks)) if (self.preprocess.masks(masks[index][None], side) > 0.5).any()]
         rng = np.random.default_rng([self.config.seed, place])
@@ -179,10 +204,11 @@ class TrainingSamples(TorchDataset):
 
 
 def _share(dataset: Dataset, split: str, share: float) -> list[tuple[Dataset, str]]:
-    """A share of a set's training pictures, at least one, whatever the seed of the run: smaller ones lie in larger.
+    """A share of a set's training images, at least one. It does not depend on the run's seed; larger shares contain
+    smaller ones.
 
-    Group after group (a tile, a patient, a sequence), in an order of its own: a few pictures of each would show as
-    much as all of them.
+    Whole groups (a tile, a patient, a sequence) are taken one after another, in a fixed random order: a few images of
+    every group would show as much as all images.
     """
     ids = dataset.ids(split)
     if share < 1:
@@ -198,11 +224,17 @@ def _share(dataset: Dataset, split: str, share: float) -> list[tuple[Dataset, st
 def augment(
     image: np.ndarray, masks: np.ndarray, kind: str, seed: Sequence[int], key: str, least_scale: float = 0.1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 `(H, W, 3)` and bool `(N, H, W)` -> the same, flipped or jittered in scale, drawn from `seed` and `key`.
+    """An image flipped or jittered in scale, with its masks: uint8 `(H, W, 3)` and bool `(N, H, W)` of the same size.
 
-    "flip": horizontally, half of the time. "flip_jitter": also large-scale jitter, `least_scale` (0.1 in HQ-SAM, SPT,
-    ASAM) to 2.0: the picture is scaled and, back to its size, padded (grey 128, mask 0) or cut; a cut keeps a pixel of
-    some mask.
+    Args:
+        image: uint8 `(H, W, 3)`.
+        masks: bool `(N, H, W)`.
+        kind: "none"; "flip" (horizontally, half of the time); "flip_jitter" (also large-scale jitter: the image is
+            scaled by `least_scale` to 2.0, then padded with grey 128 and mask 0, or cropped, to its size. A crop keeps
+            at least one pixel of a mask).
+        seed: with `key`, of the random numbers.
+        key: names the sample.
+        least_scale: 0.1 in HQ-SAM, SPT and ASAM.
     """
     if kind == "none":
         return image, masks
@@ -239,10 +271,20 @@ def train(
     cache: EmbeddingCache | None = None,
     progress: bool = True,
 ) -> TrainingResult:
-    """Train `method` in place on `sources` (data set, split); resumes from `folder/last.pt` if it is there.
+    """Train `method` in place.
 
-    A run that is killed and resumed ends with the same weights as one that is not (on a CPU, same machine). Raises
-    `FloatingPointError` with the samples' ids at a loss that is no number, `InputError` when memory runs out.
+    A run that is killed and resumed ends with the same weights as one that is not (on a CPU, same machine).
+
+    Args:
+        method: to be trained.
+        sources: data sets, each with a split.
+        config: how to train.
+        folder: for checkpoints; training resumes from its `last.pt`, if there is one.
+        cache: of embeddings, used for frozen encoders.
+        progress: show a progress bar.
+
+    Raises `FloatingPointError` with the samples' ids when the loss is infinite or not a number, `InputError` when
+    memory runs out or there is nothing to train (on).
     """
     refuse_several_processes()
     device = usable_device(config.device)
@@ -263,7 +305,7 @@ def train(
         config.batch_size,
         num_workers=config.workers,
         collate_fn=list,
-        generator=torch.Generator(),  # else it draws from the global one, once more after every resume
+        generator=torch.Generator(),  # without one it would draw from the global generator, again after every resume
     )
     method, optimiser = accelerator.prepare(method, optimiser)
     plain: Method = accelerator.unwrap_model(method)
@@ -290,7 +332,7 @@ def train(
             result.curve.append({"images": (step + 1) * config.batch_size, "learning_rate": rate} | row)
             bar.set_postfix(loss=f"{row['loss']:.3f}")
         result.seconds = time.perf_counter() - started
-        # Between two optimiser steps, where no gradient is pending: those are not saved.
+        # Only between two optimiser steps: accumulated gradients are not saved.
         due = step + 1 - first >= config.checkpoint_every and accelerator.sync_gradients
         if folder and due and step + 1 < config.steps:
             first = step + 1
@@ -313,7 +355,7 @@ def _step(
 ) -> dict[str, float]:
     """One forward and backward pass, and an optimiser step when enough batches are accumulated.
 
-    Gives the loss and, of each output, the mean IoU with this batch's masks at low resolution, before the step.
+    Gives the loss and, for each output, the mean IoU with this batch's masks at low resolution, before the step.
     """
     device = accelerator.device
     prompts = Prompts.concatenate([sample["prompts"].at_image(index) for index, sample in enumerate(batch)]).to(device)
@@ -349,7 +391,9 @@ def _step(
 
 
 def usable_device(setting: str = "auto") -> str:
-    """ "cuda", "mps" or "cpu" for "auto", any other setting ("cuda:1") as it is. `InputError` when it is not here."""
+    """ "cuda", "mps" or "cpu" for "auto"; any other setting ("cuda:1") unchanged. Raises `InputError` if it is not
+    available.
+    """
     cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
     here = ["cuda"] * bool(cards) + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     if setting == "auto":
@@ -361,7 +405,7 @@ def usable_device(setting: str = "auto") -> str:
 
 
 def refuse_several_processes() -> None:
-    """Raise `InputError` under torchrun, mpirun or srun: each process would train on all pictures, on its own."""
+    """Raise `InputError` under torchrun, mpirun or srun: each process would train by itself, on all images."""
     for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):  # those accelerate reads
         if os.environ.get(name, "1") not in ("", "0", "1"):
             raise InputError(
@@ -371,7 +415,7 @@ def refuse_several_processes() -> None:
 
 
 def _accelerator(device: str, precision: str, accumulate: int) -> Accelerator:
-    """An accelerator on that very device: its own options know only "the CPU" and "not the CPU"."""
+    """An accelerator on exactly this device: its own options only know "the CPU" and "not the CPU"."""
     AcceleratorState._reset_state(True)
     with patch_environment(accelerate_torch_device=device):
         return Accelerator(
@@ -382,7 +426,7 @@ def _accelerator(device: str, precision: str, accumulate: int) -> Accelerator:
 
 
 def _save(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResult, step: int, folder: Path) -> None:
-    """All that is needed to go on at `step`, written beside its place and moved there."""
+    """Write a checkpoint to resume from at `step`, first beside its final place."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "last.partial"
     state: dict[str, object] = {
@@ -399,7 +443,7 @@ def _save(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResu
 
 
 def _resume(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResult, folder: Path | None) -> int:
-    """Put back what `_save` wrote, if anything; returns the step to go on with."""
+    """Load what `_save` wrote, if there is anything; returns the step to continue with."""
     path = None if folder is None else folder / "last.pt"
     if path is None or not path.is_file():
         return 0

@@ -107,7 +107,7 @@ class Method(nn.Module):
         return {name: parameter.detach().cpu().clone() for name, parameter in self.trainable().items()}
 
     def load_trainable_state(self, state: dict[str, Tensor], source: str = "checkpoint") -> None:
-        """Load what `trainable_state` gave; `source` is for messages. Raises `InputError` when names or shapes differ."""
+        """Load what `trainable_state` gave; `source`: for messages. Raises `InputError` when names or shapes differ."""
         parameters = self.trainable()
         check_fits(parameters, state, source)
         with torch.no_grad():

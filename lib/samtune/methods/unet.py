@@ -66,7 +66,7 @@ class UNet(Method):
         return {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
 
     def load_trainable_state(self, state: dict[str, Tensor], source: str = "checkpoint") -> None:
-        """Load what `trainable_state` gave; `source` is for messages. Raises `InputError` when names or shapes differ."""
+        """Load what `trainable_state` gave; `source`: for messages. Raises `InputError` when names or shapes differ."""
         check_fits(self.network.state_dict(), state, source)
         self.network.load_state_dict(state)
 
