@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, forced to disk, then moved there in one step."""
+"""Files that are whole or absent: written beside their final place, flushed to disk, then moved there in one step."""
 
 import errno
 import os
@@ -15,13 +15,13 @@ DISK_FULL = "disk full while writing"
 
 
 class DiskFull(InputError):
-    """No space left: whatever was complete before still is."""
+    """No space left on the disk. Files that were complete before still are."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, making its folder if needed; a kill at any moment leaves the old file or the new one.
+    """Write `data` to `path` and make its folder if needed; a kill at any moment leaves the old file or the new one.
 
-    Raises `DiskFull`, one line, when the disk or the quota has no room; the unfinished file is removed.
+    Raises `DiskFull`, one line, when the disk or the quota is full; the unfinished file is removed.
     """
     partial = None
     try:
@@ -47,12 +47,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Does `error` say that the disk or the quota is full?"""
+    """Does `error` mean that the disk or the quota is full?"""
     return isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
 
 
 def disk_full(path: Path, error: BaseException) -> DiskFull:
-    """The one line for the user, where writing `path` (or something in that folder) gave `error`."""
+    """The one-line error for the user, when writing `path` (or into that folder) raised `error`."""
     place = getattr(error, "filename", None) or path
     return DiskFull(
         f"{DISK_FULL} {place}: free some space and run the same command again; everything written before is intact"
@@ -60,7 +60,7 @@ def disk_full(path: Path, error: BaseException) -> DiskFull:
 
 
 def _force_name_to_disk(folder: Path) -> None:
-    """Make the move itself survive a power cut, where the system can do that for a folder."""
+    """Flush the folder, so that the move itself survives a power cut, on systems that can."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows cannot open folders
@@ -74,7 +74,7 @@ def _force_name_to_disk(folder: Path) -> None:
 
 
 def remove_stale_partials(folder: Path, older_than_seconds: float = 3600) -> None:
-    """Remove unfinished files that a killed process left in `folder` long enough ago to be nobody's."""
+    """Remove unfinished files in `folder` that are so old that no process is still writing them."""
     for partial in folder.glob(f".*{PARTIAL}"):
         try:
             if time.time() - partial.stat().st_mtime > older_than_seconds:
@@ -84,16 +84,17 @@ def remove_stale_partials(folder: Path, older_than_seconds: float = 3600) -> Non
 
 
 def lock(path: Path) -> FileLock:
-    """The lock file `path`, to be held by `with`, which waits for another process that has it.
+    """A lock on the file `path`, for `with`, which waits while another process holds it.
 
-    A killed process lets go of it at once. Two notebooks that run side by side thus never train the same cell twice.
+    The lock of a killed process is released at once. So two notebooks that run side by side never train the same cell
+    twice.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path)
 
 
 def is_locked(path: Path) -> bool:
-    """Does some process hold the lock file `path` right now?"""
+    """Does another process hold the lock file `path` now?"""
     if not path.is_file():
         return False
     try:

@@ -1,4 +1,4 @@
-"""The one error that users are meant to read: what is wrong, where, and what to do."""
+"""`InputError`, which users are meant to read: what is wrong, where, and what to do."""
 
 import difflib
 import math
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input from the user (a file, a name, an option). The message is one clear line."""
+    """Bad input from the user: a file, a name, an option. The message is one clear line."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -15,7 +15,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def check_range(name: str, value: float, least: float, most: float = math.inf, above: bool = False) -> None:
-    """Raise `InputError` unless `value` is a number from `least` (with `above`: above it) to `most`."""
+    """Raise `InputError` unless least <= value <= most; with `above`, least < value. Not a number (nan) is refused."""
     if (value > least if above else value >= least) and value <= most:  # false for what is no number (nan)
         return
     end = "" if math.isinf(most) else f" and at most {most:g}"
@@ -23,14 +23,16 @@ def check_range(name: str, value: float, least: float, most: float = math.inf, a
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Does `error` say that memory ran out, on a card or in the machine? torch says it in several ways."""
+    """Does `error` mean that memory ran out, on a graphics card or in the machine? torch has several
+    messages for it.
+    """
     words = str(error).lower()
     said = any(part in words for part in ("out of memory", "allocate memory", "not enough memory"))
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """An `InputError` for a name that is not known: all known names, the nearest match first."""
+    """An `InputError` for a name that is not known; it lists all known names, the nearest match first."""
     names = sorted(known)
     nearest = difflib.get_close_matches(name, names, n=len(names) or 1, cutoff=0.0)
     return InputError(f"unknown {kind} {name!r}; known: {', '.join(nearest + [n for n in names if n not in nearest])}")

@@ -1,4 +1,4 @@
-"""Where a number comes from: machine, precision, packages, commit, memory."""
+"""Where a number comes from: machine, precision, package versions, commit, memory."""
 
 import datetime
 import functools
@@ -36,11 +36,16 @@ def cpu_flags() -> frozenset[str]:
 
 
 def choose_precision(setting: str, device: str = "cpu", flags: frozenset[str] | None = None) -> str:
-    """ "fp32" or "bf16" for `setting` "auto", "fp32" or "bf16" on `device` ("cpu", "cuda", "cuda:1", "mps").
+    """The precision to compute in: "fp32" or "bf16".
 
-    `auto` reads what the device says of itself, never a timing: bf16 on a CPU that has bf16 instructions
-    (AVX512_BF16 or AMX; elsewhere bf16 products are several times SLOWER than fp32) and on a GPU that has them,
-    else fp32. `flags` stands in for the CPU's flags. Raises `InputError` for an unknown setting.
+    Args:
+        setting: "fp32", "bf16", or "auto": bf16 on a GPU or CPU with bf16 instructions (on a CPU: AVX512_BF16 or AMX;
+            without them bf16 is several times SLOWER than fp32), else fp32. It reads the device's flags, and measures
+            no time.
+        device: "cpu", "cuda", "cuda:1", "mps".
+        flags: in place of the CPU's own (tests).
+
+    Raises `InputError` for an unknown setting.
     """
     if setting not in PRECISIONS:
         raise unknown("precision", setting, PRECISIONS)
@@ -55,7 +60,7 @@ def choose_precision(setting: str, device: str = "cpu", flags: frozenset[str] | 
 
 
 def hardware() -> str:
-    """One line: processor, cores that this process may use, memory, graphics card if there is one."""
+    """One line: processor, cores that this process may use, memory, and the graphics card, if any."""
     processor = _cpu_info("model name") or platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -67,7 +72,7 @@ def hardware() -> str:
 
 
 def device_name(device: str) -> str:
-    """What computes on `device` ("cpu", "cuda", "cuda:1", "mps"): the graphics card, or the processor and its cores."""
+    """The name of what computes on `device` ("cpu", "cuda", "cuda:1", "mps"): graphics card, or processor and cores."""
     if device.startswith("cuda"):
         import torch
 
@@ -89,7 +94,7 @@ def package_versions() -> dict[str, str]:
 
 @functools.cache
 def git_state(root: Path | None = None) -> tuple[str, bool]:
-    """The commit of the checkout and whether tracked code differs from it; ("unknown", False) outside a checkout."""
+    """The commit of the checkout, and whether tracked code differs from it; ("unknown", False) outside a checkout."""
     root = root or repository_root()
     commit = _git(root, "rev-parse", "HEAD")
     changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks", "constraints.txt")
@@ -102,7 +107,7 @@ def now() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Start a new peak, where the system allows it (Linux, CUDA); elsewhere the peak is that of the process."""
+    """Start a new peak, where the system can (Linux, CUDA); elsewhere the peak is that of the whole process."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -113,7 +118,7 @@ def reset_peak_memory() -> None:
 
 
 def peak_memory_mb() -> tuple[float, float | None]:
-    """Peak of resident memory and of graphics memory (None without a card) since `reset_peak_memory`, in MiB."""
+    """Peaks since `reset_peak_memory`, in MiB: resident memory, and graphics memory (None without a card)."""
     torch = sys.modules.get("torch")
     card = None
     if torch is not None and torch.cuda.is_available():
@@ -135,7 +140,9 @@ def _cpu_info(field: str) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """What a reading git command prints, or "" when it fails; takes no lock that could disturb the user's own git."""
+    """What a git command that only reads prints, or "" when it fails. It takes no lock, so that the user's git is not
+    disturbed.
+    """
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30

@@ -1,7 +1,7 @@
-"""The image encoder's attention with q, k and v as separate projections, and three exact ways to compute it.
+"""The image encoder's attention with separate projections for q, k and v, and three exact ways to compute it.
 
-segment_anything holds q, k and v as one `qkv` matrix; LoRA (SPT, SAM-SP) adapts q and v alone. `split_attention`
-swaps the modules, `split_qkv` and `merge_qkv` convert state dicts from and to SAM's own format, bit for bit.
+segment_anything holds q, k and v in one matrix, `qkv`; LoRA (SPT, SAM-SP) adapts q and v alone. `split_attention`
+replaces the modules; `split_qkv` and `merge_qkv` convert state dicts from and to SAM's own format, bit for bit.
 
 SAM adds a relative position bias that depends on the query:
 `bias[q, k] = q . Rh[row(q), row(k)] + q . Rw[col(q), col(k)]`.
@@ -17,13 +17,16 @@ PARTS = ("q_proj", "k_proj", "v_proj")
 
 
 class SplitAttention(nn.Module):
-    """Multi-head attention with decomposed relative positions, as `segment_anything`'s `Attention`.
+    """Multi-head attention with decomposed relative positions, equal to segment_anything's `Attention`.
 
-    `form` chooses the computation; all agree within rounding:
-    "explicit" is segment_anything's own sequence of operations (bit-equal to it, the oracle of the tests);
-    "bias" hands the bias to `scaled_dot_product_attention` as its mask;
-    "folded" extends queries by their bias rows and keys by one-hot rows and columns, so that no (L, L) tensor exists;
-    "auto" takes the leanest for the block: folded for a global block in training, bias otherwise.
+    Args:
+        attention: its weights are copied (qkv) or taken over (all others).
+
+    Attributes:
+        form: how attention is computed; all forms agree within rounding. "explicit": segment_anything's own operations
+            (equal bit for bit, the reference of the tests). "bias": the bias is the mask of
+            `scaled_dot_product_attention`. "folded": see `folded`, no (L, L) tensor is made. "auto": what needs the
+            least memory; folded for global blocks in training, else bias.
     """
 
     def __init__(self, attention: Attention) -> None:
@@ -46,7 +49,7 @@ class SplitAttention(nn.Module):
         self.form = "auto"
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens `(B, L, C)` -> q, k, v, each `(B, heads, L, C / heads)`."""
+        """Tokens `(B, L, C)` -> q, k, v: `(B, heads, L, C / heads)` each."""
         projections = [getattr(self, part) for part in PARTS]
         if all(type(projection) is nn.Linear for projection in projections):
             # One product over the joined matrix: segment_anything's own arithmetic, and faster than three.
@@ -59,7 +62,7 @@ class SplitAttention(nn.Module):
         return q, k, v
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens on a grid or window `(B, H, W, C)` -> the same shape."""
+        """Tokens of a grid or window, `(B, H, W, C)` -> the same shape. Raises `ValueError` on an unknown `form`."""
         batch, height, width, channels = x.shape
         q, k, v = self.project(x.reshape(batch, height * width, channels))
         form = self.form
@@ -88,7 +91,7 @@ class SplitAttention(nn.Module):
         return self.proj(out.reshape(batch, height, width, -1))
 
     def position_terms(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """q `(B * heads, L, d)` -> its bias towards rows `(B * heads, L, H)`, columns `(B * heads, L, W)`."""
+        """q `(B * heads, L, d)` -> its bias for each row `(B * heads, L, H)` and each column `(B * heads, L, W)`."""
         grid = q.reshape(-1, height, width, q.shape[-1])
         row_table = get_rel_pos(height, height, self.rel_pos_h).to(q.dtype)
         column_table = get_rel_pos(width, width, self.rel_pos_w).to(q.dtype)
@@ -97,7 +100,11 @@ class SplitAttention(nn.Module):
         return rows.flatten(1, 2), columns.flatten(1, 2)
 
     def folded(self, q: Tensor, k: Tensor, v: Tensor, height: int, width: int) -> Tensor:
-        """`[scale * q, q.Rh, q.Rw] . [k, one-hot row, one-hot column]` is the biased logit: a plain attention."""
+        """Attention with the bias folded into longer queries and keys: q, k, v `(B * heads, L, d)` -> `(B * heads, L,
+        d)`.
+
+        The product `[scale * q, q.Rh, q.Rw] . [k, one-hot row, one-hot column]` is the logit with its bias.
+        """
         rows, columns = self.position_terms(q, height, width)
         one_hot_row = torch.eye(height, dtype=q.dtype, device=q.device).repeat_interleave(width, dim=0)
         one_hot_column = torch.eye(width, dtype=q.dtype, device=q.device).repeat(height, 1)
@@ -110,7 +117,7 @@ class SplitAttention(nn.Module):
 
 
 def split_attention(encoder: ImageEncoderViT) -> ImageEncoderViT:
-    """Swap every block's fused `qkv` attention for a `SplitAttention` with the same weights, in place."""
+    """Replace the attention of every block by a `SplitAttention` with the same weights, in place."""
     for block in encoder.blocks:
         block.attn = SplitAttention(block.attn)
     return encoder
@@ -123,7 +130,7 @@ def set_attention_form(encoder: ImageEncoderViT, form: str) -> None:
 
 
 def split_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """SAM's own state dict -> ours: `...attn.qkv.weight (3C, C)` becomes q_proj, k_proj, v_proj `(C, C)`."""
+    """SAM's own state dict -> ours: `...attn.qkv.weight (3C, C)` becomes q_proj, k_proj and v_proj, `(C, C)` each."""
     split = {}
     for name, value in state.items():
         if ".attn.qkv." in name:
@@ -135,7 +142,7 @@ def split_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def merge_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Ours -> SAM's own state dict, the inverse of `split_qkv`."""
+    """Our state dict -> SAM's own: the inverse of `split_qkv`."""
     merged = {}
     for name, value in state.items():
         if ".attn.q_proj." in name and name.startswith("image_encoder."):

@@ -1,4 +1,4 @@
-"""SAM ViT-B, ViT-L, ViT-H and nano, from segment_anything's own classes."""
+"""SAM ViT-B, ViT-L, ViT-H and nano, built from segment_anything's own classes."""
 
 from functools import partial
 
@@ -17,26 +17,26 @@ PIXEL_STD = [58.395, 57.12, 57.375]
 
 
 class Sam(OfficialSam):
-    """segment_anything's `Sam` with q, k, v apart in the encoder and a decoder batched over images.
+    """segment_anything's `Sam` with separate q, k, v in the encoder and a decoder that takes prompts of several images.
 
-    segment_anything's own `SamPredictor` and `SamAutomaticMaskGenerator` take it as it is.
+    segment_anything's own `SamPredictor` and `SamAutomaticMaskGenerator` work with it.
     """
 
     backbone: str = ""
 
     @property
     def image_size(self) -> int:
-        """Side of the square input, pixels."""
+        """Side of the square input, in pixels."""
         return self.image_encoder.img_size
 
     @property
     def embedding_size(self) -> int:
-        """Side of the image embedding's grid."""
+        """Side of the image embedding's grid, in tokens."""
         return self.prompt_encoder.image_embedding_size[0]
 
     @property
     def mask_size(self) -> int:
-        """Side of the low-resolution logits: four times the embedding's."""
+        """Side of the low-resolution logits, in pixels: four times the embedding's."""
         return 4 * self.embedding_size
 
 
@@ -124,7 +124,7 @@ BACKBONES = {
 
 
 def new_sam(backbone: str) -> Sam:
-    """A SAM of that backbone with fresh random weights, in eval mode. Raises `InputError` for an unknown name."""
+    """A SAM of that backbone with random weights, in eval mode. Raises `InputError` for an unknown name."""
     if backbone not in BACKBONES:
         raise unknown("backbone", backbone, BACKBONES)
     sam = BACKBONES[backbone]()
@@ -134,10 +134,10 @@ def new_sam(backbone: str) -> Sam:
 
 
 def set_image_size(sam: Sam, image_size: int) -> Sam:
-    """Make `sam` take square images of another size, in place: absolute positions are resampled (bicubic).
+    """Make `sam` take square images of `image_size` pixels, in place: absolute positions are resampled (bicubic).
 
-    Relative position tables need nothing: segment_anything resamples them to the grid it is given.
-    Raises `InputError` when the size is no multiple of the patch.
+    Relative positions need no change: segment_anything resamples them itself. Raises `InputError` when the size is no
+    multiple of the patch size.
     """
     encoder, prompts = sam.image_encoder, sam.prompt_encoder
     patch = encoder.patch_embed.proj.stride[0]
@@ -158,12 +158,12 @@ def set_image_size(sam: Sam, image_size: int) -> Sam:
 
 
 def initialise_nano(sam: Sam, generator: torch.Generator) -> Sam:
-    """Starting values that let a small SAM learn from scratch in hours, in place.
+    """Set starting values with which a small SAM learns from scratch in hours, in place.
 
-    Frequencies of the positional encoding are log-spaced (0.05 to 4 periods a unit) in random directions instead of
-    Gaussian: low ones let the decoder find a box's inside early, high ones place its edges. Linear layers get
-    truncated normals (std 0.02) in the encoder, and the encoder's absolute positions start as the prompt encoder's
-    own encoding of the grid.
+    The positional encoding's frequencies are log-spaced (0.05 to 4 periods a unit) in random directions, not Gaussian:
+    with low ones the decoder soon learns the inside of a box, high ones place its edges. Linear layers of the encoder
+    start from truncated normals (std 0.02), and the encoder's absolute positions from the prompt encoder's encoding of
+    the grid.
     """
     matrix: Tensor = sam.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
     count = matrix.shape[1]

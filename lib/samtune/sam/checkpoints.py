@@ -1,4 +1,4 @@
-"""SAM checkpoints: official ones by name or path, the shipped nano weights, and writing SAM's own format."""
+"""SAM checkpoints: read official ones by name or path and the shipped nano weights; write SAM's own format."""
 
 import hashlib
 import os
@@ -35,10 +35,12 @@ PATCHES = "image_encoder.patch_embed.proj.weight"  # the first layer: which SAM 
 def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
     """A SAM with weights, in eval mode, float32.
 
-    `backbone`: "nano" (shipped), "vit_b", "vit_l", "vit_h" (downloaded once, see `official_checkpoint`), or the path
-    of a checkpoint of any of them. `checkpoint`: a file to take in place of the backbone's own. A file may be in
-    SAM's own format or ours (`.safetensors`), see `sam_of_state`. Raises `InputError` when the file is missing,
-    corrupt or of another backbone.
+    Args:
+        backbone: "nano" (shipped), "vit_b", "vit_l", "vit_h" (downloaded once, see `official_checkpoint`), or the path
+            of a checkpoint of any of them.
+        checkpoint: a file to read in place of the backbone's own, in SAM's own format or ours (`.safetensors`).
+
+    Raises `InputError` when the file is missing, corrupt or of another backbone.
     """
     path = None if checkpoint is None else resolve(checkpoint)
     if backbone not in BACKBONES and names_a_file(backbone):
@@ -51,10 +53,15 @@ def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
 
 
 def sam_of_state(state: Mapping[str, Tensor], path: Path, backbone: str = "") -> Sam:
-    """The SAM with the weights `state`, with q, k and v joined or apart, in eval mode; `path` is for messages.
+    """A SAM with the weights `state`, in eval mode.
 
-    A prefix that a wrapper gave all names ("module.", "model.", "sam.") is taken off. `backbone`: told by the width of
-    the encoder, when it is not named. Raises `InputError` when names or shapes do not fit.
+    Args:
+        state: with q, k and v joined or separate. A prefix of all names ("module.", "model.", "sam."), as wrappers add,
+            is removed.
+        path: where it was read, for messages.
+        backbone: "": found by the width of the encoder.
+
+    Raises `InputError` when names or shapes do not fit.
     """
     prefix = next((name.removesuffix(PATCHES) for name in state if name.endswith(PATCHES)), "")
     state = split_qkv({name.removeprefix(prefix): value for name, value in state.items()})
@@ -65,20 +72,20 @@ def sam_of_state(state: Mapping[str, Tensor], path: Path, backbone: str = "") ->
 
 
 def holds_sam(state: Mapping[str, Tensor]) -> bool:
-    """Does a state dict hold a whole SAM, its image encoder's first layer included?"""
+    """Does a state dict hold a whole SAM, with the first layer of its image encoder?"""
     return any(name.endswith(PATCHES) for name in state)
 
 
 def is_safetensors(path: Path) -> bool:
-    """Is it named as a .safetensors file? All others are read as torch's own."""
+    """Does the name end in .safetensors? All other files are read by `torch.load`."""
     return path.suffix.lower() == ".safetensors"
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in a `.safetensors` file or one of torch's own (`.pth`, `.pt`, `.ckpt` ...), float32, on the CPU.
+    """The state dict in a file, float32, on the CPU.
 
-    It may lie under "model" or "state_dict" beside other things of a training (optimiser, epoch). Raises
-    `InputError`, one line.
+    The file is `.safetensors` or torch's own (`.pth`, `.pt`, `.ckpt` ...). It may hold the state dict under "model" or
+    "state_dict", beside the optimiser and other things. Raises `InputError`, one line.
     """
     if not path.is_file():
         raise InputError(f"no checkpoint at {path}")
@@ -104,13 +111,13 @@ def read_tensors(path: Path) -> object:
 
 
 def load_strictly(module: torch.nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
-    """Load `state` or raise `InputError` with the keys and shapes expected and found: nothing is skipped in silence."""
+    """Load `state`, or raise `InputError` with the names and shapes expected and found: nothing is skipped silently."""
     check_fits(module.state_dict(), state, path)
     module.load_state_dict(state)
 
 
 def check_fits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path | str) -> None:
-    """Raise `InputError` with what is expected and found unless `state` has the names and shapes of `wanted`."""
+    """Raise `InputError` with what is expected and found, unless `state` has the names and shapes of `wanted`."""
     expected = {name: tuple(value.shape) for name, value in wanted.items()}
     found = {name: tuple(value.shape) for name, value in state.items()}
     if expected == found:
@@ -126,7 +133,9 @@ def check_fits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], path: 
 
 
 def guess_backbone(state: dict[str, Tensor], path: Path | str) -> str:
-    """The backbone that a state dict's encoder belongs to, by its width. Raises `InputError` when there is none."""
+    """The backbone of a state dict, by the width of its encoder. Raises `InputError` when no backbone
+    has that width.
+    """
     weight = state.get(PATCHES)
     widths = {build.keywords["width"]: name for name, build in BACKBONES.items()}
     if weight is None or weight.shape[0] not in widths:
@@ -137,10 +146,10 @@ def guess_backbone(state: dict[str, Tensor], path: Path | str) -> str:
 
 
 def official_checkpoint(backbone: str) -> Path:
-    """Path of an official checkpoint in the cache folder, downloaded if need be with a progress bar.
+    """Path of an official checkpoint in the cache folder; it is downloaded if it is not there, with a progress bar.
 
-    A partial download never counts as present. `SAMTUNE_OFFLINE=1` downloads nothing. Raises `InputError` that says
-    what to fetch by hand and where to put it.
+    A partial download never counts as present. With `SAMTUNE_OFFLINE=1` nothing is downloaded. Raises `InputError` that
+    says what to download by hand, and where to put it.
     """
     if backbone not in OFFICIAL:
         raise InputError(f"{backbone} has no official checkpoint: name the file of its weights instead")
@@ -163,12 +172,12 @@ def official_checkpoint(backbone: str) -> Path:
 
 
 def must_be_downloaded(backbone: str) -> bool:
-    """Is `backbone` an official one whose checkpoint is not in the cache folder?"""
+    """Is `backbone` official, and its checkpoint not in the cache folder?"""
     return backbone in OFFICIAL and not (checkpoint_root() / OFFICIAL[backbone][0]).is_file()
 
 
 def download(url: str, path: Path) -> None:
-    """Fetch `url` to `path` with a progress bar, going on where an earlier try broke off.
+    """Download `url` to `path` with a progress bar; continues an earlier download that broke off.
 
     The file appears at `path` only when it is complete. Raises `OSError` when the connection fails or breaks off.
     """
@@ -198,9 +207,10 @@ def download(url: str, path: Path) -> None:
 
 
 def verify_official(path: Path) -> None:
-    """Raise `InputError` when a file named like an official checkpoint has another MD5 than its name's suffix says.
+    """Raise `InputError` when the MD5 of a file does not begin with the suffix of its official name
+    ("sam_vit_b_01ec64").
 
-    A different SHA-256 with the right MD5 is only warned of: those are third parties' listings.
+    A different SHA-256 only gives a warning: those were listed by third parties.
     """
     suffix = re.search(r"_([0-9a-f]{6})\.pth$", path.name)
     if suffix is None:
@@ -217,7 +227,7 @@ def verify_official(path: Path) -> None:
 
 
 def weights_hash(module: torch.nn.Module) -> str:
-    """12 hexadecimal digits over names and values of all parameters and buffers: part of every cell."""
+    """12 hexadecimal digits: a hash of the names and values of all parameters and buffers. It is part of every cell."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -226,7 +236,7 @@ def weights_hash(module: torch.nn.Module) -> str:
 
 
 def save_official(sam: Sam, path: Path) -> None:
-    """Write `sam` in SAM's own format (`.pth`, q, k and v joined): plain `segment_anything` loads it."""
+    """Write `sam` in SAM's own format (`.pth`, q, k and v joined), which plain `segment_anything` loads."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -239,7 +249,7 @@ def save_official(sam: Sam, path: Path) -> None:
 
 
 def save_safetensors(state: dict[str, Tensor], path: Path, dtype: torch.dtype, metadata: dict[str, str]) -> None:
-    """Write a state dict as safetensors of `dtype`, with plain text `metadata` (the model card's short form)."""
+    """Write a state dict as safetensors of type `dtype`, with `metadata` as text."""
     write_atomically(path, save({name: value.to(dtype).contiguous() for name, value in state.items()}, metadata))
 
 

@@ -1,4 +1,4 @@
-"""SAM's prompt encoder in full precision, and its mask decoder batched over images and prompts at once."""
+"""SAM's prompt encoder in full precision, and its mask decoder for prompts of several images at once."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ PROMPTS_A_PASS = 64  # decoded at once: bounds memory on pictures of many object
 
 
 class BatchedMaskDecoder(MaskDecoder):
-    """`MaskDecoder` that also takes one embedding a prompt, `(P, C, h, w)`: prompts of many images in one pass.
+    """`MaskDecoder` that takes one embedding for each prompt, `(P, C, h, w)`: prompts of several images in one pass.
 
     segment_anything's own takes one image a call.
     """
@@ -25,9 +25,14 @@ class BatchedMaskDecoder(MaskDecoder):
         dense_prompt_embeddings: Tensor,
         **adapter: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings `(1, C, h, w)` or `(P, C, h, w)`, prompts of P -> masks `(P, 4, 4h, 4w)`, IoU `(P, 4)`.
+        """All four masks of P prompts, logits `(P, 4, 4h, 4w)`, and the decoder's estimate of their IoU `(P, 4)`.
 
-        `adapter`: what an adapted transformer takes besides (SPT's relation and the image of each prompt).
+        Args:
+            image_embeddings: `(1, C, h, w)`, or one for each prompt, `(P, C, h, w)`.
+            image_pe: positional encoding `(1, C, h, w)`.
+            sparse_prompt_embeddings: `(P, T, C)`.
+            dense_prompt_embeddings: `(P, C, h, w)`.
+            adapter: further arguments of an adapted transformer (SPT's relation, and the image of each prompt).
         """
         prompts = len(sparse_prompt_embeddings)
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
@@ -46,23 +51,25 @@ class BatchedMaskDecoder(MaskDecoder):
 
 
 class FullPrecisionPromptEncoder(PromptEncoder):
-    """`PromptEncoder` that autocast leaves alone: in bfloat16 neighbouring pixels' coordinates become one."""
+    """`PromptEncoder` that autocast does not change: in bfloat16, neighbouring pixels would get the
+    same coordinates.
+    """
 
     def forward(
         self, points: tuple[Tensor, Tensor] | None, boxes: Tensor | None, masks: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """As segment_anything's: points and labels, boxes, masks -> sparse and dense embeddings, float32."""
+        """As segment_anything's: points with labels, boxes, masks -> sparse and dense embeddings, float32."""
         with torch.autocast(self._get_device().type, enabled=False):
             return super().forward(points, boxes, None if masks is None else masks.float())
 
     def get_dense_pe(self) -> Tensor:
-        """The encoding of every place of the image's grid, float32 `(1, C, h, w)`."""
+        """The positional encoding of the image's grid, float32 `(1, C, h, w)`."""
         with torch.autocast(self._get_device().type, enabled=False):
             return super().get_dense_pe()
 
 
 def encode_prompts(sam: torch.nn.Module, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """Prompts in model pixels -> sparse embeddings `(P, T, C)`, dense `(P, C, h, w)`; T is 0 without box or point."""
+    """P prompts in model pixels -> sparse embeddings `(P, T, C)`, dense `(P, C, h, w)`; T is 0 without box or point."""
     points = None if prompts.points is None else (prompts.points, prompts.labels)
     sparse, dense = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
     if len(sparse) == 1:  # segment_anything answers one prompt when there is nothing to count
@@ -73,9 +80,13 @@ def encode_prompts(sam: torch.nn.Module, prompts: Prompts) -> tuple[Tensor, Tens
 def decode_masks(
     sam: torch.nn.Module, embedding: Tensor, prompts: Prompts, multimask: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings `(B, C, h, w)` of B images, P prompts in model pixels -> logits `(P, M, 4h, 4w)`, IoU `(P, M)`.
+    """Logits `(P, M, 4h, 4w)` and the decoder's estimate of their IoU `(P, M)`.
 
-    The IoU is the decoder's own estimate. M is 1 (mask token 0) or, with `multimask`, 3.
+    Args:
+        sam: with the prompt encoder and the decoder.
+        embedding: of B images, `(B, C, h, w)`.
+        prompts: P prompts in model pixels.
+        multimask: M is 3, SAM's masks for ambiguous prompts; else M is 1, mask token 0.
     """
     sparse, dense = encode_prompts(sam, prompts)
     return sam.mask_decoder(
@@ -88,10 +99,11 @@ def decode_masks(
 
 
 def decode_in_parts(decode: Callable[[Prompts], dict[str, Tensor]], prompts: Prompts) -> dict[str, Tensor]:
-    """What `decode` gives for P prompts, by name `(P, ...)`: asked for `PROMPTS_A_PASS` at a time.
+    """The results of `decode` for P prompts, by name, `(P, ...)` each; at most `PROMPTS_A_PASS` prompts are decoded at
+    once.
 
-    Prompts of equally many clicks go together, without padding clicks: SAM attends to those, so that a mask would
-    depend on how many clicks the objects beside it have.
+    Only prompts with the same number of clicks go together, without padding clicks. SAM attends to padding, so that a
+    mask would depend on how many clicks the other objects have.
     """
     whole: dict[str, Tensor] = {}
     for positions, group in prompts.by_clicks():

@@ -1,4 +1,4 @@
-"""From a picture to the model's square and back: `pad` as SamPredictor does, `stretch` as SPT and ASAM do."""
+"""From an image to the model's square and back: `pad` as SamPredictor does, `stretch` as SPT and ASAM do."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,15 @@ PIXELS_AT_ONCE = 2**26  # of masks that are enlarged together: bounds memory on 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """`size`: side of the model's square, pixels. `mode`: "pad" (longest side, then right and below) or "stretch"."""
+    """How images, masks and prompts get to the model's square, and logits back.
+
+    Fields:
+        size: side of the square S, in pixels.
+        mode: "pad" (the longest side becomes S, the rest is padded at the right and below) or "stretch" (both sides
+            become S).
+
+    Raises `InputError` on an unknown mode.
+    """
 
     size: int
     mode: str = "pad"
@@ -29,16 +37,16 @@ class Preprocess:
             raise unknown("preprocessing", self.mode, MODES)
 
     def inner_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width, in model pixels, of what the picture covers of the square: at least 1 (line scans)."""
+        """(height, width) in model pixels of the image's part of the square; at least 1 each."""
         if self.mode == "stretch":
             return self.size, self.size
         scale = self.size / max(height, width)
         return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
     def resized(self, image: np.ndarray) -> np.ndarray:
-        """uint8 `(H, W, 3)` -> the same at `inner_size`, by area where it shrinks.
+        """uint8 `(H, W, 3)` -> uint8 at `inner_size`; by area averaging where it shrinks, else bilinear.
 
-        Where one side shrinks and the other grows, OpenCV's area averaging falls back to bilinear on both.
+        Where one side shrinks and the other grows, OpenCV's area averaging is bilinear for both.
         """
         height, width = self.inner_size(*image.shape[:2])
         shrinks = height * width < image.shape[0] * image.shape[1]
@@ -46,20 +54,20 @@ class Preprocess:
         return cv2.resize(image, (width, height), interpolation=interpolation)
 
     def image(self, image: np.ndarray) -> Tensor:
-        """uint8 `(H, W, 3)` RGB -> normalised float32 `(3, S, S)`; padding is zero after normalising, as SAM's."""
+        """uint8 `(H, W, 3)` RGB -> normalised float32 `(3, S, S)`; padding is zero after normalising, as in SAM."""
         return self.normalised(self.resized(image))
 
     def normalised(self, resized: np.ndarray) -> Tensor:
-        """uint8 `(h, w, 3)` RGB of `inner_size` -> what `image` gives."""
+        """uint8 `(h, w, 3)` RGB at `inner_size` -> normalised and padded, float32 `(3, S, S)`."""
         height, width = resized.shape[:2]
         mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
         pixels = (torch.from_numpy(resized).permute(2, 0, 1).float() - mean) / std
         return F.pad(pixels, (0, self.size - width, 0, self.size - height))
 
     def masks(self, masks: np.ndarray, mask_size: int) -> Tensor:
-        """bool `(N, H, W)` -> float32 `(N, 1, mask_size, mask_size)`: the covered share of each pixel.
+        """bool `(N, H, W)` -> float32 `(N, 1, mask_size, mask_size)`: the share of each pixel that the mask covers.
 
-        Nearly the share, where one side shrinks and the other grows: see `resized`.
+        It is not exact where one side shrinks and the other grows, see `resized`.
         """
         height, width = self.inner_size(*masks.shape[1:])
         canvas = np.zeros((len(masks), self.size, self.size), np.float32)
@@ -70,16 +78,16 @@ class Preprocess:
         return F.adaptive_avg_pool2d(torch.from_numpy(canvas)[:, None], mask_size)
 
     def prompts(self, prompts: Prompts, original_size: tuple[int, int]) -> Prompts:
-        """Boxes and points from pixels of a picture of `original_size` (H, W) to model pixels.
+        """Boxes and points from pixels of an image of `original_size` (H, W) to model pixels.
 
-        As SamPredictor moves them: coordinates times the scale. SPT's code draws them on the resized mask instead,
-        where a box's inclusive maximum lies up to an original pixel further out.
+        As in SamPredictor, coordinates are multiplied by the scale. SPT's code takes them from the resized mask
+        instead, where a box's inclusive maximum can lie up to one original pixel further out.
         """
         height, width = self.inner_size(*original_size)
         return prompts.scaled(width / original_size[1], height / original_size[0])
 
     def logits(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Low-resolution logits `(P, M, h, w)` -> `(P, M, H, W)` at the original size, in one bilinear step."""
+        """Low-resolution logits `(P, M, h, w)` -> `(P, M, H, W)` at `original_size`, in one bilinear step."""
         height, width = self.inner_size(*original_size)
         if self.mode == "stretch":
             return F.interpolate(logits, original_size, mode="bilinear", align_corners=False)
@@ -92,9 +100,9 @@ class Preprocess:
         )
 
     def enlarged(self, logits: Tensor, original_size: tuple[int, int], binary: bool = True) -> Tensor:
-        """`logits` of P prompts at the original size, `(P, M, H, W)`; or only where they are above 0, bool (`binary`).
+        """`logits` of P prompts at `original_size`: `(P, M, H, W)`, bool (above 0), or float with `binary=False`.
 
-        A few prompts at a time, so that little more is in memory than the answer.
+        A few prompts at a time, so that it needs little more memory than the result.
         """
         prompts, count = logits.shape[:2]
         answer = logits.new_empty((prompts, count, *original_size), dtype=torch.bool if binary else logits.dtype)

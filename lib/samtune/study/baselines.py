@@ -1,4 +1,4 @@
-"""Which cells notebooks 00 and 90 ask for: plain tuning against SAM as it is, and the nano SAM before tuning."""
+"""The cells of notebooks 00 and 90: simple tuning against zero-shot SAM, and the nano SAM before tuning."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from samtune.study.runner import run_cells
 
 
 def run_baselines(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
-    """Table `baselines`: zero_shot, decoder_tuning and lora on the test part of every set, every prompt and seed.
+    """Table `baselines`: zero_shot, decoder_tuning and lora on the test split of every set, with every prompt and seed.
 
-    Trained on boxes and ten clicks in turn, so that one model answers both; a variant of lora is trained on boxes
-    alone, at lora's rate, and measured with boxes.
+    Trained on boxes and ten clicks in turn, so that one model answers both. A variant of lora is trained on boxes
+    alone, at lora's learning rate, and measured with boxes.
     """
     tuned = ("decoder_tuning", "lora")
     plan = Plan(profile).choose_rates(datasets, tuned)
@@ -31,10 +31,10 @@ def run_baselines(profile: Profile, datasets: Sequence[str], seeds: Sequence[int
 
 
 def run_nano_sam(profile: Profile, datasets: Sequence[str]) -> list[Record]:
-    """Table `nano_sam`: the nano SAM against an ellipse and GrabCut in the same boxes, objects of at least 16 pixels.
+    """Table `nano_sam`: the nano SAM, an ellipse and GrabCut, with the same boxes, for objects of at least 16 pixels.
 
-    With a single click, in the object's centre (the protocol of SAM's authors) or anywhere in it, the best of three
-    masks by the truth is reported too (output "best_of_3"): an upper bound.
+    With a single click, at the object's centre (as SAM's authors evaluate) or anywhere in it, the best of three masks
+    by the truth is reported too (output "best_of_3"): an upper bound.
     """
     hash = backbone_hash("nano")
     cells = []

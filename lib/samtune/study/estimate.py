@@ -1,4 +1,4 @@
-"""How long cells take here, and how much disk: from what recorded cells took, else from the bench."""
+"""How long cells will take here, and how much disk they need: from recorded cells, else from the bench."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,11 @@ RECORD_BYTES = 10_000
 
 
 def estimate_seconds(cells: Sequence[Cell], records: Sequence[Record]) -> float | None:
-    """About how long `cells` take on this hardware; None when nothing alike was run or timed.
+    """About how many seconds `cells` take on this hardware; None when nothing similar was run or timed.
 
-    Time goes with a cell's `parts` (the images that a training sees). The most alike recorded cells count: same method,
-    backbone and test set, else same method and backbone, else what the bench timed, else same backbone.
+    The time is proportional to a cell's `parts` (the images that a training sees). It is taken from the most similar
+    records of this hardware: same method, backbone and test set; else same method and backbone; else the bench; else
+    same backbone.
     """
     here = provenance.hardware()
     costs: dict[tuple, list[float]] = {}
@@ -46,15 +47,15 @@ def estimate_seconds(cells: Sequence[Cell], records: Sequence[Record]) -> float 
 
 
 def _likenesses(cell: Cell) -> list[tuple]:
-    """What a cell has in common with others of about its cost, from much to little."""
+    """Descriptions of a cell, from exact to rough; cells that share one cost about the same."""
     values = [getattr(cell, name, "") for name in ("backbone", "method", "dataset")]
     return [(cell.kind, *values[:count]) for count in (3, 2, 1)]
 
 
 def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | None:
-    """Seconds of a cell by the bench's pictures a second, where it timed the method on its backbone.
+    """Seconds of a cell by the bench's images a second, if it timed the method on this backbone.
 
-    Zero-shot SAM costs what decoder tuning does after training; yardsticks without a network are not counted.
+    Zero-shot SAM takes as long as decoder tuning does to measure. Baselines without a network count as 0.
     """
     if cell.method not in METHODS:
         return 0.0
@@ -77,7 +78,7 @@ def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | Non
 
 
 def disk_bytes(cells: Sequence[Cell]) -> int:
-    """About what `cells` leave on disk: a record each, and the checkpoints of trainings."""
+    """About how many bytes `cells` leave on disk: a record each, and the checkpoints of trainings."""
     checkpoints = sum(
         4 * CHECKPOINT_COPIES * trainable_parameters(cell.method, cell.backbone)
         for cell in cells

@@ -1,4 +1,6 @@
-"""What a method marks where there is nothing: papers score pictures with a defect only, which hides false alarms."""
+"""What a method marks in images without an object. The papers score only images with a defect, which hides false
+alarms.
+"""
 
 from collections.abc import Iterator
 
@@ -18,10 +20,20 @@ SIDES = (0.1, 0.5)  # of the picture's: about what the boxes around real defects
 def false_alarms(
     predict: Predict, dataset: Dataset, config: EvaluationConfig, progress: bool = True, name: str = ""
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Prompt every picture without an object by a random box -> one row a picture and output, and what was dropped.
+    """Prompt every image without an object with a random box, and measure what is marked.
 
-    Column `false_alarm_area`: the share of the PICTURE that is marked; `box_area` that of the box itself, which a
-    method that fills every box reaches. Raises `InputError` when every picture has an object.
+    Args:
+        predict: made by one of `evaluation`'s `predict_...` functions.
+        dataset: the data set.
+        config: its split, max_images, batch_size and seed are used.
+        progress: show a progress bar.
+        name: of the method, for the bar.
+
+    Returns:
+        A table with one row for each image and output, and what was left out, by reason. Column `false_alarm_area`: the
+            share of the IMAGE that is marked; `box_area`: the box's share, which a method that fills every box reaches.
+
+    Raises `InputError` when every image has an object.
     """
     ids = dataset.ids(config.split)[: config.max_images or None]
     rows, dropped = [], {"images with an object": 0}
@@ -58,7 +70,9 @@ def _batches(dataset: Dataset, ids: list[str], size: int, dropped: dict[str, int
 
 
 def _random_box(sample: Sample, key: str, seed: int) -> Prompts:
-    """A box of random sides (log-uniform in `SIDES` of the picture's, rounded) and place, the maximum inclusive."""
+    """A random box, maxima inclusive: each side is log-uniform in `SIDES` of the image's and rounded; anywhere in the
+    image.
+    """
     height, width = sample.image.shape[:2]
     generator = object_generator(seed, key, "box", 0)
     sides = np.maximum(1, np.round(np.exp(generator.uniform(*np.log(SIDES), 2)) * (width, height)))

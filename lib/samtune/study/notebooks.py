@@ -1,4 +1,4 @@
-"""Which cells each notebook asks for: to count them beforehand, and to run them without the notebooks."""
+"""The cells of each notebook: to count them beforehand, and to run them without the notebooks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,9 +31,9 @@ ASKED: dict[str, Callable[[Profile, Sequence[str], Sequence[int], Parameters], l
 
 
 def ask_for_cells(notebook: str, profile: Profile) -> list[Record]:
-    """Ask for all cells of a notebook as the profile runs it: their records; what has none is run.
+    """The records of all cells of a notebook, as the profile runs it; cells without a record are run.
 
-    Raises `InputError` for a notebook that asks for none.
+    Raises `InputError` for a notebook without cells.
     """
     if notebook not in ASKED:
         raise unknown("notebook", notebook, ASKED)
@@ -42,13 +42,15 @@ def ask_for_cells(notebook: str, profile: Profile) -> list[Record]:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is left of a notebook: its cells, those without a record (and what they need), time and disk for these.
+    """What is left to run for a notebook.
 
     Fields:
-        cells, missing: numbers.
-        seconds: on this machine, one process; None: nothing alike was run or timed here.
+        notebook: its name.
+        cells: number of its cells.
+        missing: number of cells without a record, with those that they need.
+        seconds: for these, on this machine in one process; None: nothing similar was run or timed here.
         bytes: that they leave on disk.
-        lacking: why the cells could not be counted (a data set that is not here), or "".
+        lacking: why the cells cannot be counted (a data set is not here), or "".
     """
 
     notebook: str
@@ -60,9 +62,9 @@ class Outlook:
 
 
 def outlook(profile: Profile) -> Iterator[Outlook]:
-    """What is left of each notebook of a profile; nothing is run, and neither weights nor the device need be here.
+    """What is left to run for each notebook of a profile. Nothing is run; neither weights nor the device need be here.
 
-    Before learning rates are chosen, each is supposed to need three trainings: one, and its two neighbours.
+    While learning rates are not chosen yet, each counts as three trainings: one rate, and its two neighbours.
     """
     folder = results_root(profile.name)
     known = read_records(folder / "records")

@@ -1,5 +1,8 @@
-"""The parameters of a notebook, checked inside the notebook: papermill only warns at unknown names and checks no types,
-and so plain papermill, nbval and Jupyter become as strict as the kit's own runner."""
+"""The parameters of a notebook, checked inside the notebook.
+
+papermill itself only warns at unknown names, and checks no types. With this check, papermill, nbval and Jupyter are all
+strict.
+"""
 
 import ast
 import json
@@ -48,13 +51,13 @@ Seed = Annotated[int, Field(ge=0)]
 
 
 class NotebookParameters(BaseModel):
-    """Base of a notebook's parameters: a subclass names each with its type, and no defaults (the notebook has them).
+    """Base of a notebook's parameters. A subclass names each parameter with its type; the notebook has the defaults.
 
         parameters = StartHere.from_notebook(globals())
 
-    Types are strict: no number passes as text nor text as a number; an int is good where a float is due. Only lists may
-    come as text, JSON or YAML, as `papermill -p datasets '["magnetic-tile"]'` hands them over. What the notebook leaves
-    empty ([] or None) is what the profile gives `notebook`, if it gives it anything.
+    Types are strict: a number is no text, and text no number; an int may stand for a float. Only lists may be given as
+    text, JSON or YAML, because `papermill -p datasets '["magnetic-tile"]'` passes text. Where a parameter is empty ([]
+    or None), the profile's value for `notebook` is taken, if it has one.
     """
 
     notebook: ClassVar[str] = ""
@@ -77,10 +80,10 @@ class NotebookParameters(BaseModel):
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> Self:
-        """Parameters from a notebook's `globals()`, to be called right after the parameters cell.
+        """Parameters from a notebook's `globals()`; to be called right after the parameters cell.
 
-        `InputError` names the parameter, its value and the type expected. Names that the model lacks are refused,
-        whether they stand in the parameters cell or were injected by papermill.
+        Names that the model does not know are refused, in the parameters cell or injected by papermill. Raises
+        `InputError` with the parameter, its value and the type expected.
         """
         declared = set(namespace.get("__annotations__", {})) | _injected_names(namespace)
         values = {name: namespace[name] for name in declared | set(cls.model_fields) if name in namespace}
@@ -181,7 +184,7 @@ class TrainNanoModels(NotebookParameters):
 
 
 def _injected_names(namespace: dict[str, Any]) -> set[str]:
-    """Names that papermill injected: those assigned by cells of IPython's history that open with its comment."""
+    """Names that papermill injected: those assigned in cells of IPython's history that begin with its comment."""
     cells = [source for source in namespace.get("In", []) if source.startswith("# Parameters\n")]
     statements = [statement for source in cells for statement in ast.parse(source).body]
     return {target.id for statement in statements for target in getattr(statement, "targets", [])}

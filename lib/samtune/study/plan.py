@@ -1,4 +1,4 @@
-"""The plan that a study makes its cells by: one learning rate a method and data set, chosen on validation."""
+"""The plan by which a study makes its cells: one learning rate for each method and data set, chosen on validation."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,7 +23,7 @@ ON_BOXES = "trained on boxes"
 
 
 def backbone_hash(backbone: str) -> str:
-    """The hash of the weights that `backbone` stands for: part of every cell."""
+    """The hash of the weights of `backbone`, which is part of every cell."""
     return weights_hash(load_sam(backbone))
 
 
@@ -31,23 +31,31 @@ Place = tuple[str, str, tuple[tuple[str, object], ...]]
 
 
 def place_of(dataset: str, method: str, options: Mapping[str, object] = MappingProxyType({})) -> Place:
-    """Where a learning rate holds: a data set (or a union "a+b"), a method and its options."""
+    """What a learning rate is chosen for: a data set (or a union "a+b"), a method and its options."""
     return dataset, method, tuple(sorted(options.items()))
 
 
 def choose_learning_rates(
     profile: Profile, places: Sequence[Place], hash: str, trained_with: str = BOX_AND_POINTS
 ) -> dict[Place, float]:
-    """By place, the smallest rate of the profile's grid within half a point of the best mean IoU on validation.
+    """For each place, the smallest rate of the profile's grid within half a point of the best mean IoU on validation.
 
-    One rule for every method and baseline. At each place the method's own rate is trained first, then the rate above
-    the one chosen so far, then the one below, until the chosen one has been compared with both. All are whole trainings
-    of seed 0, as short ones would favour large rates; the chosen one is the main table's. The mean is over the prompts
-    trained with (and over the sets of a union "a+b"): measured on another prompt, such as a single click, a rate so
-    large that the model ignores its prompt would win. One seed cannot tell apart rates that are within half a point,
-    and a smaller rate stays nearer to SAM. A rate whose loss ends in no number is never chosen.
+    The rule is the same for every method and baseline. For each place the method's own rate is trained first; then the
+    rate above the best so far, then the one below, until both neighbours of the best are known. Each is a whole
+    training with seed 0, because short trainings favour large rates; that of the chosen rate is used in the main table.
 
-    Shown in the table `learning_rates`. A grid of one rate is not run; without a grid each method has its own rate.
+    The mean is over the prompts trained with, and over the sets of a union. On another prompt, such as a single click,
+    a rate would win that is so large that the model ignores its prompt. One seed cannot separate rates within half a
+    point, and of these the smallest changes SAM least. A rate whose loss becomes infinite or not a number is never
+    chosen.
+
+    Args:
+        profile: its grid; with one rate nothing is trained, with none each method has its own rate.
+        places: see `place_of`.
+        hash: of the backbone's weights.
+        trained_with: kinds of prompts in training, joined by ",".
+
+    The table `learning_rates` shows the scores.
     """
     grid = sorted(profile.learning_rates)
     own = {place: METHODS[place[1]].learning_rate for place in places}
@@ -83,7 +91,7 @@ def choose_learning_rates(
 
 
 def rate_cells(profile: Profile, place: Place, rate: float, hash: str, trained_with: str) -> list[EvaluationCell]:
-    """One learning rate on the validation pictures of a place's set (of each of "a+b"), by prompt trained with."""
+    """Measurements of one learning rate on validation, for each set of the place and each prompt trained with."""
     dataset, method, options = place
     training = training_cell(profile, method, dataset, 0, rate, hash, prompt=trained_with, **dict(options))
     variant = "".join(f", {name} {value}" for name, value in options)
@@ -103,7 +111,19 @@ def training_cell(
     prompt: str = BOX_AND_POINTS,
     **hyper: object,
 ) -> TrainingCell:
-    """The profile's training of `method` on `dataset`, or on the union "a+b" of several, with prompts of `prompt`."""
+    """The profile's training of `method`.
+
+    Args:
+        profile: backbone, batch size and so on.
+        method: its name.
+        dataset: a data set, or a union "a+b".
+        seed: of the run.
+        rate: learning rate.
+        hash: of the backbone's weights.
+        images: seen in training; 0: as many as `images_seen` says.
+        prompt: kinds of prompts in training, joined by ",".
+        hyper: options of the method or its training.
+    """
     needs_sam = METHODS[method].needs_sam
     hyper = options_in_key(method, hyper)
     accumulated = {"accumulate": profile.accumulate} if profile.accumulate > 1 else {}
@@ -122,16 +142,16 @@ def training_cell(
 
 
 def zero_shot_cell(profile: Profile, dataset: str, seed: int, hash: str, **options: object) -> EvaluationCell:
-    """The profile's backbone as it is, measured on `dataset`; the seed draws prompts."""
+    """The profile's backbone without tuning, measured on `dataset`; the seed is that of the prompts."""
     return EvaluationCell(
         "zero_shot", profile.backbone, dataset, preprocess=profile.preprocess, seed=seed, weights_hash=hash, **options
     )
 
 
 def images_seen(profile: Profile, prompts: str, dataset: str) -> int:
-    """Images that a training with `prompts` sees: the profile's number, or, where that is null, the paper's epochs.
+    """Images that a training sees: the profile's number, or, where that is null, those of the paper's epochs.
 
-    All methods of a table see as many: trained without prompts SAM-SP's epochs, else SPT's.
+    All methods of a table see the same number: SAM-SP's epochs when trained without prompts, else SPT's.
     """
     if profile.images is not None:
         return profile.images
@@ -140,13 +160,13 @@ def images_seen(profile: Profile, prompts: str, dataset: str) -> int:
 
 
 class Plan:
-    """The cells of one paper in one profile. Making one is cheap: it is `choose_rates` that trains.
+    """The cells of one paper in one profile. Making a plan trains nothing; `choose_rates` does.
 
     Args:
-        profile: of which backbone, length of training and prompts are taken.
-        trained_with: the prompts drawn in training, evenly, joined by ",".
-        prompts: of the tables; none: the profile's.
-        options: of the method or its training, that hold for every cell.
+        profile: its backbone, length of training and prompts are used.
+        trained_with: kinds of prompts in training, joined by ",".
+        prompts: in the measurements; none: the profile's.
+        options: of the methods or their training, for every cell.
     """
 
     def __init__(
@@ -170,9 +190,13 @@ class Plan:
         methods: Sequence[str] = (),
         variants: Sequence[tuple[str, Mapping[str, object]]] = (),
     ) -> "Plan":
-        """Choose the learning rate of each of `methods`, and of each of `variants`, on each of `datasets`.
+        """Choose the learning rates of all `methods` and `variants` on all `datasets`; returns the plan.
 
-        A variant is a method with some changes; other changes take the rate of the method as it is. Gives the plan.
+        Args:
+            datasets: sets, or unions "a+b".
+            methods: names.
+            variants: methods with changed options that get a learning rate of their own; a change that is not named
+                here takes the method's rate.
         """
         arms = [*((method, {}) for method in methods), *variants]
         places = [
@@ -182,11 +206,13 @@ class Plan:
         return self
 
     def all_options(self, method: str, changes: Mapping[str, object]) -> dict[str, object]:
-        """What holds for every cell, and `changes`; a U-Net's pictures are as large as the backbone's."""
+        """The plan's options, then `changes`; a U-Net's images are as large as the backbone's."""
         return self.options | ({} if METHODS[method].needs_sam else {"image_size": self.image_size}) | changes
 
     def training(self, method: str, dataset: str, seed: int, images: int = 0, **changes: object) -> TrainingCell:
-        """`method` trained on `dataset`; `changes` are options of the method or its training, or the `prompt`."""
+        """The training of `method` on `dataset`; `changes` are options of the method or its training,
+        or its `prompt`.
+        """
         options = self.all_options(method, changes)
         usual = place_of(dataset, method, self.all_options(method, {}))
         rate = self.rates.get(place_of(dataset, method, options)) or self.rates[usual]
@@ -194,28 +220,28 @@ class Plan:
         return training_cell(self.profile, method, dataset, seed, rate, self.hash, images, **options)
 
     def measured(self, training: TrainingCell, dataset: str, *tables: str, **options: object) -> list[EvaluationCell]:
-        """The test part of `dataset` under every prompt of the profile, shown in `tables`."""
+        """Measurements on the test split of `dataset` with every prompt of the plan, shown in `tables`."""
         shared = {"max_images": self.profile.evaluation.max_images, "tables": tables} | options
         return [training.evaluation(dataset, **{"prompt": prompt} | shared) for prompt in self.prompts]
 
     def zero_shot(self, dataset: str, seed: int, *tables: str, **options: object) -> list[EvaluationCell]:
-        """The same for the backbone as it is."""
+        """The same for the backbone without tuning."""
         shared = {"max_images": self.profile.evaluation.max_images, "tables": tables} | options
         cells = (zero_shot_cell(self.profile, dataset, seed, self.hash, prompt=p, **shared) for p in self.prompts)
         return list(cells)
 
     def truth(self, dataset: str, seed: int, *tables: str) -> list[EvaluationCell]:
-        """The same for the truth itself, drawn as finely as the backbone draws masks (`predict_truth`)."""
+        """The same for the true masks at the resolution of the backbone's masks (see `predict_truth`)."""
         shared = {"max_images": self.profile.evaluation.max_images, "tables": tables, "seed": seed}
         shared |= {"preprocess": self.profile.preprocess, "options": {"mask_size": self.mask_size}}
         return [EvaluationCell(TRUTH, NO_BACKBONE, dataset, prompt=prompt, **shared) for prompt in self.prompts]
 
     def run(self, cells: Sequence[EvaluationCell]) -> list[Record]:
-        """Their records; what has none is run."""
+        """The records of `cells`; cells without one are run."""
         return run_cells(cells, self.profile.name, executor(self.profile))
 
 
 def mean_iou(record: Record, output: str = "final") -> float:
-    """IoU of one record: mean over an image's objects, then over images."""
+    """Mean IoU of one record: over the objects of an image, then over images."""
     objects = record.objects[record.objects["output"] == output]
     return float(objects.groupby("image")["iou"].mean().mean())

@@ -1,4 +1,4 @@
-"""Profiles: at what scale the study is run. `profiles/<name>.yaml` ships with the kit; a path names one's own."""
+"""Profiles: at what scale the study is run. `profiles/<name>.yaml` ships with the kit; users may write their own."""
 
 import json
 from typing import Annotated, Literal
@@ -19,15 +19,28 @@ class _Strict(BaseModel):
 
 
 class Notebook(_Strict):
-    """How the profile runs one notebook: about how long it takes, and parameters beyond the profile's name."""
+    """How the profile runs one notebook.
+
+    Fields:
+        minutes: about how long it takes.
+        parameters: of the notebook, beside the profile's name.
+    """
 
     minutes: float
     parameters: dict[str, object] = {}
 
 
 class Evaluation(_Strict):
-    """What is measured: the first `max_images` of each test part (0: all), under `prompts`, by `metrics`; of medical
-    and camouflage sets also by those named for their domain."""
+    """What is measured.
+
+    Fields:
+        max_images: the first ones of each test split; 0: all.
+        batch_size: images at once.
+        prompts: kinds of prompts.
+        metrics: of all sets; "iou" must be one of them.
+        medical_metrics: in addition, for medical sets.
+        camouflage_metrics: in addition, for sets of camouflaged objects.
+    """
 
     max_images: Annotated[int, Field(ge=0)]
     batch_size: Count
@@ -45,7 +58,15 @@ class Evaluation(_Strict):
 
 
 class Stage(_Strict):
-    """`steps` batches of `batch` pictures at `image_size` pixels; `decay`: the rate falls to 0 over the stage."""
+    """One stage of the nano SAM's pre-training.
+
+    Fields:
+        steps: number of batches.
+        image_size: side of the images, pixels.
+        batch: images in a batch.
+        learning_rate: at the beginning.
+        decay: it falls to 0 over the stage.
+    """
 
     steps: Count
     image_size: Count
@@ -55,8 +76,15 @@ class Stage(_Strict):
 
 
 class Pretraining(_Strict):
-    """Notebook 90: `warm_up_steps` of the prompt side alone, then the `stages`, on the first `pictures` of each of
-    `sets` (0: all), in `processes` processes. The shipped weights come from the cpu profile."""
+    """Notebook 90. The shipped weights come from the cpu profile.
+
+    Fields:
+        sets: data sets to train on.
+        pictures: the first ones of each set; 0: all.
+        warm_up_steps: of the prompt encoder and mask decoder alone.
+        stages: afterwards, of the whole model.
+        processes: that share each batch.
+    """
 
     sets: Names
     pictures: Annotated[int, Field(ge=0)]
@@ -69,16 +97,24 @@ class Profile(_Strict):
     """Everything that differs between a smoke test and the paper's own scale.
 
     Fields:
-        backbone: of the tables; other_backbones: for the claim that gains hold for all sizes.
-        diffusion, controlnet: folder or hub name of the latent diffusion pipeline and of its mask ControlNet.
+        name: of the profile, and of its folder in `results`.
+        description: one line for people.
+        backbone: of the tables.
+        other_backbones: for the claim that gains hold for all sizes.
+        diffusion: folder or hub name of the latent diffusion pipeline.
+        controlnet: folder or hub name of its mask ControlNet.
         precision: "auto", "fp32" or "bf16".
         device: "auto", "cpu", "cuda" or "mps".
         preprocess: "stretch" or "pad".
-        seeds: of main tables and named controls; ablation_seeds: of the other ablations.
-        images: that every training cell sees; null: the paper's own schedule.
-        plateau_images: of the one cell a method that is trained until it no longer improves; null: none.
-        batch_size: in training; accumulate: batches that make a step.
-        learning_rates: the grid in which all methods look for the best on validation; empty: each method's own rate.
+        seeds: of main tables and named controls.
+        ablation_seeds: of the other ablations.
+        images: seen by every training; null: the paper's own schedule.
+        plateau_images: seen by one training of each method, to show where it stops improving; null: no such training.
+        batch_size: in training.
+        accumulate: batches for an optimiser step.
+        learning_rates: the grid, searched on validation for all methods; empty: each method's own rate.
+        evaluation: what is measured.
+        pretraining: of the nano SAM.
         datasets: by notebook.
         notebooks: in the order in which they are run.
     """
@@ -111,7 +147,7 @@ def profile_names() -> list[str]:
 
 
 def load_profile(name: str) -> Profile:
-    """The profile of that name, or the one in the file `name` (ending in .yaml, relative to the repository root).
+    """The profile of that name, or in the file `name` (ending in .yaml; a relative path starts at the repository root).
 
     Raises `InputError`, one line: the known names, nearest first; or the file and what is wrong in it.
     """
@@ -132,7 +168,7 @@ def load_profile(name: str) -> Profile:
 
 
 def _explain(error: dict, model: type[BaseModel]) -> str:
-    """One of pydantic's errors in words; for a name that is not known, those that are."""
+    """One of pydantic's errors in words; for an unknown name it lists the known ones."""
     place = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         for part in error["loc"][:-1]:

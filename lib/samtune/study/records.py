@@ -1,4 +1,4 @@
-"""Records: what running a cell gave and under which circumstances; one small compressed file a cell."""
+"""Records: what running a cell gave, and how it was run; one small compressed file for each cell."""
 
 import gzip
 import json
@@ -31,15 +31,21 @@ class Record:
     Fields:
         key: the cell's.
         kind: "training", "evaluation" ...: one of `cells.KINDS`.
-        cell: its configuration as plain data; an evaluation's holds its training cell's under "training".
-        tables: where it is shown, each "name" or "name:variant".
-        objects: one row per object and output (evaluation only: image, object, object_class, area, box_w, box_h,
-            output, then one column a metric).
-        curve: one dictionary a logged step (training only).
+        cell: its configuration as plain data; an evaluation's has its training's under "training".
+        tables: that show it, each "name" or "name:variant".
+        objects: evaluations only: one row for each object and output (columns image, object, object_class, area, box_w,
+            box_h, output, then one for each metric).
+        curve: trainings only: one dictionary for each logged step.
         seconds: wall time.
-        peak_memory_mb, peak_gpu_memory_mb: in MiB.
-        hardware, precision, packages, commit, dirty, date (UTC): where it comes from.
-        extras: other plain facts (trainable parameters, images dropped for an empty mask, ...).
+        peak_memory_mb: in MiB.
+        peak_gpu_memory_mb: in MiB; None without a graphics card.
+        hardware: processor, memory, graphics card.
+        precision: "fp32" or "bf16".
+        packages: versions by name.
+        commit: of the code.
+        dirty: the code differed from the commit.
+        date: UTC, ISO format.
+        extras: other plain facts (trainable parameters, images left out ...).
     """
 
     key: str
@@ -73,30 +79,30 @@ class Record:
 
     @property
     def dataset(self) -> str:
-        """The set that an evaluation measures; "" for a training."""
+        """The set that was measured; "" for a training."""
         return self.cell.get("dataset", "")
 
     @property
     def train_datasets(self) -> tuple[str, ...]:
-        """The sets trained on; empty where nothing was trained."""
+        """The sets that were trained on; empty where nothing was trained."""
         training = self.cell if self.kind == "training" else self.cell.get("training") or {}
         return tuple(training.get("train_datasets", ()))
 
     @property
     def images(self) -> int:
-        """Images seen in training, or images measured."""
+        """Number of images seen in training, or measured."""
         if self.kind == "training":
             return self.cell["images"]
         return 0 if self.objects is None else self.objects["image"].nunique()
 
     def variants(self, table: str) -> list[str]:
-        """The variant names under which `table` shows this record; empty when it does not."""
+        """The variants under which `table` shows this record; empty if it does not."""
         places = (place.partition(":") for place in self.tables)
         return [variant for name, _, variant in places if name == table]
 
 
 def write_record(folder: Path, record: Record) -> Path:
-    """Write `record` to `<folder>/<key>.json.gz`, whole or not at all; the same record gives the same bytes."""
+    """Write `record` to `<folder>/<key>.json.gz`, whole or not at all. The same record always gives the same bytes."""
     data = asdict(record) | {"format": FORMAT, "objects": _pack(record.objects)}
     text = json.dumps(_plain(data), separators=(",", ":"), sort_keys=True, allow_nan=False)
     path = folder / f"{record.key}{SUFFIX}"
@@ -105,11 +111,10 @@ def write_record(folder: Path, record: Record) -> Path:
 
 
 def read_record(path: Path) -> Record | None:
-    """The record at `path`; None when there is none, or when the file is damaged (no gzip, or no JSON inside).
+    """The record at `path`; None when there is none, or the file is damaged (no gzip, or no JSON inside).
 
-    A damaged file is renamed `*.corrupt` with a warning that names it, so that the cell is run again and nothing is
-    lost that someone may want to look at. A whole file that this version cannot read stays as it is: raises
-    `InputError` with both versions, or with what is wrong.
+    A damaged file is renamed `*.corrupt` with a warning, so that the cell is run again and nothing is lost. An intact
+    file that this version cannot read is left as it is: raises `InputError` with both versions, or with what is wrong.
     """
     try:
         data = json.loads(gzip.decompress(path.read_bytes()))
@@ -125,7 +130,7 @@ def read_record(path: Path) -> Record | None:
 
 
 def _record(data: Any, path: Path) -> Record:
-    """The record that a file's JSON holds; raises `InputError` where this version cannot read it."""
+    """The record in a file's JSON; raises `InputError` where this version cannot read it."""
     if not isinstance(data, dict) or not {"format", "key", "kind", "cell"} <= data.keys():
         raise InputError(f"{path} is no record of SAMtune: move it out of the folder")
     data.pop("status", None)  # of the first records, always "done"
@@ -146,27 +151,37 @@ def _record(data: Any, path: Path) -> Record:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """All valid records of `folder`, in the order of their keys; an absent folder has none."""
+    """All valid records in `folder`, sorted by key; [] where there is no folder."""
     records = (read_record(path) for path in sorted(folder.glob(f"*{SUFFIX}")))
     return [record for record in records if record is not None]
 
 
 def cell_of(record: Record) -> Cell:
-    """The cell that a record is of."""
+    """The cell of a record."""
     return cell_from_plain(record.kind, record.cell, record.tables)
 
 
 def trainings_of(records: Iterable[Record], results: Path) -> list[Record]:
-    """The training records behind evaluation records, each once."""
+    """The training records that evaluation records need, each once.
+
+    Args:
+        records: of evaluations.
+        results: the folder `results/<profile>`.
+    """
     keys = dict.fromkeys(need.key() for record in records for need in cell_of(record).needs)
     known = {record.key: record for record in read_records(results / "records")}
     return [known[key] for key in keys if key in known]
 
 
 def main_records(records: Iterable[Record], table: str, dataset: str, prompt: str, seed: int) -> dict[str, Record]:
-    """By method, the evaluations on `dataset` that `table` shows without a variant, trained there or not at all.
+    """By method: the evaluation that `table` shows without a variant, trained on `dataset` or not trained at all.
 
-    Of several backbones the first one's.
+    Args:
+        records: searched in their order; of several backbones the first one is taken.
+        table: its name.
+        dataset: measured.
+        prompt: in the measurement.
+        seed: of the run.
     """
     return {
         record.method: record
@@ -179,7 +194,7 @@ def main_records(records: Iterable[Record], table: str, dataset: str, prompt: st
 
 
 def _pack(frame: pd.DataFrame | None) -> dict[str, Any] | None:
-    """A table column by column: numbers as they are (not a number: null), text as indices into its values."""
+    """A table by columns: numbers as they are (not a number: null), text as indices into its distinct values."""
     if frame is None:
         return None
     columns = {}
@@ -211,7 +226,7 @@ def _unpack(packed: Mapping[str, Any] | None) -> pd.DataFrame | None:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as json can hold it: floats to `DIGITS` significant digits, infinite and undefined ones as null."""
+    """`value` as JSON can hold it: floats with `DIGITS` significant digits; infinite and undefined ones as null."""
     if isinstance(value, Mapping):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (str, bool)) or value is None:

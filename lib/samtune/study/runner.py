@@ -1,6 +1,6 @@
-"""How cells are run: each one once, in an order that trains before it measures, surviving any interruption.
+"""Runs cells: each once, what a cell needs before it; any interruption loses at most the cell being run.
 
-A notebook asks for cells; those with a record are read, the others are run and recorded.
+A notebook asks for cells. Those with a record are read; the others are run and recorded.
 """
 
 import json
@@ -32,10 +32,14 @@ from samtune.study.records import SUFFIX, Record, read_record, read_records, wri
 
 @dataclass
 class Result:
-    """What an `execute` function hands back: see `Record` for the fields.
+    """What an `execute` function returns.
 
     Fields:
-        seconds: an earlier, interrupted part included, where the function knows it; None: what this call took.
+        objects: see `Record`.
+        curve: see `Record`.
+        precision: see `Record`.
+        seconds: with earlier, interrupted parts, if the function knows them; None: the time of this call.
+        extras: see `Record`.
     """
 
     objects: pd.DataFrame | None = None
@@ -51,7 +55,7 @@ Execute = Callable[[Cell, Path], Result]
 
 
 def files_folder(results: Path, cell: Cell) -> Path:
-    """Where a cell keeps files of its own (a training its checkpoints), in the folder `results`."""
+    """The folder of a cell's own files (a training's checkpoints), in the folder `results`."""
     return results / "checkpoints" / cell.key()
 
 
@@ -61,17 +65,17 @@ def run_cells(
     execute: Execute,
     say: Callable[[str], None] = print,
 ) -> list[Record]:
-    """The records of `cells`, in their order; cells without one are run first, and before them what they need.
+    """The records of `cells`, in their order. Cells without one are run first, after the cells that they need.
 
-    A cell that fails is told at once and does not stop the others; when all are through, the first error is raised
-    again, with the number of the others. A full disk and Ctrl-C stop at once. Records are whole or absent at any time.
-    Several processes that are asked for the same cells share the work: each takes what no other one is at.
+    When a cell fails, a message says so and the others are still run; at the end the first error is raised, with the
+    number of failed cells. A full disk and Ctrl-C stop at once. A record is always whole or absent. Several processes
+    that ask for the same cells share the work: each takes a cell that no other one is running.
 
     Args:
         cells: of any kinds.
         results: a profile's name, or a folder in place of `results/<profile>`.
         execute: runs one cell.
-        say: is told beforehand about how long it will take, and how far it is.
+        say: gets the messages: an estimate of the time at the beginning, then one line for each cell.
     """
     folder = results if isinstance(results, Path) else results_root(results)
     cells = list(cells)
@@ -114,10 +118,15 @@ def run_cells(
 
 
 def run_cell(cell: Cell, folder: Path, execute: Execute) -> None:
-    """Run one cell and record it, unless that has just been done by another process.
+    """Run one cell and record it, unless another process has just done so.
 
-    `folder` is `results/<profile>`. A cell that keeps files counts as done when both its record and its finished
-    files are there: records are committed, most checkpoints are not.
+    A cell that keeps files is finished only when its record and its files are there: records are committed, most
+    checkpoints are not.
+
+    Args:
+        cell: of any kind.
+        folder: `results/<profile>`.
+        execute: runs it.
     """
     with lock(_lock(cell, folder)):
         if not _missing(cell, folder):
@@ -143,7 +152,9 @@ def run_cell(cell: Cell, folder: Path, execute: Execute) -> None:
 
 @contextmanager
 def only_planned() -> Iterator[list[Cell]]:
-    """Within it `run_cells` runs nothing: it notes the cells in this list, and gives the records that are there."""
+    """Inside this context `run_cells` runs nothing: it adds the cells to the list it gives, and returns existing
+    records.
+    """
     global _planned
     _planned = []
     try:
@@ -156,17 +167,17 @@ _planned: list[Cell] | None = None
 
 
 def is_only_planned() -> bool:
-    """Are cells noted at present, and not run?"""
+    """Are we inside `only_planned`?"""
     return _planned is not None
 
 
 def missing_cells(cells: Sequence[Cell], folder: Path) -> list[Cell]:
-    """Those of `cells` without a record, each once, and before them what they need and what is missing of that."""
+    """The cells without a record, each once, and before each one the cells it needs that are missing too."""
     return _queue([cell for cell in cells if _read(cell, folder) is None], folder)
 
 
 def _queue(cells: Sequence[Cell], folder: Path) -> list[Cell]:
-    """`cells` once each, every one after those that it needs and that are missing."""
+    """`cells`, each once and after those that it needs and that are missing."""
     queue: dict[str, Cell] = {}
     tables: dict[str, tuple[str, ...]] = {}
 
@@ -183,9 +194,10 @@ def _queue(cells: Sequence[Cell], folder: Path) -> list[Cell]:
 
 
 def _free(queue: Sequence[Cell], folder: Path) -> Cell:
-    """The first cell that no other process is at and whose needs are met; if there is none, the first (to wait).
+    """The first cell that no other process is running and that has all it needs; if there is none, the first (which
+    waits).
 
-    Cells of a model that another process is measuring on the same pictures come last: both would encode the pictures.
+    Cells of a model and images that another process is measuring come last: both processes would encode the images.
     """
     measured = {_model_and_pictures(cell) for cell in queue if is_locked(_lock(cell, folder))}
     second_choice = None
@@ -201,7 +213,7 @@ def _free(queue: Sequence[Cell], folder: Path) -> Cell:
 
 
 def _model_and_pictures(cell: Cell) -> tuple:
-    """What two cells share that would do the same work."""
+    """What two cells that would encode the same images with the same model share."""
     if isinstance(cell, EvaluationCell):
         return cell.training, cell.method, cell.dataset, cell.split
     return (cell,)
@@ -223,7 +235,7 @@ def _announce(asked: Mapping[str, Record | None], queue: Sequence[Cell], known: 
 
 
 def _missing(cell: Cell, folder: Path) -> bool:
-    """Must the cell be run: no record, or not the finished files that it keeps."""
+    """Must the cell be run? It has no record, or lacks the files that it keeps."""
     return _read(cell, folder) is None or (cell.keeps_files and not _finished(cell, folder).is_file())
 
 
@@ -236,7 +248,7 @@ def _read(cell: Cell, folder: Path) -> Record | None:
 
 
 def _shown_in(cell: Cell, folder: Path) -> Record:
-    """The cell's record, shown in the cell's tables too: the same cell may serve a main table and an ablation."""
+    """The cell's record, with the cell's tables added: one cell may belong to a main table and to an ablation."""
     record = _read(cell, folder)
     if set(cell.tables) <= set(record.tables):
         return record

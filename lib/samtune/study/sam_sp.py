@@ -1,4 +1,4 @@
-"""Which cells notebooks 20 and 21 ask for: SAM-SP's main table, its controls and its ablations."""
+"""The cells of notebooks 20 and 21: SAM-SP's main table, its controls and its ablations."""
 
 from collections.abc import Sequence
 
@@ -86,12 +86,12 @@ def sam_sp_plan(
     variants: Sequence[tuple[str, dict[str, object]]] = (),
     **options: object,
 ) -> Plan:
-    """No user prompt, in training or in use; SAMed's recipe; `options` hold for every cell."""
+    """A plan without user prompts, in training and at test, with SAMed's recipe; `options` are for every cell."""
     return Plan(profile, "none", ("none",), **SAMED | options).choose_rates(datasets, methods, variants)
 
 
 def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
-    """Table `sam_sp_main`: SAM-SP and its baselines without prompts, zero-shot SAM also with a true box and click."""
+    """Table `sam_sp_main`: SAM-SP and its baselines without prompts; zero-shot SAM also with a true box or click."""
     plan = sam_sp_plan(profile, datasets)
     both = sam_sp_plan(profile, datasets, ("sam_sp",), **TRUTH_ON_BOTH)
     shared = {"max_images": profile.evaluation.max_images}
@@ -115,11 +115,17 @@ def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) ->
 def run_ablations(
     profile: Profile, datasets: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()
 ) -> list[Record]:
-    """Table `sam_sp_ablation`, the `groups` asked for (none: all), every one on every set.
+    """Table `sam_sp_ablation`, on every set.
 
-    Controls, iterations at test time and `REPEATED` with `seeds`; all else with the profile's `ablation_seeds`;
-    "plateau", beside the usual length, on the first set. What the main table has trained already is only measured.
-    Where no group but those of `GROUPS` is asked for, nothing is run that depends on `SamSP`'s defaults.
+    Controls, iterations at test and `REPEATED` run with `seeds`, all else with the profile's `ablation_seeds`.
+    "plateau" and the usual length beside it run on the first set alone. A model that the main table has trained is not
+    trained again. The groups in `GROUPS` do not depend on `SamSP`'s defaults.
+
+    Args:
+        profile: at what scale.
+        datasets: trained on and measured.
+        seeds: of the runs.
+        groups: some of `group_names`; none: all.
     """
     groups = list(groups) or group_names()
     few = profile.ablation_seeds
@@ -153,9 +159,9 @@ def run_ablations(
 def run_choices(
     profile: Profile, datasets: Sequence[str], seeds: Sequence[int], few: Sequence[int], groups: Sequence[str]
 ) -> list[Record]:
-    """One change at a time from `START`: on test pictures (`sam_sp_ablation`) and on validation (`sam_sp_choices`).
+    """One change at a time from `START`, on test (`sam_sp_ablation`) and on validation (`sam_sp_choices`).
 
-    `REPEATED` with `few` and with `seeds`, the others with `few` alone.
+    `REPEATED` with `few` and `seeds`, the others with `few` alone.
     """
     if not groups:
         return []
@@ -174,7 +180,7 @@ def run_choices(
 
 
 def iteration_cells(plan: Plan, dataset: str, seeds: Sequence[int]) -> list[EvaluationCell]:
-    """Figure 4: more self-prompted passes at test time."""
+    """The paper's figure 4: more self-prompted passes at test."""
     more = {"iterations": MOST_ITERATIONS}
     return [
         cell
@@ -186,13 +192,13 @@ def iteration_cells(plan: Plan, dataset: str, seeds: Sequence[int]) -> list[Eval
 
 
 def control_cells(plan: Plan, dataset: str, seeds: Sequence[int]) -> list[EvaluationCell]:
-    """Figure 5 and the sheet's section 6: does prompting itself help, or what else does?
+    """The paper's figure 5 and our controls: does self-prompting help, or something else?
 
-    `CONTROLS` change the training. "Dice loss" is the model of equal budget whose first pass is taught the truth
-    directly, by SAM-SP's own loss, at a learning rate of its own. (Trained with an empty prompt in the second pass,
-    SAM-SP would be just that: the second pass is then the first one again.) "true box" puts the truth's box into the
-    second pass at test time, an upper bound; "true box in training" asks whether a decoder taught with true boxes
-    follows its own.
+    - `CONTROLS` change the training.
+    - "Dice loss" is a model of equal budget whose first pass learns from the truth directly, with SAM-SP's own loss and
+      a learning rate of its own. (SAM-SP trained with an empty prompt in the second pass would be the same model.)
+    - "true box" gives the true box to the second pass at test: an upper bound.
+    - "true box in training" asks whether a decoder that is taught with true boxes follows its own box.
     """
     cells = []
     upper = {"prompt": "box", "options": {"self_prompt": "given"}, "max_images": plan.profile.evaluation.max_images}

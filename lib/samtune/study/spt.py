@@ -1,4 +1,4 @@
-"""Which cells notebooks 10 and 11 ask for: SPT's main table, its controls and its ablations."""
+"""The cells of notebooks 10 and 11: SPT's main table, its controls and its ablations."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -68,7 +68,7 @@ def group_names() -> list[str]:
 
 
 def matching_rank(backbone: str) -> int:
-    """The least rank at which LoRA alone has as many trainable parameters as SPT."""
+    """The smallest rank at which LoRA alone has at least as many trainable parameters as SPT."""
     counts = {name: trainable_parameters(name, backbone) for name in ("lora", "spt")}
     return -(-8 * counts["spt"] // counts["lora"])
 
@@ -76,9 +76,16 @@ def matching_rank(backbone: str) -> int:
 def run_main(
     profile: Profile, datasets: Sequence[str], seeds: Sequence[int], controls: Sequence[str] = (), union: bool = False
 ) -> list[Record]:
-    """Table `spt_main`: SPT and its baselines; then the controls on those of the sets that `controls` names.
+    """Table `spt_main`: SPT and its baselines, controls, the union, and the profile's other backbones.
 
-    `union`: also one model for all sets together. Last come the profile's other backbones, with neither.
+    Args:
+        profile: at what scale.
+        datasets: trained on and measured.
+        seeds: of the runs.
+        controls: those of the sets on which the controls are run, see `run_controls`.
+        union: also train one model on all sets together.
+
+    Controls and union are run with the first backbone alone.
     """
     plan = Plan(profile).choose_rates(datasets, TUNED)
     truth = [cell for dataset in datasets for cell in plan.truth(dataset, seeds[0], MAIN)]
@@ -110,10 +117,11 @@ def main_cells(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> lis
 
 
 def run_controls(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
-    """What a critical reader asks for (the sheet's section 5), in `spt_main`: is it the method, or the compute?
+    """Controls, in `spt_main`: does the method help, or only the additional compute?
 
-    Two decoders trained end to end, with neither detaching nor VRA; LoRA of a rank with as many parameters; stock SAM
-    prompted by its own logits ("untrained"). Those that are trained have learning rates of their own.
+    Three controls: two decoders trained end to end, without detaching and without VRA; LoRA with a rank that gives it
+    as many parameters as SPT; SAM without tuning that is prompted by its own logits ("untrained"). The two that are
+    trained have learning rates of their own.
     """
     rank = matching_rank(plan.profile.backbone)
     plan.choose_rates(datasets, variants=[("spt", END_TO_END), ("lora", {"rank": rank})])
@@ -130,7 +138,7 @@ def run_controls(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> l
 
 
 def run_union(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
-    """One model for all of `datasets`, measured on each, in `spt_main`."""
+    """One model trained on all of `datasets` and measured on each, in `spt_main`."""
     together = "+".join(datasets)
     plan.choose_rates([together], TUNED)
     cells: list[EvaluationCell] = []
@@ -148,13 +156,20 @@ def run_ablations(
     groups: Sequence[str] = (),
     transfer: Sequence[str] = (),
 ) -> list[Record]:
-    """Table `spt_ablation`, the `groups` asked for (none: all).
+    """Table `spt_ablation`, and `spt_choices` on validation.
 
-    "parts" (SDT x VRA, each with a learning rate of its own) and "boxes" (both methods trained on boxes alone, a change
-    that widened the gap on validation) on every set and seed; "transfer" between all sets of `transfer` (none: of
-    `datasets`); the others on the first set with the profile's `ablation_seeds`, at SPT's own rate (or LoRA's). What
-    the main table has trained already is only measured. Options of SPT are measured on validation pictures too, in
-    `spt_choices`: to choose one of them, read it there.
+    Three groups run on every set and seed or between sets: "parts" (SDT x VRA, each with a learning rate of its own),
+    "boxes" (both methods trained on boxes alone, which widened the gap on validation) and "transfer". The others run on
+    the first set with the profile's `ablation_seeds`, at SPT's own rate (or LoRA's). A model that the main table has
+    trained is not trained again. Options of SPT are also measured on validation, in `spt_choices`: choose an option by
+    that table.
+
+    Args:
+        profile: at what scale.
+        datasets: sets to train on.
+        seeds: of "parts", "boxes" and "transfer".
+        groups: some of `group_names`; none: all.
+        transfer: sets of "transfer"; none: `datasets`.
     """
     groups = list(groups) or group_names()
     for name in transfer if "transfer" in groups else ():
@@ -198,9 +213,9 @@ def run_ablations(
 
 
 def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell]:
-    """The same models under other prompts: fewer and more points than in training, boxes that miss, a mask as well.
+    """The main table's models with other prompts: fewer and more points, inexact boxes, a mask beside the box.
 
-    The mask tells how far a decoder follows one, and what the second decoder makes of a better draft.
+    The mask shows how far a decoder follows one, and what the second decoder makes of a better draft.
     """
     cells = []
     options = [{"prompt": f"point{count}", "tables": (f"{ABLATION}:{CLICKS}",)} for count in (*POINTS, 10)]
@@ -219,7 +234,7 @@ def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell
 
 
 def run_transfer(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
-    """Tuned on one set and measured on every other, box prompt; zero-shot beside it."""
+    """Trained on one set and measured on every other one, with boxes; and zero-shot SAM."""
     plan.choose_rates(datasets, ("lora", "spt"))
     cells: list[EvaluationCell] = []
     shared = {"max_images": plan.profile.evaluation.max_images, "tables": (f"{ABLATION}:transfer",)}

@@ -1,4 +1,4 @@
-"""What a row of an ablation varies, read from the cell that it shows: columns `option` and `value` of the tables."""
+"""What a row of an ablation varies, read from its cell: the columns `option` and `value` of the tables."""
 
 import inspect
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ MEASUREMENT = {field.name for field in fields(EvaluationConfig)}
 
 
 def varied(record: Record, table: str, variant: str) -> dict[str, object]:
-    """The options that `record` varies where `table` shows it as `variant`, with their values; none without a variant.
+    """The options, with their values, that `record` varies where `table` shows it as `variant`; {} for variant "".
 
-    Those of the method and its training that are `unusual`, those that the measurement names, and what the study says
-    of the row in `ALONG` and `LENGTHS`. `prompt` is what the training drew, `images` how many it saw; an option of the
-    method that only the measurement changes is `test_<option>`.
+    These are: options of the method or its training that are `unusual`; options of the measurement; and what the study
+    says of the row in `ALONG` and `LENGTHS`. `prompt` is that of the training, `images` the number it saw. A method's
+    option that only the measurement changes is called `test_<option>`.
     """
     cell = record.cell
     training = cell if record.kind == "training" else cell.get("training")
@@ -53,13 +53,13 @@ def varied(record: Record, table: str, variant: str) -> dict[str, object]:
 
 
 def unusual(options: Mapping[str, object], method: str, table: str) -> dict[str, object]:
-    """Those of `options` that are neither the method's or the training's defaults nor the study's `USUAL`."""
+    """Those of `options` that differ from the defaults of the method and its training, and from the study's `USUAL`."""
     usual = _usual(method, table)
     return {name: value for name, value in options.items() if name not in usual or value != usual[name]}
 
 
 def option_and_value(options: Mapping[str, object]) -> tuple[str, str]:
-    """The two columns: names in alphabetical order and their values in the same order, each joined by ", "."""
+    """The two columns: names in alphabetical order, and their values in the same order, each joined by ", "."""
     values = [options[name] for name in sorted(options)]
     texts = [f"{v:g}" if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v) for v in values]
     return ", ".join(sorted(options)), ", ".join(texts)
