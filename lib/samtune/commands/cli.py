@@ -1,4 +1,6 @@
-"""The command line: `samtune --help`. What needs torch is imported inside the commands, so that help comes at once."""
+"""The command line, `samtune --help`. Modules that need torch are imported inside the commands, so
+that help is fast.
+"""
 
 import sys
 import traceback
@@ -26,7 +28,7 @@ BAD_INPUT, STOPPED = 2, 130
 
 
 class _Commands(TyperGroup):
-    """Turns errors that users are meant to read into a line on stderr; `--debug` may stand anywhere."""
+    """Shows an `InputError` as one line on stderr; `--debug` may be anywhere on the line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--debug" in args:
@@ -63,7 +65,7 @@ app.add_typer(data_app, name="data")
 
 
 def say_error(message: str) -> None:
-    """`message` on stderr, with the program's name."""
+    """Print `message` on stderr, after the program's name."""
     typer.echo(f"samtune: {message}", err=True)
 
 
@@ -361,7 +363,7 @@ def bench(
 
 
 def _cost(seconds: float | None, size: int) -> str:
-    """What cells still cost, as the end of a sentence; "" where there is nothing to run."""
+    """The time and disk that cells still need, as the end of a sentence; "" where there is nothing to run."""
     if not size:
         return ""
     time = "time unknown (`samtune bench` measures it)" if seconds is None else f"about {duration_text(seconds / 60)}"
@@ -369,7 +371,9 @@ def _cost(seconds: float | None, size: int) -> str:
 
 
 def say_outlook(profile: Any) -> None:
-    """A line a notebook: how many of its cells are there, and time and disk for the others; then all together."""
+    """Print for each notebook how many of its cells have a record, and time and disk for the others;
+    then the totals.
+    """
     from samtune.study.notebooks import outlook
 
     known = True
@@ -403,7 +407,7 @@ def report(profile: ProfileOption = "quick") -> None:
 
 
 def main() -> None:
-    """Entry of the `samtune` command."""
+    """Entry point of the command `samtune`."""
     sys.exit(app())
 
 

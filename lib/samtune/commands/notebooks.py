@@ -1,4 +1,4 @@
-"""Running notebooks: one papermill process each; what goes wrong is said in one clear line."""
+"""Runs notebooks, each in a papermill process of its own; a failure is reported in one clear line."""
 
 import collections
 import ctypes
@@ -33,11 +33,11 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class NotebookError(InputError):
-    """A notebook that did not run to its end: which, at which cell, why, and where it is saved."""
+    """A notebook failed. The message says which, at which cell, why, and where it is saved."""
 
 
 def find_notebook(name_or_path: str | Path) -> Path:
-    """A notebook by path, or by its name in `notebooks/` of the repository; `InputError` when there is none."""
+    """A notebook's path, from its path or its name in `notebooks/`. Raises `InputError` when there is none."""
     path = resolve(name_or_path)
     if path.suffix == ".ipynb":
         if not path.is_file():
@@ -55,14 +55,20 @@ def run_notebook(
     parameters: dict[str, Any] | None = None,
     output: str | Path | None = None,
 ) -> Path:
-    """Execute one notebook by papermill in a process of its own, working directory = repository root.
+    """Execute one notebook with papermill in a process of its own, with the repository root as working directory.
 
-    `output` defaults to `results/<profile>/notebooks/<name>.ipynb`; a page of that name (.html) is written beside it.
-    Figures that the notebook saved stand in both as links to their files, so that results hold each picture once. The
-    notebook is kept beside the page because git hosts and Jupyter show notebooks, and show no page.
-    What the notebook prints is passed on as it comes. Returns the path of the executed notebook. Raises `InputError`
-    for unknown parameters, before anything runs, and `NotebookError` when a cell fails or the kernel is killed; the
-    executed part is saved then.
+    The notebook's output is printed as it comes. Beside the executed notebook a page of the same name (.html) is
+    written: git hosts and Jupyter show notebooks, but not pages. In both, saved figures are links to their files, so
+    that each picture is stored once.
+
+    Args:
+        name_or_path: of the notebook.
+        profile: its parameter `profile`.
+        parameters: others.
+        output: the executed notebook; default: `results/<profile>/notebooks/<name>.ipynb`.
+
+    Returns the path of the executed notebook. Raises `InputError` for unknown parameters, before anything runs, and
+    `NotebookError` when a cell fails or the kernel is killed; the executed part is then saved.
     """
     source = find_notebook(name_or_path)
     values = ({} if profile is None else {"profile": profile}) | (parameters or {})
@@ -89,10 +95,10 @@ def run_notebook(
 
 
 def run_profile(profile: str) -> list[Path]:
-    """Run every notebook that the profile lists, in its order; one that fails does not stop the others.
+    """Run every notebook of the profile, in its order. One that fails does not stop the others.
 
-    Prints first how long it takes about. Returns the executed notebooks; `NotebookError` at the end names those that
-    failed, or `InputError` before anything runs when a notebook is not known.
+    Prints first about how long it takes. Returns the executed notebooks. At the end raises `NotebookError` that names
+    those that failed; before anything runs, `InputError` when a notebook is not known.
     """
     listed = load_profile(profile).notebooks
     for name in listed:
@@ -114,7 +120,7 @@ def run_profile(profile: str) -> list[Path]:
 
 
 def _papermill(source: Path, output: Path, values: dict[str, Any]) -> tuple[int, list[str]]:
-    """Exit code of papermill and the last lines of its stderr. The notebook's own output goes straight to ours."""
+    """papermill's exit code and the last lines of its stderr. The notebook's output is printed directly."""
     # Short paths and YAML: papermill writes the paths into the executed notebook, and its -p guesses types.
     command = [sys.executable, "-m", "papermill", _short(source), _short(output), "--cwd", ".", "--progress-bar"]
     command += ["--stdout-file", "-", "--stderr-file", "-", "-y", yaml.safe_dump(values, default_flow_style=True)]
@@ -141,13 +147,14 @@ def _papermill(source: Path, output: Path, values: dict[str, Any]) -> tuple[int,
 
 
 def _end_with_parent() -> None:
-    """Runs in the child: when this process is killed, papermill ends too, and its kernel with it, instead of running on
-    beside the next run (1 is PR_SET_PDEATHSIG of Linux; elsewhere a kill leaves the notebook to run out)."""
+    """Runs in the child process: when the parent is killed, papermill and its kernel end too, and do not run on beside
+    the next run. (1 is PR_SET_PDEATHSIG, of Linux. On other systems the notebook runs to its end.)
+    """
     _LIBC.prctl(1, signal.SIGTERM)
 
 
 def _failure(source: Path, output: Path, code: int, tail: list[str], known: dict[str, Any]) -> str:
-    """One line about a run that failed: notebook, cell, error, and where the executed part is."""
+    """One line about a failed run: notebook, cell, error, and where the executed part is."""
     name, saved = _short(source), f"saved in {_short(output)}" if output.is_file() else "nothing was saved"
     cells = nbformat.read(output, as_version=4).cells if output.is_file() else []
     # Papermill stops at the cell that failed: of those it started, the last. Cells that it adds have no start.
@@ -165,9 +172,11 @@ def _failure(source: Path, output: Path, code: int, tail: list[str], known: dict
 
 
 def _tidy(path: Path) -> None:
-    """What makes an executed notebook fit to be committed: without its progress bars, which a reader would see at 0%,
-    with links in place of saved figures (`_link`), and without the machine's paths: those under the repository are made
-    relative to it."""
+    """Make an executed notebook fit to be committed.
+
+    Progress bars are removed (readers would see them at 0%), saved figures become links (`_link`), and paths in the
+    repository become relative to it.
+    """
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
@@ -181,8 +190,9 @@ def _tidy(path: Path) -> None:
 
 
 def _link(output: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
-    """A figure that was saved (`report.figures.Picture`) as a link to its file, seen from the notebook's `folder`; a
-    line in place of one that may not be passed on; every other output as it is."""
+    """A saved figure (`report.figures.Picture`) as a link to its file, relative to the notebook's `folder`; for a
+    figure that must not be passed on, a line of text; all other outputs unchanged.
+    """
     saved = output.get("metadata", {}).get("image/png", {}).get("file")
     if saved is None:
         return output
@@ -198,5 +208,5 @@ def _link(output: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
 
 
 def _short(path: Path) -> str:
-    """`path` from the repository root where it lies inside, absolute otherwise."""
+    """`path` relative to the repository root if it is inside, else absolute."""
     return str(path.relative_to(repository_root())) if path.is_relative_to(repository_root()) else str(path)

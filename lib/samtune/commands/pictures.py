@@ -1,4 +1,4 @@
-"""The user's pictures: opened, a part held out, and looked through once before the work."""
+"""The user's images: opened, a part held out, and all looked through once before the work begins."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from samtune.sam.preprocess import Preprocess
 
 
 def open_pictures(images: Path, masks: Path, settings: TuneSettings, skip_bad: bool) -> FolderDataset:
-    """The two folders as one data set; a bad file is an `InputError` that also says how many there are in all."""
+    """The two folders as one data set. For a bad file raises `InputError`, which also says how many there are."""
     options = (images, masks, settings.mask_coding, settings.void)
     try:
         return FolderDataset(*options, skip_bad, "train", "pictures", settings.target)
@@ -34,7 +34,7 @@ def open_pictures(images: Path, masks: Path, settings: TuneSettings, skip_bad: b
 
 
 class HeldOut(ListedDataset):
-    """The training pictures of a set, a fifth of them (drawn with seed 0) held out as "val"; the rest is "train"."""
+    """The training images of a set, split: a fifth, drawn with seed 0, is "val", the rest is "train"."""
 
     def __init__(self, pictures: ListedDataset) -> None:
         split_of = make_split(pictures.ids("train"), fractions=(0.8, 0.2), names=("train", "val"))
@@ -50,11 +50,13 @@ class HeldOut(ListedDataset):
 
 @dataclass(frozen=True)
 class Contents:
-    """What is in the pictures.
+    """What is in the images.
 
-    `digest`: 12 hexadecimal digits over names, parts, pixels and masks: what tuned weights depend on. `objects`: to
-    tune on (pictures, with target "union"); `small`: those below a pixel of the model's masks; `lost`: those of them
-    without any pixel at the model's size.
+    Fields:
+        digest: 12 hexadecimal digits, a hash of names, splits, pixels and masks: what tuned weights depend on.
+        objects: number of objects to tune on (images, with target "union").
+        small: number of those smaller than a pixel of the model's masks.
+        lost: number of those that have no pixel left at the model's size.
     """
 
     digest: str
@@ -83,7 +85,7 @@ def look_through(data: ListedDataset, settings: TuneSettings, sam: Sam) -> Conte
 
 
 def small_objects_text(contents: Contents, sam: Sam) -> str:
-    """One line on the objects that are too small for the model; "" where there are none."""
+    """One line about objects that are too small for the model; "" where there are none."""
     if not contents.small:
         return ""
     side, objects = sam.mask_size, counted(contents.objects, "object")

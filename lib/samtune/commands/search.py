@@ -1,4 +1,4 @@
-"""The learning rate of a tuning, and how long it has to be, found on a part of the pictures to tune on."""
+"""Searches the learning rate of a tuning, and how long to tune, on a part of the training images."""
 
 import json
 import math
@@ -32,30 +32,34 @@ GAIN = 0.01  # mean IoU that twice the steps have to bring
 
 @dataclass
 class Progress:
-    """What is known so far.
+    """What the search has found so far.
 
-    `losses`: by learning rate, the mean training loss over the second half of its trial (all rates see the same
-    batches; infinite where it was no number). `curve`: by steps of the best rate, the mean IoU by prompt on the
-    pictures that were kept back; at 0, zero-shot.
+    Fields:
+        losses: by learning rate, the mean training loss over the second half of its trial. All rates see the same
+            batches. Infinite: the loss was not a number.
+        curve: for the best rate, by number of steps, the mean IoU for each prompt on the held-out images; "0":
+            zero-shot.
     """
 
     losses: dict[str, float] = field(default_factory=dict)
     curve: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def rate(self) -> float:
-        """The learning rate of the lowest loss."""
+        """The learning rate with the lowest loss."""
         return float(min(self.losses, key=self.losses.__getitem__))
 
     def best(self) -> int:
-        """The steps after which most prompts lie above zero-shot, and of these the best by mean IoU."""
+        """The number of steps after which most prompts are above zero-shot; of several, that with the best mean IoU."""
         return int(max(list(self.curve)[1:], key=lambda steps: (self.above(steps), self.mean(steps))))
 
     def above(self, steps: str) -> int:
-        """For how many prompts the IoU after `steps` lies above zero-shot."""
+        """The number of prompts whose IoU after `steps` is above zero-shot."""
         return sum(value > self.curve["0"][prompt] for prompt, value in self.curve[steps].items())
 
     def rises(self) -> bool:
-        """Is it worth to go on: the start, a prompt that is not above zero-shot yet, or a gain by the last steps?"""
+        """Should it train longer? Yes at the start, while a prompt is not above zero-shot, or if the last steps brought
+        a gain.
+        """
         *earlier, last = self.curve
         gain = self.mean(last) - max(map(self.mean, earlier))
         return len(earlier) < 3 or gain > GAIN or self.above(last) < len(self.curve[last])
@@ -66,7 +70,7 @@ class Progress:
 
 
 def mean_iou(table: pd.DataFrame) -> dict[str, float]:
-    """By prompt: mean IoU over the pictures, each the mean over its objects."""
+    """Mean IoU by prompt: over the objects of an image, then over images."""
     return table.groupby(["prompt", "image"])["iou"].mean().groupby("prompt").mean().to_dict()
 
 
@@ -80,21 +84,21 @@ def search(
     cache: EmbeddingCache,
     say: Callable[[str], None],
 ) -> TrainingConfig:
-    """`config` with the learning rate, and unless the user has set it the length, that serve these pictures best.
+    """`config` with the best learning rate found; and, unless the user chose it, with the best length.
 
-    A fifth of the pictures is kept back, the rest trained on. Each rate is tried for a few steps; the one of the lowest
-    training loss is trained on, twice as long each time, as long as that improves the masks of those kept back. Broken
-    off, it goes on from `folder/search.safetensors`. With too few pictures or steps, `config` stays as it is.
+    A fifth of the training images is held out. Each rate is tried for a few steps. With the rate of the lowest training
+    loss, training goes on, doubling its length as long as the IoU on the held-out images improves. An interrupted
+    search continues from `folder/search.safetensors`. With too few images or steps, `config` is returned unchanged.
 
     Args:
         config: of the tuning; its learning rate is the method's own.
         settings: the user's.
-        sam: what is tuned; it stays as it is.
-        data: its "train" is what the search may see.
-        measure: (method, data set, stage) -> a row an object of its "val", with columns prompt, image, iou.
-        folder: where to keep what is known so far.
+        sam: the model to tune; not changed.
+        data: the search sees its "train" only.
+        measure: (method, data set, stage) -> a table with a row for each object of "val", columns prompt, image, iou.
+        folder: for the search's own file.
         cache: of embeddings.
-        say: what tells the user.
+        say: gets the messages.
     """
     length_given = settings.epochs is not None or settings.train_images is not None
     trial = min(TRIAL, config.steps // config.accumulate // 4) if length_given else TRIAL
@@ -161,7 +165,7 @@ def search(
 
 
 def _read(path: Path) -> tuple[Progress, dict[str, Tensor]]:
-    """What a search that was broken off has found, and the weights of its best rate so far."""
+    """What an interrupted search has found, and the weights of its best rate so far."""
     if not path.is_file():
         return Progress(), {}
     with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""What a user may set of a tuning, checked before a file is opened."""
+"""The settings of a tuning that a user may choose, checked before any file is opened."""
 
 import copy
 import inspect
@@ -24,12 +24,25 @@ RANGES = {  # least, most
 
 @dataclass(frozen=True)
 class TuneSettings:
-    """What the tuned weights depend on, besides the pictures; two runs into one folder must agree in it.
+    """What the tuned weights depend on, besides the images. Two runs into one folder must have the same settings.
 
-    `options` are the method's own (LoRA's rank); `epochs` or `train_images` (seen in all) say how long, none of them:
-    16 epochs and at least 400 images, or longer where the search shows a gain by that; `learning_rate` None: searched;
-    `prompts` drawn in tuning and measured afterwards (none named: the method's own); `objects`: with target
-    "instances", the most masks taken of a picture at a time.
+    Fields:
+        method: one of `METHODS`.
+        backbone: a name, or a checkpoint's file.
+        options: of the method (LoRA's rank).
+        epochs: how often each image is seen. Without it and `train_images`: 16, at least 400 images, or longer where
+            the search finds that it helps.
+        train_images: images seen in all, in place of `epochs`.
+        learning_rate: None: searched.
+        batch_size: images in a batch.
+        accumulate: batches for an optimiser step.
+        prompts: kinds of prompts, for tuning and for measuring afterwards; none: the method's own.
+        target: "union" or "instances".
+        objects: with "instances", the most masks taken from an image at a time.
+        preprocess: "pad" or "stretch".
+        mask_coding: see `FolderDataset`.
+        void: see `FolderDataset`.
+        seed: of the training.
     """
 
     method: str = "lora"
@@ -53,7 +66,7 @@ class TuneSettings:
             object.__setattr__(self, "prompts", METHODS[self.method].prompts)
 
     def check(self) -> None:
-        """Raise `InputError` for whatever can be told wrong before a file is opened."""
+        """Raise `InputError` for all that can be found wrong before a file is opened."""
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
         if self.method not in _tunable():
@@ -77,12 +90,12 @@ class TuneSettings:
             raise InputError("epochs and train_images both say how long to tune; give one of them")
 
     def build(self, sam: Sam) -> Method:
-        """The untuned method on a copy of `sam`; its new weights (LoRA's A) do not depend on what ran before."""
+        """The untuned method on a copy of `sam`. Its new weights (LoRA's A) depend on the seed alone."""
         torch.manual_seed(self.seed)
         return build_method(self.method, copy.deepcopy(sam), **self.options)
 
     def images(self, pictures: int) -> int:
-        """Images to see in all, when there are `pictures` to tune on."""
+        """The number of images to see in all, where there are `pictures` to tune on."""
         if self.train_images is not None:
             return self.train_images
         if self.epochs is not None:

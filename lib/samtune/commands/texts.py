@@ -1,4 +1,4 @@
-"""What the commands read from their options, and how they say numbers."""
+"""Reads the options of the commands, and writes numbers as text."""
 
 import inspect
 import math
@@ -15,17 +15,19 @@ from samtune.common.paths import names_a_file
 
 
 def backbone_file(name: str) -> str:
-    """A file is meant from the working directory, as everything on a command line."""
+    """A file name as an absolute path, relative to the working directory as usual on the command line; other names as
+    they are.
+    """
     return str(Path(name).expanduser().resolve()) if names_a_file(name) else name
 
 
 def profile_file(name: str) -> str:
-    """So is a profile's yaml file."""
+    """The same for a profile's yaml file."""
     return str(Path(name).resolve()) if Path(name).suffix in (".yaml", ".yml") else name
 
 
 def method_options(options: list[str], method: str) -> dict[str, Any]:
-    """ "name=value" as a dictionary, each value of the type that the method's signature says ("none" is None).
+    """ "name=value" texts as a dictionary. The method's signature tells each value's type; "none" is None.
 
     Raises `InputError` on a value of another type, or without "=".
     """
@@ -48,7 +50,9 @@ def method_options(options: list[str], method: str) -> dict[str, Any]:
 
 
 def coordinates(flag: str, text: str, counts: tuple[int, ...]) -> tuple[float, ...]:
-    """Numbers between commas, as many as one of `counts`. `InputError` names the flag and the form."""
+    """Numbers separated by commas, as many as one of `counts`. Raises `InputError` with the flag and
+    the form expected.
+    """
     form = {4: "x0,y0,x1,y1", 2: "x,y", 3: "x,y,label"}[counts[0]]
     try:
         values = tuple(float(part) for part in text.split(","))
@@ -61,7 +65,7 @@ def coordinates(flag: str, text: str, counts: tuple[int, ...]) -> tuple[float, .
 
 @contextmanager
 def names_as_flags() -> Iterator[None]:
-    """Messages name parameters; on the command line these are flags."""
+    """Inside this context, names of parameters in error messages become flags of the command line."""
     from samtune.commands.settings import RANGES
 
     try:
@@ -74,7 +78,7 @@ def names_as_flags() -> Iterator[None]:
 
 
 def scores_text(scores: Any) -> str:
-    """IoU by prompt, zero-shot beside tuned."""
+    """A table of IoU by prompt: zero-shot and tuned."""
     width = max(len("mean IoU"), *(len(name) for name in scores.index))
     lines = [f"{'mean IoU':{width}}  zero-shot   tuned   change"]
     for prompt, row in scores.iterrows():
@@ -84,7 +88,7 @@ def scores_text(scores: Any) -> str:
 
 
 def worse_text(scores: Any, settings: Any) -> str:
-    """One line on the prompts with which tuning has made it worse, and what to try; "" where there are none."""
+    """One line on prompts for which tuning lowered the IoU, and what to try; "" where there are none."""
     worse = [f"{prompt} by {row['zero_shot'] - row['tuned']:.3f}" for prompt, row in scores.iterrows()
              if row["tuned"] < row["zero_shot"]]  # fmt: skip
     if not worse:
@@ -98,5 +102,5 @@ def worse_text(scores: Any, settings: Any) -> str:
 
 
 def duration_text(minutes: float) -> str:
-    """ "5 minutes", from an hour and a half on in hours."""
+    """ "5 minutes"; in hours from an hour and a half."""
     return counted(round(minutes) or 1, "minute") if minutes < 90 else counted(round(minutes / 60), "hour")

@@ -1,4 +1,4 @@
-"""Tuned checkpoints: the file that `samtune tune` writes, read again, and in SAM's own format where it has one."""
+"""Tuned checkpoints: writes and reads the files of `samtune tune`, and exports to SAM's own format."""
 
 import hashlib
 import json
@@ -34,7 +34,14 @@ TUNED = "tuned.safetensors"
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A tuned method, its preprocessing ("pad" or "stretch"), the prompts it was tuned with and its backbone."""
+    """A tuned model.
+
+    Fields:
+        method: in eval mode.
+        preprocess: in tuning: "pad" or "stretch".
+        prompts: kinds of prompts in tuning.
+        backbone: its name.
+    """
 
     method: Method
     preprocess: str
@@ -42,15 +49,20 @@ class TunedModel:
     backbone: str
 
     def predictor(self, device: str = "cpu") -> MethodPredictor:
-        """`SamPredictor`'s interface on it."""
+        """`SamPredictor`'s interface for it."""
         kind = SPTPredictor if isinstance(self.method, SPT) else MethodPredictor
         return kind(self.method.to(device), self.preprocess)
 
 
 def save_tuned(method: Method, path: Path, settings: TuneSettings, weights: str, about: Mapping[str, object]) -> None:
-    """Write the trained parameters of `method`, and all that `load_tuned` needs; `weights`: the backbone's hash.
+    """Write the trained parameters of `method` and all that `load_tuned` needs.
 
-    `about`: what else is worth knowing of the training (how many pictures, how long).
+    Args:
+        method: tuned.
+        path: a .safetensors file.
+        settings: of the tuning.
+        weights: hash of the backbone's weights.
+        about: further facts on the training (how many images, how long).
     """
     state = method.trainable_state()
     metadata = {
@@ -70,13 +82,16 @@ def save_tuned(method: Method, path: Path, settings: TuneSettings, weights: str,
 
 
 def load_tuned(checkpoint: str | Path, backbone: str | None = None) -> TunedModel:
-    """The method in `checkpoint`, on its backbone.
+    """The tuned model in `checkpoint`, on its backbone.
 
-    `checkpoint`: a file that `tune` wrote, or its folder; one that SPT's authors released; or a whole SAM, such as
-    `export` writes, which is used as it is ("zero_shot"). `backbone`: where that lies now, when it was a file that has
-    moved; a released file does not name it, a whole SAM needs none. Raises `InputError` when the file is missing,
-    corrupt (sha256 expected and found) or of another kind, or when the backbone's weights are not those that it was
-    tuned on.
+    Args:
+        checkpoint: a file that `samtune tune` wrote, or its folder; or one that SPT's authors released; or a whole SAM,
+            such as `export` writes, which becomes method "zero_shot".
+        backbone: its file, if it has moved since tuning. Needed for a released checkpoint, which does not name it; not
+            for a whole SAM.
+
+    Raises `InputError` when the file is missing, corrupt (sha256 expected and found) or of another kind, or when the
+    backbone has other weights than in tuning.
     """
     checkpoint = _file(Path(checkpoint))
     if not (is_safetensors(checkpoint) and "method" in _about(checkpoint)):
@@ -108,9 +123,9 @@ def load_tuned(checkpoint: str | Path, backbone: str | None = None) -> TunedMode
 
 
 def read_tuned(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The trained parameters in a file that `tune` wrote, and what it says of itself.
+    """The trained parameters in a file that `samtune tune` wrote, and its metadata.
 
-    Raises `InputError` when it is missing, corrupt (sha256 expected and found) or another kind of file.
+    Raises `InputError` when it is missing, corrupt (sha256 expected and found) or of another kind.
     """
     about = _about(checkpoint)
     needed = ("method", "options", "backbone", "weights_hash", "preprocess", "prompts", "sha256")
@@ -126,9 +141,9 @@ def read_tuned(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def export(checkpoint: Path, out: Path, backbone: str | None = None, say: Callable[[str], None] = print) -> Path:
-    """Write what `tune` gave as one SAM in SAM's own format, which plain `segment_anything` loads.
+    """Write a tuned model as one SAM in SAM's own format, which plain `segment_anything` loads.
 
-    Raises `InputError` for methods that have more to them than SAM's own weights can hold.
+    Raises `InputError` for methods that do not fit into SAM's own weights, see `Method.merged`.
     """
     tuned = load_tuned(checkpoint, backbone)
     merged = tuned.method.merged()
@@ -169,7 +184,7 @@ def _about(checkpoint: Path) -> dict[str, str]:
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names and values, 16 digits."""
+    """SHA-256 of names and values, its first 16 digits."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         digest.update(name.encode())

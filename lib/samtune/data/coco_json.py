@@ -15,7 +15,7 @@ from samtune.data.splits import hashed_validation
 
 
 def read_annotations(path: Path, annotations: list[dict], image: dict, file: Path, names: dict[str, str]) -> Truth:
-    """The annotations of one image: one mask an object, `iscrowd` regions as `ignore` where no object lies."""
+    """The annotations of one image: one mask for each object; `iscrowd` regions are ignored where no object is."""
     height, width = image.get("height"), image.get("width")
     if not height or not width:
         height, width = image_size(file)
@@ -31,10 +31,16 @@ def read_annotations(path: Path, annotations: list[dict], image: dict, file: Pat
 
 
 def list_entries(path: Path, images: Path, part: str, folders: tuple[str, ...] | None) -> tuple[list[Entry], Counter]:
-    """Entries of one COCO-like json file, and what was dropped by reason.
+    """Entries of one COCO-like json file, and how many images were left out, by reason.
 
-    Image files lie in `images`, or, for LVIS, in the folder of `images` that the end of `coco_url` names, which must
-    be one of `folders`. Ids are `<folder>/<stem>`. Images without an object are dropped.
+    Ids are `<folder>/<stem>`. Images without an object are left out.
+
+    Args:
+        path: the json file.
+        images: folder of the images.
+        part: the official split.
+        folders: LVIS only: the image is in a folder of `images`, named at the end of `coco_url`; only these folders are
+            used.
     """
     listed, all_annotations, names = read_listing(path)
     annotations: dict[str, list[dict]] = defaultdict(list)
@@ -69,7 +75,7 @@ def list_entries(path: Path, images: Path, part: str, folders: tuple[str, ...] |
 
 
 def _file_key(name: str) -> str:
-    """By this a file is found: its readable name, with ".JPG" as ".jpg"."""
+    """The name by which a file is found: readable, with ".JPG" as ".jpg"."""
     stem, dot, suffix = readable(name).rpartition(".")
     return stem + dot + suffix.lower()
 
@@ -77,8 +83,8 @@ def _file_key(name: str) -> str:
 def coco2017(folder: Path, *, train: bool = False) -> EntryDataset:
     """`annotations/instances_{train,val}2017.json`, `{train,val}2017/NNNNNNNNNNNN.jpg`.
 
-    val2017 is the test part (as in ASAM; the labels of test2017 are not public). `train=True` opens train2017 too
-    (a json file of 450 MB), a fifth of it for validation.
+    As in ASAM, val2017 is the test split (test2017 has no public labels). `train=True` also opens train2017 (a json
+    file of 450 MB), of which a fifth is validation.
     """
     root = content_root(folder, "annotations/instances_val2017.json")
     entries, dropped = [], Counter()
@@ -92,11 +98,11 @@ def coco2017(folder: Path, *, train: bool = False) -> EntryDataset:
 def lvis(
     folder: Path, *, train: bool = False, image_folders: tuple[str, ...] = ("train2017", "val2017")
 ) -> EntryDataset:
-    """`lvis_v1_{train,val}.json` over COCO's images, in `train2017/` and `val2017/` here or in `../coco2017`.
+    """`lvis_v1_{train,val}.json` for COCO's images in `train2017/` and `val2017/`, here or in `../coco2017`.
 
-    lvis_v1_val is the test part; three quarters of its images are in train2017. `image_folders=["val2017"]` keeps
-    the others alone, as ASAM's script does where it finds no more. `neg_category_ids` name classes known to be
-    absent: nothing to prompt for. `train=True` opens lvis_v1_train too.
+    lvis_v1_val is the test split; three quarters of its images are in train2017. `image_folders=["val2017"]` uses only
+    the others, as ASAM's script does where it finds no more. `neg_category_ids`, classes that are known to be absent,
+    are not used. `train=True` also opens lvis_v1_train.
     """
     root = content_root(folder, "lvis_v1_val.json")
     places = (folder, root, folder.parent / "coco2017")
@@ -110,10 +116,10 @@ def lvis(
 
 
 def sa_1b(folder: Path, *, part: str = "") -> EntryDataset:
-    """`sa_NNNNNN/sa_N.jpg` with `sa_N.json` (packed run lengths), as the archives unpack; or the pairs directly here.
+    """`sa_NNNNNN/sa_N.jpg` with `sa_N.json` (packed run lengths), as the archives unpack; or the files directly here.
 
-    `part`: one archive, such as "sa_000000" (what ASAM uses); "" takes all that are there. Train and 5% validation
-    by hash of the name; no test part. Classes are not annotated.
+    `part`: one archive, such as "sa_000000" (which ASAM uses); "": all that are there. A hash of the name chooses 5%
+    for validation, the rest is train; there is no test split and there are no classes.
     """
     places = [folder / part] if part else [folder, *(path for path in find(folder, "sa_*") if path.is_dir())]
     images = [image for place in places for image in find(place, "sa_*.jpg")]

@@ -1,4 +1,4 @@
-"""Fetch a data set from where its authors put it, and check what lies in its folder."""
+"""Downloads a data set from its authors, and checks what is in its folder."""
 
 import os
 import shutil
@@ -22,11 +22,11 @@ from samtune.data.sample import Dataset, Sample
 
 
 def download(name: str, root: str | Path | None = None, say: Callable[[str], None] = print) -> Path:
-    """Fetch data set `name` into `<root>/<name>` and return that folder; nothing happens where it is complete.
+    """Download data set `name` into `<root>/<name>` and return that folder. Does nothing where it is complete.
 
-    All is fetched into `<root>/<name>.partial`, which takes its name only when complete, so that a broken download
-    never counts as present. Raises `InputError` with what to fetch by hand and where to put it when the site asks
-    for a form, or when there is no network.
+    All goes first into `<root>/<name>.partial`, which is renamed when complete, so that a broken download never counts
+    as present. Raises `InputError`, with what to download by hand and where to put it, when the site has a form or
+    there is no network.
     """
     description, folder = describe(name), dataset_folder(name, root)
     if not description.layout:
@@ -60,7 +60,7 @@ def download(name: str, root: str | Path | None = None, say: Callable[[str], Non
 
 
 def _clone(source: GitSource, target: Path) -> None:
-    """One commit of a repository, without its history where the server allows that."""
+    """One commit of a repository; without history where the server allows it."""
     environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}  # a vanished repository must not ask for a password
 
     def git(*arguments: str, check: bool = True) -> bool:
@@ -89,7 +89,19 @@ def _first_line(error: Exception) -> str:
 
 @dataclass
 class CheckReport:
-    """What `check` found: counts per split, objects, what was dropped, problems (one line each), look-alikes."""
+    """What `check` found.
+
+    Fields:
+        name: of the data set.
+        folder: where it is.
+        images: number for each split.
+        objects: number for each split.
+        expected_images: in the full download, where it is known.
+        dropped: how many images the listing left out, by reason.
+        without_objects: images without an object.
+        problems: one line each.
+        duplicates: images in different splits that look alike.
+    """
 
     name: str
     folder: Path
@@ -103,11 +115,11 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """No sample failed to load or broke the contract of a sample."""
+        """Could every sample be loaded, and is it as `Sample` says?"""
         return not self.problems
 
     def text(self) -> str:
-        """The report for people."""
+        """The report as text."""
         lines = [f"{self.name} in {self.folder}"]
         lines += [f"  {split}: {self.images[split]} images, {self.objects[split]} objects" for split in self.images]
         total = sum(self.images.values())
@@ -127,7 +139,7 @@ class CheckReport:
 
 
 def check(name: str, root: str | Path | None = None) -> CheckReport:
-    """Open every sample of a data set and report what is wrong with it, and look-alikes across its splits."""
+    """Open every sample of a data set and report what is wrong, with images in different splits that look alike."""
     report = check_dataset(open_dataset(name, root))
     report.folder, report.expected_images = dataset_folder(name, root), describe(name).images
     return report
@@ -155,7 +167,7 @@ def check_dataset(dataset: Dataset) -> CheckReport:
 
 
 def sample_faults(sample: Sample) -> list[str]:
-    """How a sample breaks the contract of `Sample`: one short line per fault."""
+    """How a sample differs from what `Sample` says: one short line for each fault."""
     image, masks, ignore = sample.image, sample.masks, sample.ignore
     faults = []
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -1,4 +1,4 @@
-"""Pictures that show the same thing: near-duplicates by perceptual hash, and neighbouring crops of one slide."""
+"""Images that show the same: near-duplicates by perceptual hash, and neighbouring crops of one slide."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,7 +15,16 @@ MIN_CORRELATION = 0.85
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two samples that look alike: hash bits that differ (of 63), and how well their details agree (1 at best)."""
+    """Two samples that look alike.
+
+    Fields:
+        first: an id.
+        first_split: its split.
+        second: an id.
+        second_split: its split.
+        bits: of the hashes that differ, of 63.
+        correlation: of their details; at most 1.
+    """
 
     first: str
     first_split: str
@@ -27,28 +36,32 @@ class DuplicatePair:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is kept of a picture to find its near-duplicates: perceptual hash bool (63,), details float32 (4096,)."""
+    """What is kept of an image to find its near-duplicates.
+
+    Fields:
+        bits: perceptual hash, bool `(63,)`.
+        details: float32 `(4096,)`.
+    """
 
     bits: np.ndarray
     details: np.ndarray
 
 
 def perceptual_hash(image: np.ndarray) -> np.ndarray:
-    """63 bits (bool) of a picture uint8 `(H, W, 3)` or `(H, W)`: signs of its coarse structure.
+    """63 bits (bool) of an image uint8 `(H, W, 3)` or `(H, W)`: its coarse structure.
 
-    The usual pHash: grey, 32x32, discrete cosine transform, the 8x8 lowest frequencies but for the mean, each above
-    or below their median. Blind to brightness, contrast, size and mild compression.
+    The usual pHash: grey, 32 x 32, discrete cosine transform; the 8 x 8 lowest frequencies except the mean, each above
+    or below their median. Brightness, contrast, size and mild compression hardly change it.
     """
     spectrum = cv2.dct(_thumbnail(image, 32))[:8, :8].ravel()[1:]
     return spectrum > np.median(spectrum)
 
 
 def fingerprint(image: np.ndarray) -> Fingerprint:
-    """Hash and details of a picture uint8 `(H, W, 3)` or `(H, W)`.
+    """Hash and details of an image uint8 `(H, W, 3)` or `(H, W)`.
 
-    Details: the 64x64 grey thumbnail less its blur, at equal local contrast. Pictures of one kind (retinas, bare
-    metal, dark slides) share their coarse structure, and so their hash, without showing the same thing; details
-    tell them apart.
+    Details are the 64 x 64 grey thumbnail minus its blur, at equal local contrast. Images of one kind (retinas, bare
+    metal, dark slides) have the same coarse structure, and so the same hash; their details differ.
     """
     thumbnail = _thumbnail(image, 64)
     fine = thumbnail - cv2.GaussianBlur(thumbnail, (0, 0), 2)
@@ -60,9 +73,9 @@ def fingerprint(image: np.ndarray) -> Fingerprint:
 def near_duplicates(
     prints: Mapping[str, Fingerprint], max_bits: int = MAX_BITS, min_correlation: float = MIN_CORRELATION
 ) -> list[tuple[str, str, int, float]]:
-    """Pairs of ids whose pictures look alike: (id, id, bits, correlation), most alike first.
+    """Pairs of ids whose images look alike: (id, id, bits, correlation), most alike first.
 
-    The hash proposes, the correlation of the details decides.
+    The hash finds candidates, the correlation of the details decides.
     """
     ids = sorted(prints)
     if not ids:
@@ -81,7 +94,7 @@ def near_duplicates(
 def duplicates_across_splits(
     prints: Mapping[str, Fingerprint], split_of: Mapping[str, str], max_bits: int = MAX_BITS
 ) -> list[DuplicatePair]:
-    """The near-duplicates of which one is in another split than the other, most alike first."""
+    """The near-duplicates that are in different splits, most alike first."""
     return [
         DuplicatePair(first, split_of[first], second, split_of[second], bits, correlation)
         for first, second, bits, correlation in near_duplicates(prints, max_bits)
@@ -90,11 +103,11 @@ def duplicates_across_splits(
 
 
 def neighbouring_crops(images: Mapping[str, np.ndarray], threshold: float = 0.9) -> list[list[str]]:
-    """Groups of ids whose pictures were cut from one larger picture side by side; every id is in one group.
+    """Groups of ids whose images were cut from one larger image side by side; every id is in exactly one group.
 
-    Two pictures of one size are neighbours when the last column (row) of one continues in the first of the other:
-    1 - |difference|^2 / variance of the flatter edge exceeds `threshold`. Neighbours of neighbours share a group;
-    crops whose neighbours are missing stay alone.
+    Two images of one size are neighbours when the last column (row) of one continues in the first of the other: 1 -
+    |difference|^2 / (variance of the flatter edge) is above `threshold`. Neighbours of neighbours are in the same
+    group.
     """
     ids = sorted(images)
     by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -119,7 +132,7 @@ def neighbouring_crops(images: Mapping[str, np.ndarray], threshold: float = 0.9)
 
 
 def linked_groups(ids: list[str], pairs: list[tuple[str, str]]) -> list[list[str]]:
-    """Groups of ids linked by `pairs`, directly or through others, each sorted, in order of their first id."""
+    """Groups of ids that `pairs` link, directly or through others; each sorted, in the order of their first ids."""
     position = {id: index for index, id in enumerate(ids)}
     rows, columns = [position[a] for a, _ in pairs], [position[b] for _, b in pairs]
     links = coo_array((np.ones(len(pairs), dtype=np.int8), (rows, columns)), shape=(len(ids), len(ids)))
@@ -139,7 +152,9 @@ def _thumbnail(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _continuation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How well each edge of `one` `(N, L)` continues in each of `other`: 1 at best, `(N, N)`; flat edges never."""
+    """How well each edge of `one` `(N, L)` continues in each of `other`: `(N, N)`, at most 1; flat
+    edges never match.
+    """
     difference = ((one**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * one @ other.T).clip(min=0)
     variance = np.minimum(one.var(axis=1)[:, None], other.var(axis=1)[None]) * one.shape[1]
     return np.where(variance > one.shape[1], 1 - difference / np.maximum(variance, 1e-6), -np.inf)

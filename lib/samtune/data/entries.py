@@ -1,4 +1,4 @@
-"""Data sets made from a list of entries: what each image is, where it lies, and how its masks are read."""
+"""Data sets made from a list of entries: each says what the image is, where it is, and how to read its masks."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +18,13 @@ from samtune.data.splits import by_split, make_split
 
 @dataclass(frozen=True)
 class Truth:
-    """The objects of one image: `masks` N arrays bool `(H, W)`, `object_class` one name a mask or empty, `ignore`."""
+    """The objects of one image.
+
+    Fields:
+        masks: N arrays bool `(H, W)`.
+        object_class: one name for each mask, or empty.
+        ignore: bool `(H, W)`, or None.
+    """
 
     masks: list[np.ndarray]
     object_class: tuple[str, ...] = ()
@@ -26,15 +32,22 @@ class Truth:
 
 
 def no_objects() -> Truth:
-    """The truth of an image that is known to hold nothing: defect-free, say."""
+    """The truth of an image that is known to have no object (no defect, say)."""
     return Truth([])
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image: `read_truth` opens `truth_path`; `part` is the official split, or "" where there is none.
+    """One image of a data set.
 
-    `stratum` is the class that a split of our own is stratified by.
+    Fields:
+        id: unique in the set.
+        image: its file.
+        read_truth: reads the masks.
+        truth_path: the file that it reads, for messages.
+        part: the official split, or "" where there is none.
+        stratum: the class by which our own splits are stratified.
+        group: images of one group stay in one split.
     """
 
     id: str
@@ -47,9 +60,15 @@ class Entry:
 
 
 class EntryDataset(ListedDataset):
-    """A data set over a list of entries; `load` opens one image and its masks, and leaves out empty ones.
+    """A data set from a list of entries. `load` opens one image and its masks, and leaves out empty masks.
 
-    `hold_out`: take a fifth of an official train part for validation where there is no official one.
+    Args:
+        name: in the registry.
+        entries: all images.
+        dropped: how many were left out, by reason.
+        hold_out: without an official validation part, take a fifth of the training part for it.
+
+    Raises `InputError` where two images have the same id.
     """
 
     def __init__(
@@ -66,7 +85,7 @@ class EntryDataset(ListedDataset):
         super().__init__(name, by_split(assign_splits(entries, hold_out)), dropped)
 
     def load(self, id: str) -> Sample:
-        """Read one sample; raises `InputError` with both sizes where image and masks disagree."""
+        """Read one sample. Raises `InputError` with both sizes where image and mask differ in size."""
         split = self.split_of(id)
         entry = self._entries[id]
         image, truth = read_image(entry.image), entry.read_truth()
@@ -89,9 +108,10 @@ class EntryDataset(ListedDataset):
 
 
 def assign_splits(entries: Sequence[Entry], hold_out: bool) -> dict[str, str]:
-    """id -> split. Official parts stay, but for a fifth of train that becomes val where `hold_out` and there is none.
+    """The split of each id. Official splits stay; with `hold_out`, a fifth of train becomes val where there is no
+    official val.
 
-    Entries without an official part are split 60/20/20. Both are stratified, keep groups whole, and use seed 0.
+    Entries without an official split are split 60/20/20. Our splits are stratified, keep groups whole, and use seed 0.
     """
     strata = {entry.id: entry.stratum for entry in entries}
     groups = {entry.id: entry.group for entry in entries if entry.group}
@@ -103,7 +123,11 @@ def assign_splits(entries: Sequence[Entry], hold_out: bool) -> dict[str, str]:
 
 
 def content_root(folder: Path, marker: str) -> Path:
-    """The folder that holds `marker` (a path pattern): `folder`, or one up to two levels inside, as archives bring."""
+    """The folder that holds `marker` (a path pattern): `folder` itself, or one up to two levels inside it, as in
+    archives.
+
+    Raises `InputError` where nothing matches.
+    """
     for depth in ("", "*/", "*/*/"):
         for match in find(folder, depth + marker):
             return match.parents[len(Path(marker).parts) - 1]
@@ -111,7 +135,7 @@ def content_root(folder: Path, marker: str) -> Path:
 
 
 def pair(images: Iterable[Path], mask_folder: Path, endings: Sequence[str] = ("",)) -> list[tuple[Path, Path]]:
-    """Each image with the mask whose name is the image's plus one of `endings`, in any picture format.
+    """Each image with its mask, whose name is the image's plus one of `endings`, in any image format.
 
     Raises `InputError` with both paths where an image has no mask.
     """
@@ -127,12 +151,12 @@ def pair(images: Iterable[Path], mask_folder: Path, endings: Sequence[str] = (""
 
 
 def read_nonzero(path: Path) -> np.ndarray:
-    """A mask whose every value but 0 is foreground, bool `(H, W)`: VisA codes kinds of defect with small numbers."""
+    """A mask in which every value but 0 is foreground, bool `(H, W)`. (VisA numbers its kinds of defect.)"""
     return read_index_map(path) > 0
 
 
 def read_bright(path: Path) -> np.ndarray:
-    """A mask saved as JPEG, bool `(H, W)`: compression leaves every value near 0 and 255, in each channel its own."""
+    """A mask stored as JPEG, bool `(H, W)`: its values are only near 0 and 255, and differ between channels."""
     return read_image(path).mean(axis=2) > 127
 
 
@@ -154,7 +178,15 @@ def _binary_truth(mask: Path, object_class: str, read: Callable[[Path], np.ndarr
 
 @dataclass(frozen=True)
 class Pairing:
-    """A folder of images beside a folder of masks: official `part`, paths, start of image names, end of mask names."""
+    """A folder of images and a folder of masks.
+
+    Fields:
+        part: the official split, or "".
+        images: path of the image folder.
+        masks: path of the mask folder.
+        prefix: image names begin with it.
+        ending: a mask's name is the image's plus this.
+    """
 
     part: str
     images: str
@@ -164,7 +196,9 @@ class Pairing:
 
 
 def first_layout(folder: Path, layouts: Sequence[Sequence[Pairing]]) -> list[tuple[str, Path, Path]]:
-    """(part, image, mask) of the first layout whose image folders are all there; `InputError` names what is due."""
+    """(part, image, mask) of the first layout whose image folders are all there. Raises `InputError` with the paths
+    expected.
+    """
     for layout in layouts:
         try:
             roots = [content_root(folder, pairing.images) for pairing in layout]

@@ -1,4 +1,4 @@
-"""A plain folder of images and a folder of masks with the same names: the user's own pictures."""
+"""A folder of images and a folder of masks with the same names: the user's own images."""
 
 from pathlib import Path
 from typing import Literal
@@ -19,16 +19,22 @@ MASK_CODINGS = ("binary255", "binary1", "index")
 class FolderDataset(ListedDataset):
     """Images `<images>/<stem>.<any>` with masks `<masks>/<stem>.<any>` or `<masks>/<stem>/*` (one object a file).
 
-    `mask_coding` says what the masks' values mean; nothing is guessed: "binary255" (object > 127), "binary1" (object
-    1, background 0), "index" (every value but 0 is an object; `void`, if given, marks pixels that are not scored).
-    `split` puts all samples in one split; without it they are split 60/20/20, seeded. `target="union"` gives all
-    objects of an image as one mask, of which no more than one is held at a time. Ids are file names as `readable` gives
-    them.
+    All masks are read once at the start, so that a bad one is reported before any work is done. Of images only name and
+    size are read at the start; a truncated one is found when it is loaded, or with `skip_bad`. Ids are file names as
+    `readable` gives them. Empty masks are left out and counted in `dropped`.
 
-    Masks are read once at the start, so that a bad one is reported before any work is done; of images only name and
-    size are looked at, and a truncated one is found when it is loaded. With `skip_bad` every image is opened at the
-    start too; what is bad is left out and listed in `skipped`, one line each. Empty masks are dropped and counted
-    in `dropped`. Raises `InputError` with all that is wrong at a pair, or when no sample is left.
+    Args:
+        images: folder of images.
+        masks: folder of masks.
+        mask_coding: what the values of masks mean. "binary255": object above 127. "binary1": object 1, background 0.
+            "index": each value but 0 is an object.
+        void: with "index", the value of pixels that are not scored.
+        skip_bad: open every image at the start too, leave out what is bad, and list it in `skipped`.
+        split: put all samples into this split; None: split 60/20/20, with seed 0.
+        name: of the data set.
+        target: "union": all objects of an image as one mask, of which only one is in memory at a time.
+
+    Raises `InputError` with what is wrong with a pair of files, or when no sample is left.
     """
 
     def __init__(
@@ -88,7 +94,7 @@ class FolderDataset(ListedDataset):
         return Sample(id, self.name, split, image, masks, ignore, names)
 
     def _has_object(self, id: str, open_image: bool) -> bool:
-        """Check one pair, mask by mask; false where all are empty."""
+        """Check one pair of files. False where all its masks are empty."""
         path, mask_path = self._image_paths.get(id), self._mask_paths.get(id)
         if path is None or mask_path is None:
             found, sort = (mask_path, "image") if path is None else (path, "mask")
@@ -103,7 +109,7 @@ class FolderDataset(ListedDataset):
         return some
 
     def _files(self, path: Path) -> list[Path]:
-        """The mask files of one image: the file itself, or those in the folder `path`."""
+        """The mask files of one image: `path` itself, or those in the folder `path`."""
         if not path.is_dir():
             return [path]
         if self._coding == "index":
@@ -113,12 +119,12 @@ class FolderDataset(ListedDataset):
         return files
 
     def _read(self, file: Path) -> np.ndarray:
-        """One mask file: bool, or numbers int32 where they are objects."""
+        """One mask file: bool; with "index", int32 numbers."""
         readers = {"binary255": read_mask, "binary1": _read_binary1, "index": read_index_map}
         return readers[self._coding](file)
 
     def _read_files(self, path: Path) -> np.ndarray:
-        """Masks bool `(N, H, W)` without empty ones (N = 0 where all are); their union alone for that target."""
+        """Masks bool `(N, H, W)` without empty ones; N may be 0. With target "union", one mask."""
         files = self._files(path)
         first = self._read(files[0])
         kept = [first] if first.any() else []
@@ -133,7 +139,7 @@ class FolderDataset(ListedDataset):
         return stack_masks(kept, first.shape)
 
     def _read_numbers(self, path: Path) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
-        """Masks bool `(N, H, W)`, the numbers they stand for, void or None; the union alone for that target."""
+        """Masks bool `(N, H, W)`, the number of each, and the void pixels or None. With target "union", one mask."""
         labels = self._read(self._files(path)[0])
         void = labels == self._void if self._void is not None else None
         values = [int(value) for value in np.unique(labels) if value != 0 and value != self._void]

@@ -15,8 +15,9 @@ from samtune.data.pixels import read_image, read_index_map
 def ade20k(folder: Path) -> EntryDataset:
     """The full release: `.../{training,validation}/<scene>/.../ADE_*.jpg` with `ADE_*_seg.png` beside it.
 
-    Not the SceneParse150 version, which has no instances. validation is the test part, as in ASAM; things and stuff
-    both count as objects, as there. Class names are in the `.json` of the 2021 release; that of 2016 gets "class N".
+    The SceneParse150 version does not work, as it has no instances. As in ASAM, validation is the test split, and both
+    things and stuff are objects. Class names come from the `.json` files of the 2021 release; with that of 2016 they
+    are "class N".
     """
     entries = []
     for image in find(folder, "**/ADE_*.jpg"):
@@ -36,7 +37,7 @@ def ade20k(folder: Path) -> EntryDataset:
 
 
 def _read_ade20k(path: Path) -> Truth:
-    """Class number is R // 10 * 256 + G, B tells the instances apart; class 0 is unlabelled."""
+    """The class is R // 10 * 256 + G, and B tells instances apart; class 0 is unlabelled."""
     red, green, blue = np.moveaxis(read_image(path).astype(np.int64), -1, 0)
     code = (red // 10 * 256 + green) * 256 + blue
     named = path.with_name(path.name.removesuffix("_seg.png") + ".json")
@@ -57,8 +58,8 @@ VOC_VOID = 255
 def voc2012(folder: Path) -> EntryDataset:
     """`VOCdevkit/VOC2012/{JPEGImages,SegmentationObject,SegmentationClass,ImageSets/Segmentation}`.
 
-    val is the test part, as in ASAM (the labels of the official test are not public). The masks' palette indices
-    number the objects; 255, a rim about 5 px wide around each, is void and ignored.
+    As in ASAM, val is the test split (the official test has no public labels). The masks' palette indices number the
+    objects; 255, a border of about 5 pixels around each, is void and ignored.
     """
     root = content_root(folder, "SegmentationObject").resolve()
     entries = []
@@ -99,10 +100,10 @@ CITYSCAPES_STUFF = dict(
 def cityscapes(folder: Path, *, stuff: bool = False) -> EntryDataset:
     """`leftImg8bit/<part>/<city>/*_leftImg8bit.png`, `gtFine/<part>/<city>/*_gtFine_instanceIds.png`.
 
-    val is the test part, as in ASAM (the official test's labels are not public); a fifth of train, in whole cities,
-    is validation. Objects are the numbered instances; void (ids 0 to 6: ego vehicle, out of view, unlabelled ...) and
-    things that could not be told apart (a crowd: a thing's id without number) are ignored. `stuff=True` adds each
-    stuff class (road, sky ...) of an image as one object, as ASAM's script does.
+    As in ASAM, val is the test split (the official test has no public labels); a fifth of train, in whole cities, is
+    validation. Objects are the numbered instances. Ignored are void (ids 0 to 6: ego vehicle, out of view, unlabelled
+    ...) and groups of things that could not be separated (a thing's id without number). With `stuff`, each stuff class
+    of an image (road, sky ...) is one object too, as in ASAM's script.
     """
     root = content_root(folder, "gtFine")
     entries = []
@@ -118,7 +119,7 @@ def cityscapes(folder: Path, *, stuff: bool = False) -> EntryDataset:
 
 
 def _read_cityscapes(path: Path, stuff: bool) -> Truth:
-    """Values: class id * 1000 + number for instances, the class id alone for everything else."""
+    """Values are class id * 1000 + number for instances, else the class id alone."""
     numbered = read_index_map(path)
     masks, names = [], []
     for value in np.unique(numbered):

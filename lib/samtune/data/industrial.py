@@ -1,4 +1,4 @@
-"""Industrial surfaces: magnetic tiles, NEU-Seg steel strip, CrackForest pavement, in the layout of their downloads."""
+"""Industrial surfaces in the layout of their downloads: magnetic tiles, NEU-Seg steel strip, CrackForest pavement."""
 
 import hashlib
 import re
@@ -18,16 +18,16 @@ DEFECTS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
 
 
 class MagneticTile(ListedDataset):
-    """One mask per picture, all defect pixels (> 127), named by its folder ("blowhole", "break" ...).
+    """One mask for each image, of all its defect pixels (> 127); the class is its folder ("blowhole", "break" ...).
 
-    No official split: seeded 60/20/20, stratified by defect, whole tiles together. `defect_free=True` adds MT_Free
-    (no masks) to the test part: nothing is trained on it. Defect pictures with an empty mask (four in MT_Uneven) are
-    dropped and counted.
+    There is no official split: 60/20/20 with seed 0, stratified by defect, whole tiles together. `defect_free=True`
+    adds MT_Free (without masks) to the test split. Images with an empty mask (four in MT_Uneven) are left out and
+    counted.
 
-    Each tile was photographed about six times under other light, with rising numbers (`exp1_num_7009`,
-    `exp2_num_7023` ...), now and then in two runs: a split by picture would put the same defect on both sides.
-    The pictures carry no tile number, so those less than `TILE_GAP` numbers apart count as one tile; by correlation,
-    that holds all repeats together (the widest gap inside a tile is 1,257).
+    Each tile was photographed about six times in different light, with rising numbers (`exp1_num_7009`, `exp2_num_7023`
+    ...), sometimes in two series. Splitting by image would put the same defect into two splits. The images have no tile
+    number, so images less than `TILE_GAP` numbers apart count as one tile. Correlations show that this keeps all
+    repeats together (the widest gap within a tile is 1,257).
     """
 
     TILE_GAP = 1300
@@ -63,7 +63,7 @@ class MagneticTile(ListedDataset):
 
 
 def tiles(ids: list[str], gap: int) -> dict[str, str]:
-    """id -> tile, from the picture numbers (`..._num_<number>`): a step of more than `gap` begins a new tile."""
+    """id -> tile, by the image numbers (`..._num_<number>`): a step of more than `gap` begins a new tile."""
     numbers = {id: int(match[1]) for id in ids if (match := re.search(r"num_(\d+)$", id))}
     found, tile, last = {}, "", -gap - 1
     for id in sorted(numbers, key=lambda id: (numbers[id], id)):
@@ -77,11 +77,11 @@ STEEL_DEFECTS = {1: "inclusion", 2: "patches", 3: "scratches"}
 
 
 class NEUSeg(ListedDataset):
-    """One mask per defect class present in the picture (index map 1 inclusion, 2 patches, 3 scratches).
+    """One mask for each class of defect in the image (index map: 1 inclusion, 2 patches, 3 scratches).
 
-    Test is official; validation is a seeded 20% of the official training part, stratified by the classes present,
-    byte-identical pictures kept on one side. Pictures without a defect or an annotation are dropped and counted.
-    Ids are "training_000001": the two parts use some numbers twice.
+    Test is official. Validation is 20% of the official training part, with seed 0, stratified by the classes in the
+    image; identical files stay together. Images without a defect or an annotation are left out and counted. Ids are
+    "training_000001", because both parts use some numbers.
     """
 
     def __init__(self, folder: Path):
@@ -120,11 +120,11 @@ class NEUSeg(ListedDataset):
 
 
 class CrackForest(ListedDataset):
-    """One mask per picture: all crack pixels, `Segmentation == 2`.
+    """One mask for each image, of all crack pixels: `Segmentation == 2`.
 
-    3 is the sound surface that a net of cracks encloses: background, as 1. 4 (100 to 440 pixels in five pictures)
-    marks faint further cracks, which most users of the set do not count: those pixels are ignored, neither crack nor
-    background. No official split: seeded 60/20/20. Pictures without annotation (37 of 155) are left out.
+    3 is intact surface inside a net of cracks: background, as 1. 4 (100 to 440 pixels in five images) marks faint
+    cracks, which most users of the set do not count: those pixels are ignored. There is no official split: 60/20/20
+    with seed 0. Images without annotation (37 of 155) are left out.
     """
 
     def __init__(self, folder: Path):

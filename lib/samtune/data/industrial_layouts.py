@@ -1,7 +1,7 @@
-"""Industrial sets read from their documented layouts: MVTec AD, BTAD, MPDD, VisA, KolektorSDD2, DAGM 2007, SPT's own.
+"""Industrial sets in their documented layouts: MVTec AD, BTAD, MPDD, VisA, KolektorSDD2, DAGM 2007, SPT's own.
 
-One mask an image, all its defects together, as SPT scores them. Only anomalous images are listed; `defect_free=True`
-lists the others instead (no masks), which is where false alarms are measured.
+As in SPT, an image has one mask with all its defects, and only images with a defect are listed. `defect_free=True`
+lists the others instead (without masks), to measure false alarms.
 """
 
 import csv
@@ -26,12 +26,12 @@ VISA_PROTOCOLS = ("1cls", "2cls_highshot", "2cls_fewshot")
 
 
 def path_id(image: Path, root: Path) -> str:
-    """An id that is unique in the set and readable: the path from its root, without the suffix."""
+    """A readable id, unique in the set: the path from its root, without the suffix."""
     return image.relative_to(root).with_suffix("").as_posix()
 
 
 def choose(name: str, anomalous: list[Entry], free: list[Entry], defect_free: bool, **dropped: int) -> EntryDataset:
-    """The data set over one of the two lists; the length of the other is what was dropped."""
+    """The data set of one of the two lists; the other one's length counts as dropped."""
     if defect_free:
         return EntryDataset(name, free, {"anomalous": len(anomalous), **dropped})
     return EntryDataset(name, anomalous, {"defect-free": len(free), **dropped})
@@ -40,8 +40,8 @@ def choose(name: str, anomalous: list[Entry], free: list[Entry], defect_free: bo
 def mvtec_style(folder: Path, *, name: str, good: str = "good", defect_free: bool = False) -> EntryDataset:
     """`<category>/test/<defect>/NNN.png`, `<category>/ground_truth/<defect>/NNN_mask.png`, `<category>/train/<good>/`.
 
-    The official train part is defect-free, so anomalous images (all in test) are split 60/20/20 by category and
-    defect. Masks may lack `_mask` and have another format than the image (BTAD: `.bmp` beside `.png`).
+    The official training part has no defects, so images with a defect (all in test) are split 60/20/20, stratified by
+    category and defect. Masks may lack `_mask`, and may have another format than the image (BTAD: `.bmp` for `.png`).
     """
     root = content_root(folder, "*/test")
     anomalous, free = [], []
@@ -61,8 +61,9 @@ def mvtec_style(folder: Path, *, name: str, good: str = "good", defect_free: boo
 def visa(folder: Path, *, protocol: str = "1cls", defect_free: bool = False) -> EntryDataset:
     """`<object>/Data/{Images,Masks}/Anomaly/NNN.{JPG,png}`, listed in `split_csv/<protocol>.csv`.
 
-    "1cls" trains on normal images alone, so its anomalous images (all in test) are split 60/20/20 by object; the
-    "2cls" protocols have anomalous images in both parts, which are kept. Masks number the kind of defect from 1 up.
+    "1cls" trains on normal images alone, so images with a defect (all in test) are split 60/20/20, stratified by
+    object. The "2cls" protocols have them in both parts, which stay. The masks' values number the kind of defect, from
+    1.
     """
     if protocol not in VISA_PROTOCOLS:
         raise unknown("VisA protocol", protocol, VISA_PROTOCOLS)
@@ -85,10 +86,10 @@ def visa(folder: Path, *, protocol: str = "1cls", defect_free: bool = False) -> 
 
 
 def kolektorsdd2(folder: Path, *, defect_free: bool = False) -> EntryDataset:
-    """`{train,test}/NNNNN.png` with `NNNNN_GT.png`; official parts.
+    """`{train,test}/NNNNN.png` with `NNNNN_GT.png`; official splits.
 
-    Only the mask tells a defect-free image, so listing opens all 3,335 masks. The archive has a stray
-    `10301 (copy).png` with `10301_GT (copy).png`, which is left out.
+    Only the mask shows whether an image has a defect, so listing opens all 3,335 masks. The archive has a stray `10301
+    (copy).png` with `10301_GT (copy).png`, which is left out.
     """
     root = content_root(folder, "train")
     pairs, copies = [], 0
@@ -102,7 +103,7 @@ def kolektorsdd2(folder: Path, *, defect_free: bool = False) -> EntryDataset:
 
 
 def by_mask(pairs: Iterable[tuple[str, Path, Path]], root: Path, label: str = "") -> tuple[list[Entry], list[Entry]]:
-    """(part, image, mask) sorted into anomalous and defect-free entries; opens the masks, not the images."""
+    """(part, image, mask) as entries with and without a defect. It opens the masks, not the images."""
     anomalous, free = [], []
     for part, image, mask in pairs:
         if read_mask(mask).any():
@@ -113,7 +114,7 @@ def by_mask(pairs: Iterable[tuple[str, Path, Path]], root: Path, label: str = ""
 
 
 def dagm2007(folder: Path, *, defect_free: bool = False) -> EntryDataset:
-    """`Class1..10/{Train,Test}/NNNN.PNG`, `Label/NNNN_label.PNG` (coarse ellipses) for defective images only."""
+    """`Class1..10/{Train,Test}/NNNN.PNG`, `Label/NNNN_label.PNG` (coarse ellipses), for images with a defect only."""
     root = content_root(folder, "Class*/Train")
     anomalous, free = [], []
     for category in [child for child in folders(root) if child.name.startswith("Class")]:
@@ -133,7 +134,7 @@ def dagm2007(folder: Path, *, defect_free: bool = False) -> EntryDataset:
 def spt_folder(folder: Path, *, set: str = "", defect_free: bool = False) -> EntryDataset:
     """SPT's `<set>/test/<stem>.jpg` + `<stem>.png` (and `<set>/train/`, `<set>/val/`, where they exist).
 
-    `set`: one of the folders; "" takes all, each as a class of its own. Listing opens the masks, to drop empty ones.
+    `set`: one of the folders; "": all, each as a class. Listing opens the masks, to leave out empty ones.
     """
     root = content_root(folder, "*/test")
     known = [child.name for child in folders(root) if (child / "test").is_dir()]

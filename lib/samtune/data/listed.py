@@ -1,4 +1,4 @@
-"""The base of loaders that know all their ids up front."""
+"""Base class of data sets that know all their ids from the beginning."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,17 @@ SPLITS = ("train", "val", "test")
 
 
 class ListedDataset(ABC):
-    """A data set whose ids per split are known before any image is opened; subclasses write `load`.
+    """A data set whose ids are known before any image is opened. Subclasses write `load`.
 
-    A split that the set does not have is an empty list; `dropped` counts what the listing left out, by reason.
+    A split that the set does not have is an empty list.
+
+    Attributes:
+        name: in the registry.
+        dropped: how many images the listing left out, by reason.
     """
 
     def __init__(self, name: str, splits: Mapping[str, Sequence[str]], dropped: Mapping[str, int] | None = None):
-        """`splits`: ids per split ("train", "val", "test"); an id belongs to one split only."""
+        """`splits`: the ids of "train", "val" and "test". Raises `InputError` where an id is in two splits."""
         self.name = name
         self.dropped: dict[str, int] = {reason: count for reason, count in (dropped or {}).items() if count}
         self._ids = {split: sorted(splits.get(split, ())) for split in SPLITS}
@@ -25,13 +29,15 @@ class ListedDataset(ABC):
             raise InputError(f"{name}: an id is listed twice, or in two splits")
 
     def ids(self, split: str) -> list[str]:
-        """Sorted ids of "train", "val" or "test"; empty where the set has no such part."""
+        """Sorted ids of "train", "val" or "test"; [] where the set has no such split. Raises `InputError` on other
+        names.
+        """
         if split not in self._ids:
             raise unknown("split", split, SPLITS)
         return list(self._ids[split])
 
     def split_of(self, id: str) -> str:
-        """The split that `id` belongs to; raises `InputError` for an id that the set does not list."""
+        """The split of `id`. Raises `InputError` where the set does not list it."""
         if id not in self._split_of:
             known = sorted(self._split_of)
             raise InputError(f"{self.name} has no sample {id!r} (it has {len(known)}, e.g. {', '.join(known[:3])})")

@@ -1,4 +1,6 @@
-"""Medical images in the layout of their downloads: BBBC038 nuclei, DRIVE vessels, CVC-ClinicDB polyps, PH2 moles."""
+"""Medical images in the layout of their downloads: BBBC038 nuclei, DRIVE vessels, CVC-ClinicDB polyps, PH2 skin
+lesions.
+"""
 
 import csv
 import json
@@ -20,12 +22,13 @@ SLIDES = Path(__file__).with_name("bbbc038_slides.json")
 
 
 class Nuclei(ListedDataset):
-    """BBBC038 stage1_train: one mask per nucleus. Seeded 60/20/20, stratified by kind of picture, slides together.
+    """BBBC038 stage1_train: one mask for each nucleus. 60/20/20 with seed 0, stratified by kind of image, slides
+    together.
 
-    Many pictures are crops of one slide, cut side by side. Which belong together is kept in `bbbc038_slides.json`,
-    so that listing opens no image; should the folder hold an id that the file does not know (it was made from half
-    of the set), the groups are found again from all pictures, which takes some seconds. Empty masks are dropped on
-    loading (there are none in the corrected set).
+    Many images are crops of one slide, cut side by side. `bbbc038_slides.json` lists which belong together, so that
+    listing opens no image. It was made from half of the set; if the folder has an id that it does not list, the groups
+    are found again from all images, which takes some seconds. Empty masks are left out in loading (the corrected set
+    has none).
     """
 
     def __init__(self, folder: Path):
@@ -61,10 +64,10 @@ def _nuclei_images(folder: Path) -> dict[str, Path]:
 
 
 def nuclei_slides(folder: Path) -> list[dict]:
-    """Which pictures of `<folder>/stage1_train` were cut from one slide: `[{"kind": ..., "ids": [...]}, ...]`.
+    """Which images of `<folder>/stage1_train` were cut from one slide: `[{"kind": ..., "ids": [...]}, ...]`.
 
-    By `neighbouring_crops`; `kind` is size and brightness ("256x256 dark"). `bbbc038_slides.json` is this function's
-    answer for the 332 pictures of every second id.
+    `neighbouring_crops` finds them; `kind` is size and brightness ("256x256 dark"). `bbbc038_slides.json` is the result
+    for every second id, 332 images.
     """
     images = {id: read_image(path) for id, path in _nuclei_images(folder / "stage1_train").items()}
     slides = []
@@ -76,12 +79,12 @@ def nuclei_slides(folder: Path) -> list[dict]:
 
 
 class DRIVE(ListedDataset):
-    """One mask per picture: the vessels; `ignore` is what lies outside the field of view.
+    """One mask for each image: the vessels; `ignore` is outside the field of view.
 
-    Official 20 for training, of which a seeded 20% (4) is validation, and 20 for test. `observer=2` takes the second
-    observer's vessels (test only). File names are matched loosely, because copies of the set differ
-    (`34manual1.gif`, `21_training_mask .gif`). Pictures without vessels (the challenge now keeps those of the test
-    part to itself) or without field of view are dropped and counted.
+    Official: 20 for training, of which 20% (4), with seed 0, are validation; 20 for test. `observer=2` takes the second
+    observer's vessels (test only). File names are matched loosely, because copies of the set differ (`34manual1.gif`,
+    `21_training_mask .gif`). Images without vessels (the challenge now keeps those of the test part secret) or without
+    field of view are left out and counted.
     """
 
     def __init__(self, folder: Path, observer: int = 1):
@@ -116,11 +119,11 @@ class DRIVE(ListedDataset):
 
 
 class ClinicDB(ListedDataset):
-    """One mask per frame: all polyps in it. Split by contiguous blocks of the frame number, never at random.
+    """One mask for each frame: all its polyps. Split into contiguous blocks of frame numbers, never at random.
 
-    The 612 frames are 29 sequences in order, and frames of one sequence are near-duplicates: a sample's group. The
-    blocks are fifths (three, one, one), moved to the nearest end of a sequence: plain fifths would cut two of them
-    (364 to 383 and 479 to 503) and put the same polyp on both sides.
+    The 612 frames are 29 sequences in order. Frames of one sequence are near-duplicates, so a sequence is a group. The
+    blocks are fifths (three, one, one), moved to the nearest end of a sequence: exact fifths would divide two sequences
+    (364 to 383 and 479 to 503) and put the same polyp into two splits.
     """
 
     # Last frame of each sequence. Every third frame was looked at: at each of these the scene changes, to within those
@@ -141,7 +144,7 @@ class ClinicDB(ListedDataset):
 
     @classmethod
     def sequence(cls, frame: int) -> str:
-        """The sequence that a frame, counted from 1, belongs to."""
+        """The sequence of a frame; frames count from 1."""
         return f"sequence {1 + bisect_left(cls.SEQUENCE_ENDS, frame)}"
 
     def _block(self, id: str) -> str:
@@ -157,9 +160,9 @@ class ClinicDB(ListedDataset):
 
 
 class PH2(ListedDataset):
-    """One mask per dermoscopic picture: the mole. Seeded 60/20/20, stratified by diagnosis.
+    """One mask for each dermoscopic image: the lesion. 60/20/20 with seed 0, stratified by diagnosis.
 
-    Pictures and masks are BMP in the download; any other picture format is read as well (JPEG, PNG).
+    Images and masks are BMP in the download; other image formats (JPEG, PNG) work too.
     """
 
     DIAGNOSES = {"0": "common naevus", "1": "atypical naevus", "2": "melanoma"}
@@ -179,7 +182,7 @@ class PH2(ListedDataset):
         super().__init__("ph2", by_split(split_of), {"image or mask not there": len(self._class) - len(self._files)})
 
     def _pair(self, id: str) -> list[Path]:
-        """Picture and mask, as far as they are there."""
+        """Image and mask, if they are there."""
         place = self._folder / "PH2 Dataset images" / id
         parts = (place / f"{id}_Dermoscopic_Image", place / f"{id}_lesion")
         return [pictures(part)[0] for part in parts if part.is_dir() and pictures(part)]

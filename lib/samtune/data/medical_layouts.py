@@ -1,4 +1,4 @@
-"""SAM-SP's domains read from their documented layouts: polyps, skin lesions, camouflaged objects. One mask an image."""
+"""SAM-SP's domains in their documented layouts: polyps, skin lesions, camouflaged objects. One mask for each image."""
 
 from pathlib import Path
 
@@ -8,14 +8,16 @@ from samtune.data.registry_entry import Description, LinkSource
 
 
 def kvasir_seg(folder: Path) -> EntryDataset:
-    """`Kvasir-SEG/images/<id>.jpg`, `masks/<id>.jpg`: the masks are JPEG too, hence binarised past their noise."""
+    """`Kvasir-SEG/images/<id>.jpg`, `masks/<id>.jpg`: masks are JPEG too, and are binarised at 127 of their mean
+    colour.
+    """
     pairs = first_layout(folder, [[Pairing("", "images", "masks")]])
     entries = [binary_entry(image.stem, image, mask, "polyp", read=read_bright) for _, image, mask in pairs]
     return EntryDataset("kvasir-seg", entries)
 
 
 def _isic(part: str, images: str, masks: str) -> Pairing:
-    """One part of ISIC 2018, by the names of its two folders."""
+    """One part of ISIC 2018, with the names of its two folders."""
     return Pairing(part, images, masks, "ISIC_", "_segmentation")
 
 
@@ -32,7 +34,7 @@ ISIC_LAYOUTS = (
 def isic2018(folder: Path) -> EntryDataset:
     """`ISIC2018_Task1-2_<Part>_Input/ISIC_NNNNNNN.jpg`, `ISIC2018_Task1_<Part>_GroundTruth/*_segmentation.png`.
 
-    Official parts where all three are there; the training part alone (all that many have) is split 60/20/20.
+    Official splits where all three parts are there. The training part alone is split 60/20/20.
     """
     pairs = first_layout(folder, ISIC_LAYOUTS)
     entries = [binary_entry(image.stem, image, mask, "lesion", part) for part, image, mask in pairs]
@@ -40,7 +42,7 @@ def isic2018(folder: Path) -> EntryDataset:
 
 
 def _shared(name: str, prefix: str) -> tuple[tuple[Pairing, ...], ...]:
-    """The layout that papers on camouflage share: one training folder for COD10K and CAMO, a test folder each."""
+    """The layout that papers on camouflage share: one training folder for COD10K and CAMO, a test folder for each."""
     test = Pairing("test", f"TestDataset/{name}/Imgs", f"TestDataset/{name}/GT")
     return (Pairing("train", "TrainDataset/Imgs", "TrainDataset/GT", prefix), test), (test,)
 
@@ -66,7 +68,8 @@ CAMOUFLAGE_LAYOUTS = {
 def cod10k(folder: Path) -> EntryDataset:
     """`COD10K-v3/{Train,Test}/{Image,GT_Object}/COD10K-CAM-1-Aquatic-1-BatFish-1.{jpg,png}`, or the shared layout.
 
-    Class is the animal in the name. COD10K's non-camouflaged half (`COD10K-NonCAM-`, masks empty) is left out.
+    The class is the animal in the name. COD10K's images without camouflage (`COD10K-NonCAM-`, empty masks) are left
+    out.
     """
     pairs = first_layout(folder, CAMOUFLAGE_LAYOUTS["cod10k"])
     entries = [binary_entry(image.stem, image, mask, image.stem.split("-")[-2], part) for part, image, mask in pairs]

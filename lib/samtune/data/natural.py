@@ -1,4 +1,4 @@
-"""Natural images: BSDS500, COCO128-seg, Clothing Co-Parsing, Car Parts, each in the layout of its download."""
+"""Natural images in the layout of their downloads: BSDS500, COCO128-seg, Clothing Co-Parsing, Car Parts."""
 
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from samtune.data.splits import by_split, hashed_validation
 
 
 class BSDS500(ListedDataset):
-    """Objects: the connected regions of one annotator's segmentation, background included (it has no name there).
+    """Objects are the connected regions of one annotator's segmentation, with the background, which has no label there.
 
-    Official splits. `annotator` counts from 0; 4 to 9 per image (`annotators(id)`).
+    Official splits. `annotator` counts from 0; an image has 4 to 9 (`annotators(id)`).
     """
 
     def __init__(self, folder: Path, annotator: int = 0):
@@ -31,7 +31,7 @@ class BSDS500(ListedDataset):
         super().__init__("bsds500", both, {"image or ground truth missing": missing})
 
     def annotators(self, id: str) -> int:
-        """How many people segmented this image."""
+        """The number of people who segmented this image."""
         return self._truth(id)[1].size
 
     def load(self, id: str) -> Sample:
@@ -54,9 +54,9 @@ PARTS = ("train", "val", "test")
 
 
 def connected_regions(labels: np.ndarray) -> np.ndarray:
-    """The 8-connected regions of equal value in an integer map `(H, W)`, as bool `(N, H, W)` in order of value.
+    """The 8-connected regions of equal value in an integer map `(H, W)`: bool `(N, H, W)`, in the order of values.
 
-    Eight, because that is how BSDS500's annotators' regions hang together: each label is then one region.
+    With 8 neighbours each label of BSDS500's annotators is one region.
     """
     regions = []
     for value in np.unique(labels):
@@ -66,11 +66,11 @@ def connected_regions(labels: np.ndarray) -> np.ndarray:
 
 
 class COCO128(ListedDataset):
-    """One mask per line of the label file; everything is "test", since nothing may be trained on it.
+    """One mask for each line of the label file. All images are "test", because nothing may be trained on them.
 
-    A line is `class x1 y1 x2 y2 ...`, normalised. An object in several parts is one polygon with thin bridges
-    between the parts, as Ultralytics stores it. Images without a label file have no masks; label files without an
-    image are left out and counted.
+    A line is `class x1 y1 x2 y2 ...`, with coordinates in [0, 1]. An object in several parts is one polygon with thin
+    bridges, as Ultralytics stores it. Images without a label file have no masks; label files without an image are left
+    out and counted.
     """
 
     def __init__(self, folder: Path):
@@ -102,9 +102,10 @@ class COCO128(ListedDataset):
 
 
 class ClothingCoParsing(ListedDataset):
-    """One mask per garment or body label (never null); `whole=True` adds the person, their union, as a last mask.
+    """One mask for each garment or body label (not for null). `whole=True` adds the person, their union, as the last
+    mask.
 
-    Train and 5% validation by hash of the name; there is no test part.
+    A hash of the name chooses 5% for validation, the rest is train; there is no test split.
     """
 
     def __init__(self, folder: Path, whole: bool = False):
@@ -136,9 +137,9 @@ class ClothingCoParsing(ListedDataset):
 
 
 class CarParts(ListedDataset):
-    """One mask per COCO annotation (a part in several pieces, such as both wheels of a side, is one mask).
+    """One mask for each COCO annotation (a part in several pieces, such as both wheels of a side, is one mask).
 
-    Test is the official test set; validation 5% of the training set, by hash of the name ("train1").
+    Test is official; a hash of the name ("train1") chooses 5% of the training set for validation.
     """
 
     def __init__(self, folder: Path):

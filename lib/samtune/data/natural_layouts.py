@@ -1,4 +1,6 @@
-"""ASAM's natural sets read from their documented layouts, and one layout with a mask file an object for the rest."""
+"""ASAM's natural sets in their documented layouts; and one simple layout, with a mask file for each object, for the
+others.
+"""
 
 from functools import partial
 from pathlib import Path
@@ -33,7 +35,9 @@ def hrsod_te(folder: Path) -> EntryDataset:
 
 
 def big(folder: Path) -> EntryDataset:
-    """`{val,test}/<name>_im.jpg` with `<name>_gt.png`: official 50 and 100 images of one object, up to 5000x3600."""
+    """`{val,test}/<name>_im.jpg` with `<name>_gt.png`: officially 50 and 100 images of one object, up to 5000 x 3600
+    pixels.
+    """
     root = content_root(folder, "test")
     entries = []
     for part in ("val", "test"):
@@ -46,11 +50,11 @@ def big(folder: Path) -> EntryDataset:
 
 
 def mask_folders(folder: Path, *, name: str) -> EntryDataset:
-    """`images/<id>.jpg` with a folder `masks/<id>/` of binary pictures, one an object; a mask file may name its class.
+    """`images/<id>.jpg` with a folder `masks/<id>/` of binary masks, one for each object.
 
-    `masks/<id>/003.png` has no class, `masks/<id>/003_paper.png` is a "paper". Official parts: `images/test/<id>.jpg`
-    with `masks/test/<id>/` (likewise train, val); without such folders 60/20/20. An image whose folder holds no mask
-    is dropped.
+    A mask's file name may end in its class: `masks/<id>/003.png` has none, `masks/<id>/003_paper.png` is a "paper".
+    Official splits are `images/test/<id>.jpg` with `masks/test/<id>/` (likewise train, val); without such folders,
+    60/20/20. An image whose folder has no mask is left out.
     """
     parts = [part for part in NAMES if (folder / "images" / part).is_dir()]
     entries, dropped = [], 0
@@ -75,7 +79,7 @@ _VAL_IS_TEST = "official val is test (its own test has no public labels); valida
 
 
 def _mask_folder_set(name: str, title: str, licence: str, citation: str, source: str) -> Description:
-    """One of ASAM's sets that come in formats of their own, to be laid out by hand as `mask_folders` reads them."""
+    """One of ASAM's sets in formats of their own, which the user converts to the layout of `mask_folders`."""
     return Description(
         name=name,
         factory=partial(mask_folders, name=name),

@@ -1,4 +1,4 @@
-"""How a picture file becomes an image, a mask or an index map."""
+"""Reads image files as images, masks or index maps."""
 
 import logging
 import warnings
@@ -29,12 +29,13 @@ OUTLIERS = 1e-3  # share of values that may exceed that range: hot pixels
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file holds, upright.
+    """The contents of an image file, turned upright.
 
-    colours: bool, uint8 or uint16, `(H, W)` or `(H, W, 3)` in RGB order, as they are to be shown.
-    alpha: of the same type, `(H, W)`, or None.
-    lossy: were the values changed by compression (JPEG, lossy WebP)?
-    white_is_zero: does the file's header say that 0 is shown as white?
+    Fields:
+        colours: bool, uint8 or uint16, `(H, W)` or `(H, W, 3)` RGB, as they are to be shown.
+        alpha: `(H, W)` of the same type, or None.
+        lossy: compression has changed the values (JPEG, lossy WebP).
+        white_is_zero: the file says that 0 is shown as white.
     """
 
     colours: np.ndarray
@@ -44,12 +45,14 @@ class Stored:
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """A picture file as uint8 `(H, W, 3)` RGB.
+    """An image file as uint8 `(H, W, 3)` RGB.
 
-    Turned upright as its EXIF tag says; alpha is dropped (not blended); grey is repeated three times; 16-bit values
-    are divided by 257, or, where the 16-bit pictures of its folder keep to 14, 12 or 8 bits, taken as such data, with
-    one warning a folder. Raises `InputError` with path and reason when the file is missing, truncated or no such
-    picture, or holds several pages or channels that are neither grey, colour nor alpha.
+    It is turned upright by its EXIF tag; alpha is dropped, not blended; grey is repeated three times. 16-bit values are
+    divided by 257; where the 16-bit images of the folder use only 14, 12 or 8 bits, they are scaled from those, with
+    one warning for each folder.
+
+    Raises `InputError` with path and reason when the file is missing, truncated or no image, or has several pages, or
+    channels other than grey, colour and alpha.
     """
     path = Path(path)
     pixels = _to_eight_bits(_read(path).colours, path)
@@ -59,7 +62,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(height, width) of a picture once turned upright, from its header where that can be read."""
+    """(height, width) of an image turned upright; read from its header if possible."""
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
             with tifffile.TiffFile(path) as file:
@@ -73,7 +76,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def orientation(path: Path) -> int:
-    """The orientation (1 to 8) that a picture's header gives; 1 where it gives none, or cannot be read."""
+    """The orientation (1 to 8) in an image's header; 1 where there is none or it cannot be read."""
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
             with tifffile.TiffFile(path) as file:
@@ -87,11 +90,13 @@ def orientation(path: Path) -> int:
 def check_same_size(
     image: np.ndarray | tuple[int, int], mask: np.ndarray | tuple[int, int], image_path: Path, mask_path: Path
 ) -> None:
-    """Raise `InputError` with both sizes unless image and mask agree; nothing is resized.
+    """Raise `InputError` with both sizes unless image and mask have the same. Nothing is resized.
 
-    image: an array `(H, W, ...)`, or (H, W).
-    mask: an array `(..., H, W)`, or (H, W).
-    image_path, mask_path: for the message, which also names an EXIF orientation where that is the cause.
+    Args:
+        image: an array `(H, W, ...)`, or (H, W).
+        mask: an array `(..., H, W)`, or (H, W).
+        image_path: for the message, which also names an EXIF orientation if that is the cause.
+        mask_path: for the message.
     """
     size = tuple(image if isinstance(image, tuple) else image.shape[:2])
     mask_size = tuple(mask if isinstance(mask, tuple) else mask.shape[-2:])
@@ -109,11 +114,11 @@ def check_same_size(
 
 
 def read_mask(path: str | Path) -> np.ndarray:
-    """A binary mask file as bool `(H, W)`: true where the value exceeds 127 (of 255; 16-bit masks are scaled).
+    """A binary mask file as bool `(H, W)`: true where the value is above 127 (of 255; 16-bit masks are scaled).
 
-    Where all colours are the same and alpha is not, alpha is the mask. Raises `InputError` with the values found and
-    the option to use when the file is coded 0/1 or looks like an index map (see `_like_an_index_map`), and when it
-    cannot be read.
+    Where all colours are equal and alpha is not, alpha is the mask. Raises `InputError` when the file cannot be read;
+    and, with the values found and the option to use, when it is coded 0/1 or looks like an index map (see
+    `_like_an_index_map`).
     """
     path = Path(path)
     grey = _one_value(path)
@@ -133,15 +138,15 @@ def read_mask(path: str | Path) -> np.ndarray:
 
 
 def read_index_map(path: str | Path) -> np.ndarray:
-    """A file whose values are class or object numbers, as int32 `(H, W)`; palette pictures give their indices.
+    """A file whose values number classes or objects, as int32 `(H, W)`; palette images give their indices.
 
-    Raises `InputError` for lossy formats too: they change numbers.
+    Raises `InputError` also for lossy formats, which change numbers.
     """
     return _one_value(Path(path), numbers=True).astype(np.int32)
 
 
 def read_mat(path: str | Path, key: str) -> np.ndarray:
-    """Variable `key` of a MATLAB file (before v7.3); raises `InputError` with path and reason."""
+    """Variable `key` of a MATLAB file (before v7.3). Raises `InputError` with path and reason."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no such file: {path}")
@@ -158,9 +163,10 @@ def read_mat(path: str | Path, key: str) -> np.ndarray:
 def _like_an_index_map(grey: np.ndarray, values: np.ndarray, white: int) -> bool:
     """Do the values of a mask `(H, W)` look like numbers of objects or classes?
 
-    White is hardly dimmed by palettes and JPEG, and grey rims (smoothing, JPEG) are thin and lie between black and
-    white; numbers end anywhere, leave none out, or fill areas of their own. (Stray pixels are neither: magnetic-tile
-    has a mask of 25 of them, none above 176; CVC-ClinicDB has wide areas of up to 16.)
+    In a black-and-white mask, palettes and JPEG keep white nearly white, and grey edges (smoothing, JPEG) are thin and
+    lie between black and white. Numbers can end anywhere, are consecutive, or fill areas of their own. (Single grey
+    pixels mean nothing: magnetic-tile has a mask of 25 of them, none above 176; CVC-ClinicDB has wide areas of values
+    up to 16.)
     """
     if 0 < values[-1] < 0.5 * white:
         return True
@@ -183,10 +189,11 @@ def _like_an_index_map(grey: np.ndarray, values: np.ndarray, white: int) -> bool
 
 
 def _one_value(path: Path, numbers: bool = False) -> np.ndarray:
-    """The one value per pixel of a mask, or with `numbers` of an index map; `InputError` where it is not clear.
+    """The one value for each pixel of a mask, or with `numbers` of an index map. Raises `InputError` where it is not
+    clear.
 
-    Nearly equal colour channels count as one (up to 8 of 255: old palettes hold black and white as (4, 2, 4) and
-    (252, 254, 252)).
+    Colour channels that differ by at most 8 of 255 count as equal: old palettes have black and white as (4, 2, 4) and
+    (252, 254, 252).
     """
     stored = _read(path, palette_indices=numbers)
     if stored.white_is_zero:
@@ -219,7 +226,7 @@ def _one_value(path: Path, numbers: bool = False) -> np.ndarray:
 
 
 def _read(path: Path, palette_indices: bool = False) -> Stored:
-    """The file's own values; `InputError` with path and reason where it cannot be read, or has several pages."""
+    """The file's own values. Raises `InputError` with path and reason where it cannot be read or has several pages."""
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     try:
@@ -263,9 +270,10 @@ def _pillow_pixels(picture: Image.Image, palette_indices: bool) -> tuple[np.ndar
 
 
 def _numbers(indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """The indices; `ValueError` where the greys of the palette `(K, 3)` call other pixels background than they do.
+    """The indices of a palette image `(H, W)`.
 
-    Grey numbers saved as GIF are renumbered: the darkest becomes 0.
+    Raises `ValueError` where the palette `(K, 3)` is grey and its black is not index 0: in GIF files grey numbers are
+    renumbered, and the darkest becomes 0.
     """
     colours = palette[indices]
     if not np.ptp(colours, axis=-1).any() and ((colours[..., 0] == 0) != (indices == 0)).any():
@@ -279,7 +287,7 @@ def _png_depth(path: Path) -> int:
 
 
 def _is_lossy_webp(path: Path) -> bool:
-    """Is the picture in a chunk "VP8 " (lossy), not "VP8L"?"""
+    """Is the image in a chunk "VP8 " (lossy), not "VP8L"?"""
     with path.open("rb") as file:
         file.seek(12)
         while len(head := file.read(8)) == 8:
@@ -301,10 +309,10 @@ def _read_deep_png(path: Path, turned: int) -> Stored:
 
 
 def _read_tiff(path: Path, palette_indices: bool) -> Stored | None:
-    """A TIFF's values; None for the colour models (CMYK, YCbCr ...) that Pillow turns into RGB.
+    """The values of a TIFF; None for colour models (CMYK, YCbCr ...) that Pillow converts to RGB.
 
-    tifffile, because Pillow refuses three samples tagged MINISBLACK (CVC-ClinicDB's colour frames), cuts 16-bit colour
-    to 8 bits and scrambles pictures that are stored turned, and OpenCV reads those frames as grey.
+    tifffile reads it, because Pillow refuses three samples tagged MINISBLACK (CVC-ClinicDB's colour frames), cuts
+    16-bit colour to 8 bits and scrambles images that are stored turned, and OpenCV reads those frames as grey.
     """
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
@@ -349,7 +357,9 @@ def _tiff_orientation(page: tifffile.TiffPage) -> int:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Undo TIFF/EXIF orientation 1 to 8: 2 and 4 mirror, 3 turns by 180, 5 to 8 also swap rows and columns."""
+    """Undo TIFF/EXIF orientation 1 to 8: 2 and 4 are mirrored, 3 is turned by 180 degrees, 5 to 8 have rows and columns
+    swapped.
+    """
     if orientation in TURNED:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -376,10 +386,11 @@ def _to_eight_bits(pixels: np.ndarray, path: Path) -> np.ndarray:
 
 @lru_cache(maxsize=256)
 def _full_scale(folder: Path, changed: int) -> int:
-    """What is white in the 16-bit pictures of a folder: 65535, or 16383, 4095 or 255 where they keep to fewer bits.
+    """The value of white in the 16-bit images of a folder: 65535; or 16383, 4095 or 255 where they use fewer bits.
 
-    One scale for all, so that pictures of one series do not differ in brightness: by `LOOKED_AT` of them, evenly
-    spaced by name. Up to 14 bits, a few values (`OUTLIERS`) may lie above. `changed` is the folder's time of change.
+    All images of a folder get one scale, so that those of one series do not differ in brightness. `LOOKED_AT` of them,
+    evenly spaced by name, are read. A few values (`OUTLIERS`) may be above 14 or 12 bits. `changed`: the folder's time
+    of change, which makes the cache forget.
     """
     deep = [path for path in pictures(folder) if _is_deep(path)]
     values, above = 0, {255: 0, 4095: 0, 16383: 0}
@@ -403,7 +414,7 @@ def _full_scale(folder: Path, changed: int) -> int:
 
 
 def _is_deep(path: Path) -> bool:
-    """Does the header say 16 bits a value?"""
+    """Does the header say 16 bits for a value?"""
     try:
         if path.suffix.lower() in (".tif", ".tiff"):
             with tifffile.TiffFile(path) as file:

@@ -1,8 +1,8 @@
-"""PraNet's protocol for polyps, by which SAM-SP's table is made: one training part, five test sets.
+"""PraNet's protocol for polyps, which SAM-SP's table follows: one training set, five test sets.
 
-Fan et al., "PraNet: Parallel Reverse Attention Network for Polyp Segmentation", MICCAI 2020: 900 pictures of Kvasir
-and 550 of CVC-ClinicDB train one model, which is tested on what is left of these two and on three sets never seen.
-The data set `polyps` is the whole; `polyps-kvasir` and its like are its five test sets, each alone.
+Fan et al., "PraNet: Parallel Reverse Attention Network for Polyp Segmentation", MICCAI 2020: 900 images of Kvasir and
+550 of CVC-ClinicDB train one model. It is tested on the rest of these two sets, and on three sets that it never saw.
+The data set `polyps` is all of it; `polyps-kvasir` and so on are the five test sets, each alone.
 """
 
 from dataclasses import replace
@@ -28,10 +28,10 @@ TRAINING = tuple(
 
 
 def polyps(folder: Path) -> EntryDataset:
-    """`TrainDataset/{image,mask}/<name>.png` and the five test sets, one after the other, as the test part.
+    """`TrainDataset/{image,mask}/<name>.png`; the five test sets together are the test split.
 
-    A fifth of the training part is validation, stratified by origin. Frames of CVC-ClinicDB keep their numbers as
-    names, so those of one sequence stay together in that split. Ids are `<origin>/<name>`.
+    A fifth of the training set is validation, stratified by origin. Frames of CVC-ClinicDB have their numbers as names,
+    so that frames of one sequence stay together in that split. Ids are `<origin>/<name>`.
     """
     entries = []
     for part, image, mask in first_layout(folder, TRAINING):
@@ -45,7 +45,7 @@ def polyps(folder: Path) -> EntryDataset:
 
 
 def polyp_test_set(folder: Path, *, name: str) -> EntryDataset:
-    """`TestDataset/<set>/{images,masks}/<name>.png`: one of the five test sets; no other part."""
+    """`TestDataset/<set>/{images,masks}/<name>.png`: one of the five test sets; it has no other split."""
     return EntryDataset(name, _test_entries(folder, TEST_SETS[name][0]))
 
 
@@ -55,7 +55,7 @@ def _test_entries(folder: Path, place: str) -> list[Entry]:
 
 
 def _entry(image: Path, mask: Path, origin: str, part: str, group: str = "") -> Entry:
-    """Masks of Kvasir were JPEG once and those of other sets resized: grey rims, cut at 127."""
+    """Masks of Kvasir were JPEG once, and those of other sets were resized: their grey edges are cut at 127."""
     entry = binary_entry(f"{origin}/{image.stem}", image, mask, "polyp", part, read_bright)
     return replace(entry, stratum=origin, group=group)
 

@@ -1,4 +1,4 @@
-"""Every data set that the kit knows, by name: open it, list them all, describe one."""
+"""Every data set that the kit knows: list them all, describe one, open one by name."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,25 +34,25 @@ DATASETS: dict[str, Description] = {
 
 
 def describe(name: str) -> Description:
-    """What the registry knows of one data set; an unknown name lists the known ones, nearest first."""
+    """What the registry knows of one data set. Raises `InputError` with the known names, nearest first."""
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     return DATASETS[name]
 
 
 def dataset_folder(name: str, root: str | Path | None = None) -> Path:
-    """The data set's folder in `root`, the data root (`SAMTUNE_DATA`) unless given: by its own name for most sets."""
+    """The data set's folder in `root` (default: the data root, `SAMTUNE_DATA`); for most sets it has the set's name."""
     return (data_root() if root is None else resolve(root)) / (describe(name).folder or name)
 
 
 def missing_parts(name: str, root: str | Path | None = None) -> list[str]:
-    """The patterns of the data set's layout that match nothing in its folder; empty where all is there."""
+    """The patterns of the data set's layout that match nothing in its folder; [] where all is there."""
     folder = dataset_folder(name, root)
     return [pattern for pattern in describe(name).layout if next(walk(folder, pattern), None) is None]
 
 
 def by_hand(name: str, root: str | Path | None = None) -> str:
-    """What to fetch by hand and where to put it."""
+    """Instructions: what to download by hand, and where to put it."""
     description, folder = describe(name), dataset_folder(name, root)
     lines = [f"To get {name} by hand: {description.how_to_get}"]
     if isinstance(description.source, GitSource):
@@ -65,10 +65,15 @@ def by_hand(name: str, root: str | Path | None = None) -> str:
 
 
 def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
-    """Open a data set by name from `<root>/<name>` (root: `SAMTUNE_DATA` unless given); options go to its loader.
+    """Open a data set by name.
 
-    Raises `InputError` for an unknown name (nearest first), an unknown option, or a folder that is not there or
-    lacks a part: what to run or fetch, and where to put it.
+    Args:
+        name: in the registry.
+        root: the folder of all data sets; default: `SAMTUNE_DATA`.
+        options: of the set's loader.
+
+    Raises `InputError` for an unknown name (nearest first), an unknown option, or a folder that is not there or lacks a
+    part, with what to do.
     """
     description, folder = describe(name), dataset_folder(name, root)
     if missing := missing_parts(name, root):
@@ -90,8 +95,12 @@ def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
 class DatasetRow:
     """One line of `samtune data list`.
 
-    `images` per split is None where the set is not in the data root, or is there but cannot be opened
-    (`open_dataset` then says why).
+    Fields:
+        name: in the registry.
+        domain: industrial, medical ...
+        title: one line for people.
+        present: it is in the data root.
+        images: number for each split; None where the set is not present or cannot be opened (`open_dataset` says why).
     """
 
     name: str
@@ -102,7 +111,7 @@ class DatasetRow:
 
 
 def list_datasets(root: str | Path | None = None) -> list[DatasetRow]:
-    """Every data set known, by domain and name, with its number of images per split where it is present."""
+    """Every known data set, by domain and name, with its number of images for each split where it is present."""
     rows = []
     for name, description in sorted(DATASETS.items(), key=lambda item: (item[1].domain, item[0])):
         present, images = True, None
@@ -118,7 +127,7 @@ def list_datasets(root: str | Path | None = None) -> list[DatasetRow]:
 
 
 def info(name: str, root: str | Path | None = None) -> str:
-    """All that is known of one data set, as text for people."""
+    """All that is known of one data set, as text."""
     description, folder = describe(name), dataset_folder(name, root)
     lines = [description.title, f"  name: {name} (domain: {description.domain})"]
     lines += [f"  licence: {description.licence}", f"  cite: {description.citation}", f"  splits: {description.splits}"]

@@ -1,4 +1,4 @@
-"""What the registry knows of a data set: how to open it, where it comes from, what may be done with it."""
+"""What the registry knows of a data set: how to open it, where it comes from, what it may be used for."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class GitSource:
 
 @dataclass(frozen=True)
 class LinkSource:
-    """A zip archive behind a plain link, unpacked as it is; `sha256` may be None where no one has published it."""
+    """A zip archive at a plain link; `sha256` is None where nobody has published it."""
 
     url: str
     sha256: str | None = None
@@ -29,20 +29,22 @@ class LinkSource:
 class Description:
     """One data set.
 
-    name: as it is asked for.
-    factory: `factory(folder, **options)` opens it from its folder; sets made on the fly do not look at the folder.
-    title: one line for people.
-    domain: the field it comes from.
-    licence, citation: as its authors state them.
-    how_to_get: what to do by hand where a site asks for a form or there is no plain link.
-    splits: where the parts come from.
-    source: what `download` can fetch, or None.
-    folder: its folder in the data root where that is not its name: sets that come in one archive share one.
-    layout: paths (shell patterns, relative to the folder) of which each must match something, in words that a user
-        can act on when it does not; empty for sets made on the fly.
-    images: number of pictures with masks in the full download, where it is known.
-    committed_pictures: may its pictures appear in figures that are committed.
-    pretraining: what of it may be used for training anything general.
+    Fields:
+        name: by which it is opened.
+        factory: `factory(folder, **options)` opens it; sets that are made on the fly ignore the folder.
+        title: one line for people.
+        domain: industrial, medical ...
+        licence: as its authors state it.
+        citation: as its authors state it.
+        how_to_get: what to do by hand, where a site has a form or there is no plain link.
+        splits: where they come from.
+        source: what `download` can fetch, or None.
+        folder: in the data root, if it is not `name`: sets of one archive share one.
+        layout: paths (shell patterns, relative to the folder) that must all match something; empty for sets made on the
+            fly. Users read them when something is missing.
+        images: number with masks in the full download, where it is known.
+        committed_pictures: its images may be shown in committed figures.
+        pretraining: which part of it may train general models, such as the nano SAM.
     """
 
     name: str

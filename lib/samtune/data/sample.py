@@ -1,4 +1,4 @@
-"""What a sample is, what a data set is, and which masks of a sample count."""
+"""What a sample is, what a data set is, and which masks of a sample are used."""
 
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -15,15 +15,17 @@ TARGETS = ("union", "instances")
 class Sample:
     """One image with its objects.
 
-    id: unique in its data set.
-    dataset, split: where it comes from.
-    image: uint8 `(H, W, 3)` RGB.
-    masks: bool `(N, H, W)`, N >= 0.
-    ignore: bool `(H, W)`, true where nothing is scored (void, outside the field of view; background to the losses in
-        training), or None.
-    object_class: one name per mask, or empty.
-    group: the patient or sequence that must not be torn apart by a split, or "".
-    caption: a sentence, or "".
+    Fields:
+        id: unique in its data set.
+        dataset: its name.
+        split: "train", "val" or "test".
+        image: uint8 `(H, W, 3)` RGB.
+        masks: bool `(N, H, W)`, N >= 0.
+        ignore: bool `(H, W)`, true where nothing is scored (void, outside the field of view), or None. Training takes
+            these pixels as background.
+        object_class: one name for each mask, or empty.
+        group: images of one group (a patient, a sequence) stay in one split; "" where there is none.
+        caption: a sentence, or "".
     """
 
     id: str
@@ -38,9 +40,11 @@ class Sample:
 
 
 class Dataset(Protocol):
-    """A data set: lists ids without opening an image, loads one sample at a time.
+    """A data set: it lists ids without opening an image, and loads one sample at a time.
 
-    `dropped` counts what the listing left out, by reason (an empty mask, an image without annotation).
+    Attributes:
+        name: in the registry.
+        dropped: how many images the listing left out, by reason (an empty mask, an image without annotation).
     """
 
     name: str
@@ -50,14 +54,14 @@ class Dataset(Protocol):
         """Sorted sample ids of "train", "val" or "test"."""
 
     def load(self, id: str) -> Sample:
-        """Read one sample; raises `InputError` naming the file when it cannot be read."""
+        """Read one sample. Raises `InputError` with the file's name when it cannot be read."""
 
 
 def target_masks(sample: Sample, target: Target) -> np.ndarray:
-    """What the prompts are made from and the prediction is scored against, bool `(N, H, W)`.
+    """The masks that prompts are made from and predictions are compared with, bool `(N, H, W)`.
 
-    "instances": the sample's masks as they are; "union": all of them as one mask, N = 1 (N = 0 where the sample
-    has none, or only empty ones).
+    "instances": the sample's masks. "union": one mask with all objects, N = 1; N = 0 where there are none. Raises
+    `InputError` on another target.
     """
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
@@ -68,5 +72,5 @@ def target_masks(sample: Sample, target: Target) -> np.ndarray:
 
 
 def stack_masks(masks: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """A list of N masks `(H, W)` as bool `(N, H, W)`; right for N = 0 too, with `shape` the image's (H, W)."""
+    """A list of N masks `(H, W)` -> bool `(N, H, W)`, also for N = 0; `shape` is the image's (H, W)."""
     return np.stack(masks).astype(bool) if masks else np.zeros((0, *shape), dtype=bool)

@@ -1,4 +1,4 @@
-"""Splits that never depend on a run's seed: seeded with 0, stratified by class, whole groups together."""
+"""Splits that do not depend on a run's seed: drawn with seed 0, stratified by class, groups kept whole."""
 
 import hashlib
 import random
@@ -17,13 +17,19 @@ def make_split(
     fractions: tuple[float, ...] = FRACTIONS,
     names: tuple[str, ...] = NAMES,
 ) -> dict[str, str]:
-    """Split of every id: id -> one of `names`, sizes as near to `fractions` as whole groups allow.
+    """The split of every id; sizes are as near to `fractions` as whole groups allow. The order of `ids` does not
+    matter.
 
-    `classes` (id -> class) are spread over the splits in the same proportion each; `groups` (id -> group; an id
-    without one is its own) are never torn apart. A pure function: order of `ids` does not matter.
+    Groups are placed one after another, largest first, in random order among equals. Each goes where it brings the
+    sizes for each class nearest to those wanted: smallest sum of (have - wanted)^2 / wanted.
 
-    Groups go, largest first and in seeded order among equals, where they bring the sizes per class nearest to those
-    wanted: smallest sum of (have - wanted)^2 / wanted.
+    Args:
+        ids: of all samples.
+        classes: id -> class; each split gets the same share of every class.
+        groups: id -> group, never divided; an id without a group is alone.
+        seed: of the random order.
+        fractions: of the splits.
+        names: of the splits.
     """
     ids = sorted(set(ids))
     classes, groups = classes or {}, groups or {}
@@ -51,7 +57,7 @@ def make_split(
 def _added_misfit(
     name: str, holds: Counter[str], have: Counter[tuple[str, str]], wanted: Mapping[tuple[str, str], float]
 ) -> float:
-    """By how much the sum of (have - wanted)^2 / wanted grows when a group that holds so many goes to `name`."""
+    """How much the sum of (have - wanted)^2 / wanted grows when a group with these counts goes to `name`."""
     return sum(
         count * (2 * (have[name, kind] - wanted[name, kind]) + count) / wanted[name, kind]
         for kind, count in holds.items()
@@ -59,9 +65,9 @@ def _added_misfit(
 
 
 def hashed_validation(ids: Iterable[str], every: int = 20) -> dict[str, str]:
-    """Split by name: "val" where the id's sha256, as a number, is a multiple of `every` (20: about 5%), else "train".
+    """A split by name: "val" where the id's sha256, as a number, is a multiple of `every` (20: about 5%), else "train".
 
-    Depends on the name alone, so a sample keeps its side when others are added or missing.
+    It depends on the name alone, so that a sample stays in its split when others are added or missing.
     """
     return {
         id: "train" if int(hashlib.sha256(id.encode()).hexdigest(), 16) % every else "val" for id in sorted(set(ids))
@@ -69,7 +75,7 @@ def hashed_validation(ids: Iterable[str], every: int = 20) -> dict[str, str]:
 
 
 def by_split(split_of: Mapping[str, str]) -> dict[str, list[str]]:
-    """id -> split turned round: split -> sorted ids."""
+    """id -> split, reversed: split -> sorted ids."""
     parts: dict[str, list[str]] = defaultdict(list)
     for id in sorted(split_of):
         parts[split_of[id]].append(id)

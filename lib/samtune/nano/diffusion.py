@@ -2,9 +2,9 @@
 
     python -m samtune.nano.diffusion --stage autoencoder --steps 20000 --out DIR [--device cuda]
 
-Each stage goes on where it stopped, writes its averaged weights to `DIR/pipeline` (diffusers' folder format, fp16) with
-every checkpoint, and needs the stages before it there. Schedules count steps, never the clock; every random draw is a
-function of (stage, step), so that a run that is killed and resumed ends with the same weights.
+Each stage resumes where it stopped and needs the earlier stages. With every checkpoint it writes its averaged weights
+to `DIR/pipeline` (diffusers' folder format, fp16). Schedules depend on steps, not on time, and random numbers on
+(stage, step), so that a run that is killed and resumed ends with the same weights.
 """
 
 import copy
@@ -51,7 +51,13 @@ AVERAGE = 0.999  # decay of the averaged weights, reached slowly
 
 @dataclass(frozen=True)
 class Batch:
-    """`images` float32 `(B, 3, 128, 128)` in [-1, 1], `conditions` (colour-coded masks) in [0, 1], B `captions`."""
+    """Training images.
+
+    Fields:
+        images: float32 `(B, 3, 128, 128)` in [-1, 1].
+        conditions: colour-coded masks, float32 `(B, 3, 128, 128)` in [0, 1].
+        captions: B texts.
+    """
 
     images: Tensor
     conditions: Tensor
@@ -59,7 +65,9 @@ class Batch:
 
 
 class Stage:
-    """What is trained, by the name of its folder in the pipeline, and how. The base of the three below."""
+    """Base of the three stages: `trained` has the parts that it trains, by the names of their folders
+    in the pipeline.
+    """
 
     learning_rate: float
     batch_size: int
@@ -69,11 +77,11 @@ class Stage:
         self.trained = nn.ModuleDict()
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
-        """The value to lower, float32; random draws come from `generator` (on the CPU)."""
+        """The training loss, float32; random numbers come from `generator` (on the CPU)."""
         raise NotImplementedError
 
     def scores(self, pictures: Pictures) -> dict[str, float]:
-        """Measures on the validation pictures."""
+        """Scores on the validation images, by name."""
         raise NotImplementedError
 
     def autocast(self) -> AbstractContextManager:
@@ -81,14 +89,14 @@ class Stage:
         return torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.device.startswith("cuda"))
 
     def part(self, kind: type, name: str, needs: str) -> nn.Module:
-        """A part of an earlier stage, frozen, float32. Raises `InputError` when it is not there."""
+        """A part that an earlier stage trained: frozen, float32. Raises `InputError` when it is not there."""
         if not (self.folder / name).is_dir():
             raise InputError(f"no {name} in {self.folder}: train stage {needs} first")
         return kind.from_pretrained(self.folder, subfolder=name).float().to(self.device).eval().requires_grad_(False)
 
 
 class AutoencoderStage(Stage):
-    """AutoencoderKL by L1 + SSIM + a small KL term, without a discriminator."""
+    """AutoencoderKL, trained with L1 + SSIM + a small KL term, without a discriminator."""
 
     learning_rate, batch_size = 1e-3, 16
 
@@ -109,9 +117,9 @@ class AutoencoderStage(Stage):
 
     @torch.no_grad()
     def scores(self, pictures: Pictures) -> dict[str, float]:
-        """PSNR in dB of the reconstruction from the mean latent, mean over the pictures of each set.
+        """PSNR in dB of reconstructions from the mean latent, mean over the images of each set.
 
-        Sets the autoencoder's `scaling_factor` too: 1 / standard deviation of the latents.
+        It also sets the autoencoder's `scaling_factor` to 1 / standard deviation of the latents.
         """
         vae, errors, latents = self.trained["vae"], [], []
         images, _ = whole_views(pictures)
@@ -126,7 +134,7 @@ class AutoencoderStage(Stage):
 
 
 class NoiseStage(Stage):
-    """What U-Net and ControlNet share: the mean squared error of the noise predicted in the autoencoder's latents."""
+    """What U-Net and ControlNet share: the loss is the mean squared error of the noise predicted in the latents."""
 
     def __init__(self, folder: Path, device: str) -> None:
         super().__init__(folder, device)
@@ -134,11 +142,11 @@ class NoiseStage(Stage):
         self.scheduler = new_scheduler()
 
     def predict(self, latents: Tensor, timesteps: Tensor, batch: Batch, captions: Sequence[str]) -> Tensor:
-        """The noise in `latents (B, 4, 32, 32)` at `timesteps (B,)`."""
+        """The noise in `latents (B, 4, 32, 32)` at `timesteps (B,)`, of the same shape."""
         raise NotImplementedError
 
     def embed(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, captions: Sequence[str]) -> Tensor:
-        """Captions as `(B, T, C)`."""
+        """Embeddings of B captions, `(B, T, C)`."""
         tokens = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt").input_ids
         return text_encoder(tokens.to(self.device))[0]
 
@@ -162,7 +170,7 @@ class NoiseStage(Stage):
 
     @torch.no_grad()
     def scores(self, pictures: Pictures) -> dict[str, float]:
-        """The error on every validation picture, at noise and timesteps that are the same each time."""
+        """The mean error on the validation images, always with the same noise and timesteps."""
         images, conditions = whole_views(pictures)
         total = self.scheduler.config.num_train_timesteps
         timesteps = torch.arange(len(pictures)) * 37 % 50 * (total // 50) + total // 100  # spread evenly
@@ -176,7 +184,7 @@ class NoiseStage(Stage):
 
 
 class UNetStage(NoiseStage):
-    """The U-Net, and the text encoder with it; one caption in ten is dropped."""
+    """The U-Net and its text encoder. One caption in ten is replaced by "", for classifier-free guidance."""
 
     learning_rate, batch_size = 5e-4, 32
 
@@ -195,7 +203,7 @@ class UNetStage(NoiseStage):
 
 
 class ControlNetStage(NoiseStage):
-    """The mask ControlNet on the frozen U-Net, from whose encoder it starts."""
+    """The mask ControlNet on the frozen U-Net. It starts from the U-Net's encoder."""
 
     learning_rate, batch_size = 5e-4, 32
 
@@ -229,11 +237,21 @@ def train_stage(
     checkpoint_every: int = 200,
     progress: bool = True,
 ) -> dict:
-    """Train a stage to `steps`, going on from `folder/<name>.pt` if it is there; its weights go to `folder/pipeline`.
+    """Train a stage; its weights go to `folder/pipeline`.
 
-    `batch_size` and `learning_rate` (which warms up, then falls to 0 as a half cosine) are the stage's own unless
-    given. Returns {"step", "losses" one a step, "validation", "seconds"}. Raises `InputError` for an unknown stage or
-    when an earlier one is missing, `FloatingPointError` at a loss that is no number.
+    Args:
+        name: "autoencoder", "unet" or "controlnet".
+        pictures: {"train", "val"}.
+        folder: training resumes from its `<name>.pt`, if there is one.
+        steps: in all.
+        batch_size: None: the stage's own.
+        learning_rate: after warm-up; it then falls to 0 as a half cosine. None: the stage's own.
+        device: "cpu", "cuda", ...
+        checkpoint_every: steps between two checkpoints.
+        progress: show a progress bar.
+
+    Returns {"step", "losses" (one a step), "validation", "seconds"}. Raises `InputError` for an unknown stage or when
+    an earlier one is missing, `FloatingPointError` when the loss is infinite or not a number.
     """
     if name not in STAGES:
         raise unknown("stage", name, STAGES)

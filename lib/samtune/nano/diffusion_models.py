@@ -1,7 +1,7 @@
-"""The nano diffusion pipeline: Stable Diffusion 1.5's own classes with small sizes, in diffusers' folder format.
+"""The nano diffusion pipeline: Stable Diffusion 1.5's own classes in small sizes, in diffusers' folder format.
 
-A picture of 128 pixels stands to the nano SAM's 256 as Stable Diffusion's 512 to SAM's 1,024. The autoencoder's factor
-is 4 in place of 8, so that 32 x 32 latents remain of it.
+Its images have 128 pixels, half of the nano SAM's 256, as Stable Diffusion's 512 are half of SAM's 1,024. The
+autoencoder shrinks them by 4, not by 8, so that latents still have 32 x 32 values.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ TEXT_WIDTH, TEXT_LAYERS, TEXT_LENGTH, VOCABULARY = 128, 2, 32, 1024
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """Pictures `(B, 3, 128, 128)` in [-1, 1] to latents `(B, 4, 32, 32)`; its `scaling_factor` is set when trained."""
+    """Images `(B, 3, 128, 128)` in [-1, 1] -> latents `(B, 4, 32, 32)`; training sets its `scaling_factor`."""
     levels = len(AUTOENCODER_WIDTHS)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -40,7 +40,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """The noise prediction on `(B, 4, 32, 32)` latents, conditioned on captions `(B, T, 128)`."""
+    """Predicts the noise in latents `(B, 4, 32, 32)`, conditioned on embedded captions `(B, T, 128)`."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -54,7 +54,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
-    """A ControlNet that starts as the U-Net's encoder; its condition is a picture `(B, 3, 128, 128)` in [0, 1]."""
+    """A ControlNet that starts as the U-Net's encoder. Its condition is an image `(B, 3, 128, 128)` in [0, 1]."""
     return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=CONDITION_WIDTHS)
 
 
@@ -66,7 +66,7 @@ def new_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
 
 
 def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """CLIP's text model for that tokenizer; it is trained with the U-Net, not on pairs as CLIP was."""
+    """CLIP's text model for that tokenizer. It is trained with the U-Net, not on image-text pairs as CLIP was."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -83,9 +83,9 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """ASAM's DDIM: with 50 steps, timesteps 980, 960 ... 0; nothing is clipped.
+    """ASAM's DDIM scheduler: with 50 steps the timesteps are 980, 960 ... 0; nothing is clipped.
 
-    The step to the picture ends at the first abar of the schedule, not at 1.
+    The last step ends at the first value of the schedule's abar, not at 1.
     """
     return DDIMScheduler(
         num_train_timesteps=1000,
@@ -99,7 +99,7 @@ def new_scheduler() -> DDIMScheduler:
 
 
 def save_pipeline(folder: Path) -> None:
-    """Write `model_index.json` over the parts already in `folder`: diffusers' own pipeline opens it from then on."""
+    """Write `model_index.json` for the parts already in `folder`, so that diffusers' own pipeline can open it."""
     pipeline = StableDiffusionControlNetPipeline(
         vae=AutoencoderKL.from_pretrained(folder, subfolder="vae"),
         text_encoder=CLIPTextModel.from_pretrained(folder, subfolder="text_encoder"),

@@ -1,8 +1,8 @@
-"""Pictures that the nano diffusion pipeline is trained on, as one file that a machine without the data sets can use.
+"""The images that train the nano diffusion pipeline, as one file for machines without the data sets.
 
-Only what may be trained on goes in: bsds500 train, ccp train, car-parts train and procedural scenes; for validation
-bsds500 val and the held-out 5% of ccp and car-parts. The file holds pictures of sets that must not be passed on: keep
-it to yourself.
+Only sets that may be trained on are used: bsds500 train, ccp train, car-parts train and procedural scenes; for
+validation bsds500 val and the held-out 5% of ccp and car-parts. Some sets must not be passed on: do not publish the
+file.
 """
 
 import io
@@ -33,8 +33,14 @@ JPEG = [cv2.IMWRITE_JPEG_QUALITY, 85, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWR
 
 @dataclass(frozen=True)
 class Pictures:
-    """N pictures: `images` uint8 `(N, 3, S, S)`; `objects` uint8 `(N, S, S)`, 1 + the index of the object at a pixel
-    or 0; N `captions` and N `sets`, the data set that each comes from."""
+    """N images with their objects.
+
+    Fields:
+        images: uint8 `(N, 3, S, S)`.
+        objects: uint8 `(N, S, S)`: 1 + the index of the object at a pixel, or 0.
+        captions: N texts.
+        sets: the data set of each image.
+    """
 
     images: Tensor
     objects: Tensor
@@ -50,10 +56,17 @@ class Pictures:
 
 
 def write_pictures(path: Path, limit: int | None = None, scenes: int = SCENES) -> None:
-    """Make the file (npz, under 40 MB): `limit` pictures of each set and split (None: all), `scenes` drawn ones.
+    """Write the file (npz, under 40 MB).
 
-    Training pictures are JPEG at 160 pixels, each stretched to the square; validation pictures are PNG at 128, so
-    that scores do not depend on JPEG. Raises `InputError` when a set is not there.
+    Training images are JPEG at 160 pixels, each stretched to the square. Validation images are PNG at 128, so that
+    scores do not depend on JPEG.
+
+    Args:
+        path: of the file.
+        limit: images of each set and split; None: all.
+        scenes: number of procedural scenes.
+
+    Raises `InputError` when a set is not there.
     """
     rows = list(tqdm(_rows(limit, scenes), desc="pictures", unit="picture", mininterval=5))
     sets, splits, captions, images, objects = zip(*rows, strict=True)
@@ -93,7 +106,7 @@ def _row(sample: Sample, split: str) -> tuple[str, str, str, bytes, bytes]:
 
 
 def _square_crop(sample: Sample, rng: np.random.Generator) -> Sample:
-    """A square of 0.6 to 1 times the shorter side, with what it shows of the objects."""
+    """A random square of 0.6 to 1 times the shorter side, with the visible parts of the objects."""
     height, width = sample.image.shape[:2]
     side = int(min(height, width) * rng.uniform(0.6, 1))
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
@@ -103,7 +116,7 @@ def _square_crop(sample: Sample, rng: np.random.Generator) -> Sample:
 
 
 def read_pictures(path: Path) -> dict[str, Pictures]:
-    """The file's pictures: {"train": 160 pixels, "val": 128 pixels}. Raises `InputError` when it cannot be read."""
+    """{"train": images of 160 pixels, "val": of 128 pixels}. Raises `InputError` when the file cannot be read."""
     try:
         with np.load(path) as stored:
             columns = {name: stored[name] for name in ("set", "split", "caption")}
@@ -122,10 +135,10 @@ def read_pictures(path: Path) -> dict[str, Pictures]:
 
 
 def random_views(pictures: Pictures, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A random square of 128 to 160 of the stored pixels of each picture in `rows` `(B,)`, mirrored half of the time.
+    """A random square of 128 to 160 stored pixels of each image in `rows` `(B,)`, mirrored half of the time.
 
-    Gives images float32 `(B, 3, 128, 128)` in [-1, 1], as the autoencoder takes them, and colour-coded mask images
-    float32 `(B, 3, 128, 128)` in [0, 1], as the ControlNet takes them, with colours in a random order.
+    Returns images float32 `(B, 3, 128, 128)` in [-1, 1], for the autoencoder, and colour-coded masks float32 `(B, 3,
+    128, 128)` in [0, 1], for the ControlNet, with colours in random order.
     """
     device, count = pictures.images.device, len(rows)
     stored = pictures.images.shape[-1]
@@ -147,14 +160,16 @@ def random_views(pictures: Pictures, rows: Tensor, generator: torch.Generator) -
 
 
 def whole_views(pictures: Pictures) -> tuple[Tensor, Tensor]:
-    """All pictures whole, in the same two forms, colours in the objects' own order."""
+    """All images whole, in the same two forms, with colours in the order of the objects."""
     return pictures.images.float() / 127.5 - 1, coloured(pictures.objects.long())
 
 
 def coloured(objects: Tensor, order: Tensor | None = None) -> Tensor:
-    """Index maps int64 `(B, S, S)` -> colour-coded mask images float32 `(B, 3, S, S)` in [0, 1].
+    """Index maps int64 `(B, S, S)` -> colour-coded masks float32 `(B, 3, S, S)` in [0, 1].
 
-    `order` int64 `(B, 256)`: the palette's colour of each object; None: its own number's.
+    Args:
+        objects: the maps.
+        order: int64 `(B, 256)`: which of the palette's colours each object gets; None: that of its own number.
     """
     palette = torch.from_numpy(PALETTE).to(objects.device)
     if order is not None:

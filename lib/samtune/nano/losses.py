@@ -1,4 +1,4 @@
-"""What the nano SAM is trained to do with a prompt, on pictures and, at first, on noise."""
+"""What the nano SAM learns to do with a prompt: on images, and at first on noise."""
 
 from collections.abc import Callable
 
@@ -19,10 +19,14 @@ MASK_VALUE = 8.0  # what foreground is in a mask prompt; background is its negat
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy inside the object's surroundings and outside, each averaged apart, plus Dice -> `(P,)`.
+    """Cross-entropy near the object, plus 0.5 times that elsewhere, plus Dice -> `(P,)`.
 
-    `logits`, `target` (in [0, 1]) `(P, h, w)`. The surroundings are the box grown by a quarter (at least 2 pixels):
-    there the mask is decided, and outside it there are many easy pixels. Averaged together they would drown it.
+    Near is the object's box, larger by a quarter on each side (at least 2 pixels). There the outline is decided;
+    elsewhere are many easy pixels, which would dominate a common mean.
+
+    Args:
+        logits: `(P, h, w)`.
+        target: in [0, 1], `(P, h, w)`.
     """
     height, width = target.shape[-2:]
     rows = (target > 0.25).any(2)
@@ -46,7 +50,10 @@ def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def balanced_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy inside and outside the object apart, plus Dice -> `(P,)`: leaves the empty mask soonest."""
+    """Cross-entropy averaged over object and background separately, plus Dice: `(P, h, w)` twice -> `(P,)`.
+
+    With it the model stops predicting empty masks soonest.
+    """
     logits, target = logits[:, None], target[:, None]
     return (2 * balanced_cross_entropy(logits, target) + dice_loss(logits, target))[:, 0]
 
@@ -54,10 +61,17 @@ def balanced_loss(logits: Tensor, target: Tensor) -> Tensor:
 def prompt_loss(
     sam: Sam, embedding: Tensor, prompts: Prompts, target: Tensor, mask_loss: MaskLoss = mask_loss
 ) -> tuple[Tensor, Tensor]:
-    """All four masks of each prompt against its target `(P, h, w)` -> loss of each `(P,)`, token 0's logits.
+    """The loss of each prompt `(P,)` and mask token 0's logits `(P, 1, h, w)`.
 
-    Token 0 is trained on every prompt. Where the prompt is one click the other three share the best one's loss. The
-    IoU head learns the true IoU of the masks that were trained.
+    Token 0 is trained on every prompt. For a single click, the other three tokens are trained too, by the loss of the
+    best of them. The IoU head learns the true IoU of the masks that are trained.
+
+    Args:
+        sam: in training.
+        embedding: of B images.
+        prompts: P prompts in model pixels.
+        target: true masks `(P, h, w)` in [0, 1].
+        mask_loss: (logits, target) -> `(P,)`.
     """
     sparse, dense = encode_prompts(sam, prompts)
     position = sam.prompt_encoder.get_dense_pe()
@@ -75,9 +89,10 @@ def prompt_loss(
 
 
 def picture_loss(sam: Sam, scenes: list[dict[str, Tensor]], generator: torch.Generator) -> tuple[Tensor, dict]:
-    """Loss of a few pictures: a first pass from box, click, noisy mask or nothing, a second with a correction click.
+    """The loss of a batch of images: a first pass from box, click, noisy mask or nothing, for some a second with a
+    correction click.
 
-    Returns the mean loss of the prompts and the mean IoU of each kind of prompt.
+    Returns the mean loss over prompts, and the mean IoU by kind of prompt.
     """
     images = torch.stack([scene["image"] for scene in scenes]).float()
     mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
@@ -129,9 +144,10 @@ def picture_loss(sam: Sam, scenes: list[dict[str, Tensor]], generator: torch.Gen
 
 
 def warm_up_prompts(sam: Sam, steps: int, seed: int, prompts: int = 64, progress: bool = True) -> list[dict]:
-    """Teach prompt encoder and mask decoder what prompts mean, on noise embeddings, in place; returns the curve.
+    """Teach prompt encoder and mask decoder what prompts mean, on embeddings of noise, in place; returns the curve.
 
-    A box asks for its inscribed ellipse, a click for a disc (of three sizes, one a mask), a mask for itself.
+    The target of a box is the ellipse in it, that of a click a disc (of three sizes, one for each mask), that of a mask
+    itself.
     """
     size, grid = sam.image_size, sam.embedding_size
     rank, processes = rank_and_processes()

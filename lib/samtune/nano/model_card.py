@@ -1,4 +1,4 @@
-"""Shipping the nano SAM: half-precision weights, and a card that says where they come from and what they can do."""
+"""Ships the nano SAM: weights in half precision, and a card that says how they were made and what they can do."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ from samtune.study.records import Record
 
 
 def averaged_sam(saved: Mapping[str, Any]) -> Sam:
-    """The nano SAM with the averaged weights of a pre-training checkpoint, at its own 256 pixels, in eval mode."""
+    """The nano SAM with the averaged weights of a pre-training checkpoint, at 256 pixels, in eval mode."""
     sam = new_sam("nano")
     size = sam.image_size
     set_image_size(sam, saved["image_size"])
@@ -42,9 +42,10 @@ def ship_nano(saved: Mapping[str, Any]) -> Path:
 
 
 def ship_lora(folder: Path, images: int, dataset: str = "synthetic-industrial") -> Path:
-    """Tune the shipped nano SAM by LoRA on a procedural set, as `samtune tune` does, and ship the tuned factors.
+    """Tune the shipped nano SAM with LoRA on a procedural set, as `samtune tune` does, and ship the trained parameters.
 
-    The pictures are written to `folder` first. Under a megabyte; notebook 00 compares it with zero-shot.
+    The images are first written to `folder`. The result is smaller than a megabyte; notebook 00 compares it with
+    zero-shot.
     """
     pictures = open_dataset(dataset)
     for part in ("images", "masks"):

@@ -1,4 +1,4 @@
-"""Optimisers of the nano SAM's pre-training, and gradients averaged over processes."""
+"""Optimisers of the nano SAM's pre-training, and the averaging of gradients over processes."""
 
 import torch
 from torch import Tensor, distributed, nn
@@ -7,10 +7,10 @@ from samtune.sam.build import Sam
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum orthogonalised by Newton-Schulz steps, for matrices, in float32.
+    """SGD momentum, orthogonalised by Newton-Schulz iterations, for matrices, in float32 (Jordan et al. 2024).
 
-    torch.optim.Muon does the same in bfloat16, which a CPU without bfloat16 instructions runs fifty times slower.
-    The update is scaled to the size of an AdamW step, so that both share a learning rate.
+    torch.optim.Muon computes in bfloat16, which is fifty times slower on a CPU without bfloat16 instructions. The
+    update is scaled to the size of an AdamW step, so that both can use one learning rate.
     """
 
     def __init__(self, params: list, lr: float, weight_decay: float, momentum: float = 0.95) -> None:
@@ -18,7 +18,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """One update of every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -31,7 +31,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrix, roughly: five quintic Newton-Schulz steps with Muon's coefficients."""
+    """About the nearest (semi-)orthogonal matrix: five quintic Newton-Schulz iterations with Muon's coefficients."""
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
@@ -41,7 +41,9 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def optimisers(sam: Sam, weight_decay: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the transformers, AdamW for everything else; the prompt side at half the rate."""
+    """Muon for the matrices in the transformers, AdamW for all else; prompt encoder and mask decoder learn at half the
+    rate.
+    """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in sam.named_parameters():
         encoder = name.startswith("image_encoder.")
@@ -59,7 +61,7 @@ def optimisers(sam: Sam, weight_decay: float) -> list[torch.optim.Optimizer]:
 
 
 def rank_and_processes() -> tuple[int, int]:
-    """This process's number and how many there are; (0, 1) outside torchrun."""
+    """This process's number, and how many there are; (0, 1) outside torchrun."""
     return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
 
 

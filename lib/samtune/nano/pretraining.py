@@ -1,8 +1,9 @@
-"""Pre-training of the nano SAM from scratch on a CPU: class-agnostic, every kind of prompt, as SAM was trained.
+"""Pre-training of the nano SAM from scratch on a CPU: without classes, with every kind of prompt, as SAM was trained.
 
-1. `warm_up_prompts`: prompt encoder and mask decoder alone learn what a prompt means, on noise instead of pictures.
-2. `pretrain`: everything jointly, first on small pictures, then on the nano SAM's 256 pixels.
-Every random draw is a function of (seed, step), so that a run that is killed and resumed ends with the same weights.
+1. `warm_up_prompts`: prompt encoder and mask decoder alone learn what a prompt means, on noise instead of images.
+2. `pretrain`: the whole model, first on small images, then on the nano SAM's 256 pixels.
+
+All random numbers depend only on (seed, step), so that a run that is killed and resumed ends with the same weights.
 """
 
 import copy
@@ -35,7 +36,20 @@ from samtune.study.profile import Profile, Stage
 
 @dataclass(frozen=True)
 class Pretraining:
-    """The whole recipe. `pictures`: the first so many of each of `sets` (0: all); `objects`: the most a picture."""
+    """The whole recipe.
+
+    Fields:
+        stages: one after another.
+        warm_up_steps: of the prompt encoder and mask decoder alone.
+        sets: data sets to train on.
+        pictures: the first ones of each set; 0: all.
+        seed: of all random numbers.
+        objects: the most taken from an image.
+        weight_decay: of the transformers' matrices.
+        average: decay of the averaged weights.
+        checkpoint_every: steps between two checkpoints.
+        validate_every: steps between two validations.
+    """
 
     stages: tuple[Stage, ...]
     warm_up_steps: int = 1200
@@ -49,18 +63,20 @@ class Pretraining:
     validate_every: int = 1500
 
     def plain(self) -> dict:
-        """As plain data."""
+        """The recipe as plain data."""
         return vars(self) | {"stages": [stage.model_dump() for stage in self.stages]}
 
 
 class Scenes:
-    """Training picture `index` of a stage: a pure function of (seed, stage, index)."""
+    """The training images of a stage, by index. Each depends only on (seed, stage, index)."""
 
     def __init__(self, bank: list[Picture], size: int, objects: int, seed: tuple[int, ...]) -> None:
         self.bank, self.size, self.objects, self.seed = bank, size, objects, seed
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """image uint8 `(3, S, S)`; masks bool `(K, S, S)` with a box and a click each; main bool `(0 or 1, S, S)`."""
+        """{"image" uint8 `(3, S, S)`, "masks" bool `(K, S, S)`, "boxes" `(K, 4)`, "clicks" `(K, 1, 2)`, "main" bool `(0
+        or 1, S, S)`}.
+        """
         cv2.setNumThreads(1)
         rng = np.random.default_rng([*self.seed, index])
         image, masks, main = training_scene(self.bank, self.size, rng)
@@ -80,12 +96,20 @@ class Scenes:
 
 
 def pretrain(config: Pretraining, bank: list[Picture], folder: Path, validate=None, progress: bool = True) -> dict:
-    """Train a nano SAM by `config`, resuming from `folder/checkpoint.pt` if it is there.
+    """Train a nano SAM.
 
-    Run under `torchrun`, each process takes its share of every batch and gradients are averaged: on a CPU one process
-    a core is almost twice as fast as one process with two threads. `validate(sam) -> dict` is asked every
-    `validate_every` steps of the averaged weights. Returns {"sam", "average", "curve", "validation", "seconds", ...};
-    raises `FloatingPointError` on a loss that is no number.
+    Under `torchrun` each process takes a share of every batch, and gradients are averaged. On a CPU, one process for
+    each core is almost twice as fast as one process with two threads.
+
+    Args:
+        config: the recipe.
+        bank: the images to train on.
+        folder: training resumes from its `checkpoint.pt`, if there is one.
+        validate: (sam) -> dict; called every `validate_every` steps with the averaged weights.
+        progress: show progress bars.
+
+    Returns {"sam", "average", "curve", "validation", "seconds", ...}. Raises `FloatingPointError` when the loss is
+    infinite or not a number.
     """
     rank, processes = rank_and_processes()
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +196,7 @@ def pretrain(config: Pretraining, bank: list[Picture], folder: Path, validate=No
 
 
 def save_checkpoint(path: Path, sam: Sam, average: Sam, optimiser_list: list, state: dict) -> None:
-    """Everything that a run needs to go on, written beside `path` first, then moved onto it."""
+    """Write all that a run needs to resume, first beside `path`, then moved to it."""
     partial = path.with_suffix(".partial")
     everything = {
         "image_size": sam.image_size,
@@ -187,10 +211,11 @@ def save_checkpoint(path: Path, sam: Sam, average: Sam, optimiser_list: list, st
 
 
 def box_and_click_iou(sam: Sam, limit: int = 40) -> dict[str, float]:
-    """Validation: mean IoU at original resolution over objects of at least 16 x 16 pixels, a set at a time.
+    """Validation: mean IoU at original resolution, over objects of at least 16 x 16 pixels, for each set. Freezes
+    `sam`.
 
-    `limit` pictures each of bsds500 val, ccp val and car-parts val; one true box, and one click with the best of
-    three masks. Pictures are padded as `SamPredictor` pads them. Freezes `sam`.
+    It measures `limit` images each of bsds500 val, ccp val and car-parts val, padded as `SamPredictor` does: with the
+    true box, and with one click and the best of three masks.
     """
     asked = EvaluationConfig(
         "val", "instances", preprocess="pad", metrics=("iou",), max_images=limit, min_side=16, mask_size=sam.mask_size
@@ -207,15 +232,16 @@ def box_and_click_iou(sam: Sam, limit: int = 40) -> dict[str, float]:
 
 
 def plan(profile: Profile) -> Pretraining:
-    """The recipe of a profile."""
+    """A profile's recipe."""
     chosen = profile.pretraining
     return Pretraining(chosen.stages, chosen.warm_up_steps, chosen.sets, chosen.pictures)
 
 
 def run_processes(config: Pretraining, folder: Path, processes: int) -> dict:
-    """`pretrain` in processes of their own (`torchrun`), one thread each; what `folder/checkpoint.pt` holds at the end.
+    """`pretrain` in separate processes (`torchrun`) with one thread each; returns what `folder/checkpoint.pt` then
+    holds.
 
-    A notebook's own process stays free, and a killed run goes on when it is called again. Raises `InputError` when a
+    The notebook's own process stays free. A killed run resumes when it is called again. Raises `InputError` when a
     process fails.
     """
     folder.mkdir(parents=True, exist_ok=True)

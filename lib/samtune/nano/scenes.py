@@ -1,7 +1,7 @@
-"""Training pictures of the nano SAM: crops of real ones, copy-paste composites of their segments, procedural scenes.
+"""Training images of the nano SAM: crops of real ones, composites of their objects, and procedural scenes.
 
-Only what may be trained on goes in (bsds500 train, ccp train, car-parts train). Every
-picture is a pure function of the bank and the generator it is drawn with.
+Only sets that may be trained on are used (bsds500 train, ccp train, car-parts train). Each image depends only on the
+bank and on the generator.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,15 @@ LARGEST_SIDE = 384  # bank pictures are shrunk to this: more detail than the nan
 
 @dataclass(frozen=True)
 class Picture:
-    """A bank picture: `image` uint8 `(H, W, 3)`; per object its `corners` (x, y) and `cutouts` bool within its box."""
+    """An image of the bank, with its objects.
+
+    Fields:
+        image: uint8 `(H, W, 3)`.
+        corners: of each object's box: (x, y) of its top left.
+        cutouts: each object's mask in its box, bool.
+        whole: indices of objects that may be pasted elsewhere (a person, a car, a region).
+        main: index of the object to predict without a prompt, if there is one.
+    """
 
     image: np.ndarray
     corners: list[tuple[int, int]]
@@ -33,7 +41,14 @@ class Picture:
 
 
 def bank_picture(image: np.ndarray, masks: np.ndarray, whole: set[int], main: int | None = None) -> Picture:
-    """`image` uint8 `(H, W, 3)` and `masks` bool `(N, H, W)`, shrunk to `LARGEST_SIDE`, masks cut to their boxes."""
+    """An image of the bank: shrunk to `LARGEST_SIDE`, masks cropped to their boxes.
+
+    Args:
+        image: uint8 `(H, W, 3)`.
+        masks: bool `(N, H, W)`.
+        whole: see `Picture`.
+        main: see `Picture`.
+    """
     scale = min(1.0, LARGEST_SIDE / max(image.shape[:2]))
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
@@ -53,7 +68,10 @@ def bank_picture(image: np.ndarray, masks: np.ndarray, whole: set[int], main: in
 
 
 def random_view(picture: Picture, size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A 2x3 affine map from bank pixels to the `size` square: the whole picture (padded or stretched) or a crop."""
+    """An affine map, 2 x 3, from bank pixels to the `size` square, and its linear part, 2 x 2.
+
+    It shows the whole image (padded or stretched) or a random crop.
+    """
     height, width = picture.image.shape[:2]
     flip = rng.random() < 0.5
     kind = rng.random()
@@ -79,7 +97,7 @@ def random_view(picture: Picture, size: int, rng: np.random.Generator) -> tuple[
 
 
 def warp_cutout(picture: Picture, index: int, view: np.ndarray, size: int) -> np.ndarray:
-    """Object `index` of a picture under `view` -> soft mask float32 `(size, size)` in [0, 1]."""
+    """Object `index` of an image under `view`: soft mask float32 `(size, size)` in [0, 1]."""
     shift = view.copy()
     shift[:, 2] += view[:, :2] @ np.array(picture.corners[index], np.float32)
     cutout = picture.cutouts[index].astype(np.float32)
@@ -87,7 +105,7 @@ def warp_cutout(picture: Picture, index: int, view: np.ndarray, size: int) -> np
 
 
 def warp_image(image: np.ndarray, view: np.ndarray, linear: np.ndarray, size: int) -> np.ndarray:
-    """An image under `view`, blurred first where it shrinks; outside it SAM's mean colour (zero after normalising)."""
+    """An image under `view`, first blurred where it shrinks. Outside is SAM's mean colour (zero after normalising)."""
     shrink = 1 / np.sqrt(abs(np.linalg.det(linear)))
     if shrink > 1.2:
         image = cv2.GaussianBlur(image, (0, 0), 0.4 * shrink)
@@ -97,7 +115,7 @@ def warp_image(image: np.ndarray, view: np.ndarray, linear: np.ndarray, size: in
 
 
 def crop_scene(picture: Picture, size: int, rng: np.random.Generator) -> tuple[Scene, int | None]:
-    """A view of one bank picture with all its objects, and the position of its main object among them."""
+    """A random view of one image with all its objects, and the index of its main object."""
     view, linear = random_view(picture, size, rng)
     image = warp_image(picture.image, view, linear, size)
     masks = [warp_cutout(picture, index, view, size) > 0.5 for index in range(len(picture.cutouts))]
@@ -105,7 +123,9 @@ def crop_scene(picture: Picture, size: int, rng: np.random.Generator) -> tuple[S
 
 
 def paste_scene(bank: list[Picture], size: int, rng: np.random.Generator) -> Scene:
-    """Segments of other pictures pasted over a view of one: soft edges, colour shift, occlusion of what lies below."""
+    """Objects of other images pasted over a view of one, with soft edges and changed colours; they
+    hide what is below.
+    """
     background = bank[rng.integers(len(bank))]
     (image, below), _ = crop_scene(background, size, rng)
     below = below[rng.permutation(len(below))[:6]]
@@ -144,7 +164,7 @@ def paste_scene(bank: list[Picture], size: int, rng: np.random.Generator) -> Sce
 
 
 def photometric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random exposure, contrast, colour cast, saturation, blur and noise; uint8 `(S, S, 3)` in and out."""
+    """uint8 `(S, S, 3)` with random exposure, contrast, colour cast, saturation, blur and noise."""
     x = image.astype(np.float32) / 255
     if rng.random() < 0.8:
         x = np.clip(x, 0, 1) ** np.exp(rng.normal(0, 0.25))
@@ -167,11 +187,16 @@ def training_scene(
     shares: tuple[float, ...] = (0.5, 0.3, 0.2),
     mosaic: float = 0.3,
 ) -> TrainingScene:
-    """One training picture -> image uint8 `(S, S, 3)`, masks bool `(N, S, S)`, and the main object's mask or None.
+    """One training image: uint8 `(S, S, 3)`, masks bool `(N, S, S)`, and the main object's mask or None.
 
-    `shares` are those of real crops, composites and procedural scenes. Objects thinner than 3 or smaller than
-    12 pixels are left out; a picture without any is drawn again. A share `mosaic` of the pictures are four of half the
-    size side by side: small objects are the hard ones.
+    Objects thinner than 3 or smaller than 12 pixels are left out; an image without objects is drawn again.
+
+    Args:
+        bank: of images.
+        size: S.
+        rng: draws everything.
+        shares: of real crops, composites and procedural scenes.
+        mosaic: share of images made of four images of half the size, because small objects are the hard ones.
     """
     if rng.random() < mosaic:
         return _mosaic_scene([training_scene(bank, size // 2, rng, shares, mosaic=0.0) for _ in range(4)])
@@ -194,7 +219,7 @@ def training_scene(
 
 
 def _mosaic_scene(parts: Sequence[TrainingScene]) -> TrainingScene:
-    """Four scenes as one, with the objects of all and no main one."""
+    """Four scenes as one, with all their objects and no main object."""
     side = len(parts[0][0])
     image, frames = np.zeros((2 * side, 2 * side, 3), np.uint8), []
     for place, (small, masks, _) in enumerate(parts):
@@ -206,10 +231,10 @@ def _mosaic_scene(parts: Sequence[TrainingScene]) -> TrainingScene:
 
 
 def picture_bank(sets: Sequence[str] = ("bsds500", "ccp", "car-parts"), limit: int | None = None) -> list[Picture]:
-    """The training pictures of `sets` (the first `limit` of each) with all their objects, some sets `REPEATS` times.
+    """The training images of `sets` (the first `limit` of each) with all their objects; some sets `REPEATS` times.
 
-    bsds500 brings the regions of up to three annotators, ccp the person and car-parts the car as one more object;
-    of any other set the objects are as they are. Raises `InputError` when a set is not there.
+    bsds500 has the regions of up to three annotators. In ccp the person, in car-parts the car is added as an object.
+    Raises `InputError` when a set is not there.
     """
     bank: list[Picture] = []
     for name in sets:
@@ -235,7 +260,7 @@ def picture_bank(sets: Sequence[str] = ("bsds500", "ccp", "car-parts"), limit: i
 
 
 def training_sheet(bank: Sequence[Picture], count: int, size: int, seed: int = 0) -> list[Sample]:
-    """`count` training pictures of the nano SAM as samples, for a contact sheet."""
+    """`count` training images of the nano SAM as samples, for a contact sheet."""
     samples = []
     for index in range(count):
         image, masks, _ = training_scene(list(bank), size, np.random.default_rng([seed, index]))

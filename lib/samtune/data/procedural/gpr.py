@@ -1,9 +1,9 @@
 """Ground penetrating radar B-scans: buried pipes and bars as hyperbolas, disturbed ground as bands from top to bottom.
 
-Columns are traces along the survey line, rows are two-way travel time. Every reflection is a Ricker wavelet placed
-at its arrival time; a point-like target at depth is seen from the side, too, so its arrival times form a hyperbola.
-Where the ground was dug up or has cracked, all traces differ from their neighbours': a vertical band through the whole
-section, the kind of object that SAM-SP's set Seg-GPR has (figure 3 of the paper).
+Columns are traces along the survey line, rows are two-way travel time. Each reflection is a Ricker wavelet at its
+arrival time. A point-like target is also seen from the side, so that its arrival times form a hyperbola. Where the
+ground was dug up or has cracked, all traces differ from their neighbours: a vertical band through the whole section, as
+in SAM-SP's set Seg-GPR (figure 3 of the paper).
 """
 
 import math
@@ -15,7 +15,7 @@ from samtune.data.procedural.textures import Generator, fractal_noise, grid, smo
 
 
 def ricker(time: np.ndarray, period: float) -> np.ndarray:
-    """A Ricker wavelet, 1 at time 0, side lobes of -0.45 about 0.4 periods off; same shape as `time`, float32."""
+    """A Ricker wavelet of the shape of `time`, float32: 1 at time 0, side lobes of -0.45 at about 0.4 periods."""
     squared = (time * np.float32(math.pi / period)) ** 2
     return ((1 - 2 * squared) * np.exp(-squared)).astype(np.float32)
 
@@ -103,11 +103,12 @@ def _targets(rng: Generator, size: int) -> list[tuple[float, float, float, float
 
 
 def b_scan(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """A radar section: image uint8 `(size, size, 3)` (grey, seldom in colour), masks bool `(N, size, size)`, N >= 1.
+    """A radar section: image uint8 `(size, size, 3)` (grey, rarely in colour), masks bool `(N, size, size)`, N >= 1,
+    and classes.
 
-    Of class "hyperbola": the stripe in which a target's first wavelet and its first echo, where it has one, stand out,
-    as far down the flanks as they are at least a quarter as strong as at the apex. Of class "band", at most one: the
-    disturbed ground, from the first row to the last. Two in five sections have a band, most of them nothing else.
+    "hyperbola": the stripe in which a target's first wavelet, and its first echo if there is one, is visible; down the
+    flanks to where it is a quarter as strong as at the apex. "band", at most one: disturbed ground, from the first row
+    to the last. Two in five sections have a band, and most of those nothing else.
     """
     unit = size / 256
     period = rng.uniform(6, 14) * unit

@@ -1,7 +1,7 @@
-"""Industrial inspection pictures: a surface with scratches, cracks, dents and stains, from subtle to obvious.
+"""Images of industrial inspection: a surface with scratches, cracks, dents and stains, from subtle to obvious.
 
-Everything is drawn twice, with and without the defects, so that each defect's contrast is set in grey levels and
-the same picture can be had free of defects.
+Everything is drawn with and without the defects. So each defect's contrast can be set in grey levels, and the same
+image exists without defects.
 """
 
 import math
@@ -35,10 +35,15 @@ LIQUIDS = (
 
 @dataclass(frozen=True)
 class Defect:
-    """One defect: `cover` float32 `(S, S)` 0..1 (where, how much), what it does to colour and relief at strength 1.
+    """One defect, at strength 1.
 
-    `cover` times strength blends the albedo towards albedo * `tint` + `paint`; `relief` (pixels) times strength is
-    added to the height.
+    Fields:
+        kind: "scratch", "crack", "dent" or "stain".
+        mask: bool `(S, S)`: the defect's pixels.
+        cover: float32 `(S, S)` in [0, 1]: where it is, and how much it covers.
+        tint: the albedo is blended towards albedo * tint + paint.
+        paint: see `tint`.
+        relief: added to the height, in pixels.
     """
 
     kind: str
@@ -51,9 +56,14 @@ class Defect:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A picture of a surface: `image` uint8 `(S, S, 3)`, `masks` bool `(N, S, S)`, and the kind of each defect.
+    """An image of a surface.
 
-    `faultless` is the same picture (same material, light, camera and noise) without the defects.
+    Fields:
+        image: uint8 `(S, S, 3)`.
+        faultless: the same image (same material, light, camera and noise) without the defects.
+        masks: bool `(N, S, S)`.
+        kinds: of the N defects.
+        surface: a key of `SURFACES`.
     """
 
     image: np.ndarray
@@ -133,7 +143,7 @@ def _crack(rng: Generator, size: int, surface: Surface) -> Defect:
 
 
 def _blob_field(rng: Generator, size: int, radius: float, roughness: float, elongation: float) -> np.ndarray:
-    """A bump: 1 in the middle, 0 at an irregular outline about `radius` pixels off and beyond; float32."""
+    """A bump, float32: 1 in the middle, 0 from an irregular outline about `radius` pixels away."""
     outline = fourier_outline(rng, roughness, 1.3) * [1, elongation]
     turn = rng.uniform(0, np.pi)
     outline = outline @ np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
@@ -203,7 +213,7 @@ def _damage(surface: Surface, defect: Defect, strength: float) -> Surface:
 
 
 def _contrast(defect: Defect, with_it: np.ndarray, without: np.ndarray) -> float:
-    """Mean change inside the mask, in grey levels of 255."""
+    """Mean change inside the mask, in grey levels (of 255)."""
     return float(np.abs(with_it[defect.mask] - without[defect.mask]).mean() * 255)
 
 
@@ -231,11 +241,11 @@ def _apply(
 def inspect(
     rng: Generator, size: int, surface: str | None = None, defects: tuple[str, ...] | None = None
 ) -> Inspection:
-    """An inspection picture of a random (or the named) surface with random (or the named) defects.
+    """An inspection image of a random (or the named) surface with random (or the named) defects.
 
-    One generator state gives one surface, light and camera, whatever the defects; `defects=()` gives a good part.
-    Names are keys of `SURFACES` and `DEFECTS` (KeyError otherwise).
-    A defect that comes out too small (under 20 pixels) or on top of another is drawn anew.
+    One generator state gives one surface, light and camera, whatever the defects; `defects=()` gives a good part. Names
+    are keys of `SURFACES` and `DEFECTS` (else KeyError). A defect that is too small (under 20 pixels) or covers another
+    one is drawn again.
     """
     material_rng, defect_rng, camera_rng = (np.random.default_rng(int(seed)) for seed in rng.integers(0, 2**63, 3))
     name = str(material_rng.choice(list(SURFACES)))

@@ -84,10 +84,10 @@ def _outline(rng: Generator, size: int, radius: float, amplitude: float) -> np.n
 
 
 def endoscopy(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """An endoscope's picture: image uint8 `(size, size, 3)`, masks bool `(N, size, size)`, N >= 1, and for each
-    "polyp" (raised) or "lesion" (flat: redder, paler or darker).
+    """An endoscope's image: uint8 `(size, size, 3)`, masks bool `(N, size, size)`, N >= 1, and the class of each.
 
-    Masks do not overlap and end at the edge of the field of view (which is black outside, as in the real sets).
+    Classes are "polyp" (raised) and "lesion" (flat: redder, paler or darker). Masks do not overlap, and end at the edge
+    of the field of view (outside it is black, as in the real sets).
     """
     unit = size / 256
     relief, nearness = _tunnel(rng, size)

@@ -1,4 +1,6 @@
-"""Natural-like scenes: many overlapping textured things, painted back to front, and what is visible of each."""
+"""Natural-like scenes: many overlapping textured objects, painted from back to front, with masks of their visible
+parts.
+"""
 
 import math
 from dataclasses import dataclass
@@ -27,11 +29,14 @@ MIN_VISIBLE = 20  # pixels; what shows less of itself gets no mask
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and its things.
+    """An image and what is in it.
 
-    `image` uint8 `(size, size, 3)`; `masks` bool `(N, size, size)`: what is visible of each; `kinds` N of "object"
-    (nearest last), "part" (of an object) and "region" (ground, sky, wall); `extents` N of rows, columns and, within
-    them, bool: all that the thing would cover with nothing in front of it.
+    Fields:
+        image: uint8 `(size, size, 3)`.
+        masks: bool `(N, size, size)`: the visible part of each thing.
+        kinds: N of "object" (nearest last), "part" (of an object) and "region" (ground, sky, wall).
+        extents: N of rows, columns and, within them, bool: all that the thing would cover if nothing were in front of
+            it.
     """
 
     image: np.ndarray
@@ -55,17 +60,17 @@ class _Painting:
 
 
 def natural_scene(rng: Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A scene for class-agnostic training: image uint8 `(size, size, 3)` and masks bool `(N, size, size)`, N >= 1.
+    """A scene without classes: image uint8 `(size, size, 3)` and masks bool `(N, size, size)`, N >= 1.
 
-    Objects, then their differently coloured parts, then (at times) regions of the background; every mask holds only
-    what is visible and at least 20 pixels. Scenes of one generator state are the same.
+    The masks are objects, then their parts of other colours, then (sometimes) regions of the background. Every mask
+    holds only what is visible, and at least 20 pixels. The same generator state gives the same scene.
     """
     scene = draw_scene(rng, size)
     return scene.image, scene.masks
 
 
 def draw_scene(rng: Generator, size: int) -> Scene:
-    """The scene of `natural_scene` with all that is known about it."""
+    """The scene of `natural_scene`, with all that is known about it."""
     scene = _draw(rng, size)
     while len(scene.masks) == 0:  # rare: everything hidden or too small
         scene = _draw(rng, size)
@@ -359,9 +364,9 @@ def _room(rng: Generator, size: int) -> tuple[np.ndarray, list[np.ndarray], floa
 
 
 def develop(rng: Generator, picture: np.ndarray) -> np.ndarray:
-    """From light to photograph: exposure, colour cast, vignette, lens blur, sensor noise, JPEG.
+    """From light to a photograph: exposure, colour cast, vignette, lens blur, sensor noise, JPEG.
 
-    `picture` float32 `(H, W, 3)` around 0..1; the result uint8 of the same shape.
+    `picture` is float32 `(H, W, 3)`, about 0 to 1; the result is uint8 of the same shape.
     """
     height, width = picture.shape[:2]
     brightness = float(picture.mean())

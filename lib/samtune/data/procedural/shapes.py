@@ -1,7 +1,7 @@
-"""Outlines of made-up things: what the objects of synthetic scenes look like before they are painted.
+"""Outlines of invented things: the shapes of the objects in synthetic scenes, before they are painted.
 
-A shape is a list of parts, painted in order; a part is a list of `(polygon, filled)` steps, where `filled` False
-cuts a hole into that part. Polygons are float `(n, 2)` arrays of x, y in free units, y pointing down.
+A shape is a list of parts, painted in order. A part is a list of `(polygon, filled)` steps; `filled` False cuts a hole
+into that part. Polygons are float arrays `(n, 2)` of x, y in arbitrary units, y pointing down.
 """
 
 import math
@@ -359,9 +359,9 @@ def random_kind(rng: Generator) -> str:
 
 
 def rasterise(rng: Generator, kind: str, side: float, margin: int) -> list[np.ndarray]:
-    """Draw a fresh shape of `kind`: one antialiased uint8 alpha `(h, w)` per part, its longer side `side` pixels.
+    """Draw a random shape of `kind`: for each part one antialiased uint8 alpha `(h, w)`, its longer side `side` pixels.
 
-    The shape is mirrored, turned and slightly sheared at random; `margin` empty pixels surround it.
+    The shape is randomly mirrored, turned and slightly sheared, with `margin` empty pixels around it.
     """
     _, make, most_turn = SHAPES[kind]
     parts = make(rng)

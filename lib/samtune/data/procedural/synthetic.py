@@ -1,7 +1,9 @@
 """Procedural data sets, made on the fly from a seed: nothing to download, nothing on disk.
 
-`synthetic-industrial` surfaces with defects, `synthetic-medical` polyps and lesions, `synthetic-gpr` radar sections
-with hyperbolas and bands, `synthetic-natural` scenes of many overlapping things.
+- `synthetic-industrial`: surfaces with defects.
+- `synthetic-medical`: polyps and lesions.
+- `synthetic-gpr`: radar sections with hyperbolas and bands.
+- `synthetic-natural`: scenes with many overlapping objects.
 """
 
 import hashlib
@@ -72,11 +74,12 @@ def _counted(kinds: tuple[str, ...]) -> str:
 class SyntheticDataset:
     """A procedural data set (the `Dataset` protocol of `sample.py`).
 
-    Each sample is a pure function of kind, seed, split, index and size: of neither the order of loading nor the number
-    of samples. Ids read `<kind>-seed<seed>-<split>-<index>`. Every sample has at least one mask; only
-    `defect_free` > 0 (synthetic-industrial alone) makes that share of the images good parts without a mask.
-    `object_class` is the defect's kind; "polyp" or "lesion"; "hyperbola" or "band"; "object", "part" or "region".
-    Raises `InputError` for an unknown kind, split or id and for impossible counts or sizes.
+    Each sample depends only on kind, seed, split, index and size, not on the order of loading or the number of samples.
+    Ids are `<kind>-seed<seed>-<split>-<index>`. Every sample has at least one mask; with `defect_free` > 0
+    (synthetic-industrial alone), that share of the images has no defect and no mask. `object_class` is the kind of
+    defect; "polyp" or "lesion"; "hyperbola" or "band"; "object", "part" or "region".
+
+    Raises `InputError` for an unknown kind, split or id, and for impossible counts or sizes.
     """
 
     def __init__(
@@ -113,7 +116,7 @@ class SyntheticDataset:
         return [f"{self.name}-seed{self.seed}-{split}-{index:06d}" for index in range(self.counts.get(split, 0))]
 
     def load(self, id: str) -> Sample:
-        """Draw one sample. Any index may be asked for, also one beyond the counts."""
+        """Draw one sample. The index may also be beyond the counts."""
         found = re.fullmatch(rf"{self.name}-seed{self.seed}-(train|val|test)-(\d{{6,}})", id)
         if not found:
             raise InputError(f"{self.name}: no sample {id!r}; ids look like {self.name}-seed{self.seed}-train-000000")

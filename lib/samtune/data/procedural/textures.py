@@ -1,6 +1,6 @@
-"""Procedural noise, colours and textures: the paint of all synthetic sets.
+"""Procedural noise, colours and textures for all synthetic sets.
 
-Everything is a pure function of a numpy generator and a size; pictures are float32 in 0..1, RGB.
+Everything depends only on a numpy generator and a size. Images are float32 RGB in [0, 1].
 """
 
 import math
@@ -30,10 +30,15 @@ def _log_radius(height: int, width: int) -> np.ndarray:
 def fractal_noise(
     rng: Generator, height: int, width: int, slope: float = 1.0, stretch: float = 1.0, angle: float = 0.0
 ) -> np.ndarray:
-    """Noise whose amplitude falls as 1/frequency**slope; zero mean, unit deviation, float32 `(height, width)`.
+    """Noise whose amplitude falls as 1 / frequency**slope; zero mean, unit deviation, float32 `(height, width)`.
 
-    `slope` 0 is white, 1 is like natural pictures, 2 is cloudy. `stretch` > 1 draws the grain out along
-    `angle` (radians, 0 = along x), which gives brushed metal, fur or wood.
+    Args:
+        rng: draws it.
+        height: pixels.
+        width: pixels.
+        slope: 0 is white, 1 is like natural images, 2 is cloudy.
+        stretch: above 1 the grain is drawn out along `angle`: brushed metal, fur, wood.
+        angle: radians, 0 = along x.
     """
     if slope >= 1.4 and min(height, width) >= 48:  # smooth anyway: a quarter of the pixels will do
         half = fractal_noise(rng, (height + 1) // 2, (width + 1) // 2, slope, stretch, angle)
