@@ -56,7 +56,7 @@ class Method(nn.Module):
     def __init__(self, sam: Sam | None) -> None:
         """`sam` is changed in place. None: the subclass has no SAM, and sets `image_size` and `mask_size` itself."""
         super().__init__()
-        self.counts: Counter[str] = Counter()  # what is worth a line in the record, by what it is
+        self.counts: Counter[str] = Counter()  # events that the record keeps, by name
         if sam is not None:
             self.sam = sam.requires_grad_(False)
             self.image_size, self.mask_size = sam.image_size, sam.mask_size

@@ -71,7 +71,7 @@ def self_prompts(logits: Tensor, kind: str, image_size: int, smallest_part: floa
         index = torch.stack([surest, least], 1)
         points = (torch.stack([index % width, index // width], -1) + 0.5) * stride - 0.5
         labels = torch.tensor([[FOREGROUND, BACKGROUND]], device=logits.device).repeat(len(logits), 1)
-        labels[:, 1] = torch.where(outside.flatten(1).any(1), labels[:, 1], -1)  # a padding click where the box is full
+        labels[:, 1] = torch.where(outside.flatten(1).any(1), labels[:, 1], -1)  # padding where the box is full
         prompts = prompts.with_points(points, labels)
     if "mask" in parts:
         prompts = prompts.with_masks(logits)

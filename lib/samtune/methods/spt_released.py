@@ -19,7 +19,7 @@ from samtune.sam.build import Sam
 from samtune.sam.checkpoints import read_state
 
 CROSSED = {"mask_decoder": "draft_decoder", "draft_decoder": "mask_decoder"}
-ROUNDING = 1e-5  # loralib adds LoRA to the weights in eval mode and takes it off again in training mode
+ROUNDING = 1e-5  # loralib adds LoRA to the weights in eval mode, and subtracts it in training mode
 
 
 def is_released(state: Mapping[str, Tensor]) -> bool:

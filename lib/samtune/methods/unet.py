@@ -32,7 +32,7 @@ class UNet(Method):
     takes_prompts = False
     frozen_encoder = False
     prompts = ("none",)
-    epochs = 160  # as many as the methods without a prompt that it stands beside
+    epochs = 160  # as many as the methods without prompts that it is compared with
     learning_rate = 1e-3
 
     def __init__(

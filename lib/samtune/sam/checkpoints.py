@@ -20,7 +20,7 @@ from samtune.common.paths import asset, checkpoint_root, names_a_file, resolve
 from samtune.sam.attention import merge_qkv, split_qkv
 from samtune.sam.build import BACKBONES, Sam, new_sam
 
-# The suffix of an official name is the head of the file's MD5. SHA-256 as third parties list them.
+# The suffix of an official name is the beginning of the file's MD5. The SHA-256 were listed by third parties.
 OFFICIAL = {
     "vit_b": ("sam_vit_b_01ec64.pth", "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912"),
     "vit_l": ("sam_vit_l_0b3195.pth", "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622"),
@@ -188,7 +188,7 @@ def download(url: str, path: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # what is there is no beginning of this file
+        if error.code == 416:  # the partial file does not fit this download
             partial.unlink()
         raise
     with response:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from samtune.prompts import Prompts
 
-PROMPTS_A_PASS = 64  # decoded at once: bounds memory on pictures of many objects
+PROMPTS_A_PASS = 64  # decoded at once: limits memory on images with many objects
 
 
 class BatchedMaskDecoder(MaskDecoder):
@@ -72,7 +72,7 @@ def encode_prompts(sam: torch.nn.Module, prompts: Prompts) -> tuple[Tensor, Tens
     """P prompts in model pixels -> sparse embeddings `(P, T, C)`, dense `(P, C, h, w)`; T is 0 without box or point."""
     points = None if prompts.points is None else (prompts.points, prompts.labels)
     sparse, dense = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=prompts.masks)
-    if len(sparse) == 1:  # segment_anything answers one prompt when there is nothing to count
+    if len(sparse) == 1:  # without boxes and points segment_anything cannot know P
         sparse, dense = (t.expand(len(prompts), *t.shape[1:]) for t in (sparse, dense))
     return sparse, dense
 

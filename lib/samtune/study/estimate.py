@@ -8,7 +8,7 @@ from samtune.methods import METHODS, trainable_parameters
 from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, TimingCell, TrainingCell
 from samtune.study.records import Record, cell_of
 
-CHECKPOINT_COPIES = 4  # trained weights, and to resume from: the same with Adam's two averages
+CHECKPOINT_COPIES = 4  # the trained weights; and to resume, the same with Adam's two averages
 RECORD_BYTES = 10_000
 
 

@@ -72,16 +72,16 @@ def choose_learning_rates(
 
     while wanted := [tried for place in places for tried in untried(place)]:
         cells = [rate_cells(profile, *tried, hash, trained_with) for tried in wanted]
-        with suppress(FloatingPointError):  # a rate too large; the others of this round are run all the same
+        with suppress(FloatingPointError):  # the rate is too large; the other rates are run nevertheless
             run_cells([cell for one in cells for cell in one], profile.name, executor(profile))
         for tried, one in zip(wanted, cells, strict=True):
             try:
                 records = run_cells(one, profile.name, executor(profile), say=lambda line: None)
-                if is_only_planned() and len(records) < len(one):  # suppose that the first rate is the best
+                if is_only_planned() and len(records) < len(one):  # assume that the first rate is the best
                     scores[tried] = float(tried[1] == first[tried[0]])
                     continue
                 scores[tried] = float(np.mean([mean_iou(record) for record in records]))
-            except FloatingPointError:  # again, soon after its last checkpoint
+            except FloatingPointError:  # the same error again, soon after its last checkpoint
                 scores[tried] = -np.inf
         for place in places:
             rates = [rate for rate in grid if (place, rate) in scores]

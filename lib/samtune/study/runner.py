@@ -49,8 +49,8 @@ class Result:
     extras: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Runs one cell, given the results folder: what a cell keeps, and what it needs of others, is in their `files_folder`,
-# from where long work also resumes.
+# Runs one cell, given the results folder. Files that a cell keeps are in its `files_folder`: others read them there,
+# and interrupted work resumes from there.
 Execute = Callable[[Cell, Path], Result]
 
 
@@ -137,7 +137,7 @@ def run_cell(cell: Cell, folder: Path, execute: Execute) -> None:
         seconds = time.perf_counter() - start if result.seconds is None else result.seconds
         memory, card = provenance.peak_memory_mb()
         commit, dirty = provenance.git_state()
-        known = _read(cell, folder)  # a record without its files knows other tables that show it
+        known = _read(cell, folder)  # an old record may name other tables that show it
         record = Record(
             key=cell.key(), kind=cell.kind, cell=plain_cell(cell),
             tables=_union(known.tables if known else (), cell.tables), objects=result.objects,
@@ -204,7 +204,7 @@ def _free(queue: Sequence[Cell], folder: Path) -> Cell:
     for cell in queue:
         if any(_missing(need, folder) for need in cell.needs):
             continue
-        if is_locked(_lock(cell, folder)):  # asked again: reading records took its time, others choose meanwhile
+        if is_locked(_lock(cell, folder)):  # asked again: others may have chosen meanwhile
             continue
         if _model_and_pictures(cell) not in measured:
             return cell

@@ -10,16 +10,16 @@ from samtune.study.records import Record
 MAIN, ABLATION, CHOICES = "sam_sp_main", "sam_sp_ablation", "sam_sp_choices"
 TUNED = ("decoder_tuning", "lora_samed", "unet", "sam_sp")
 MOST_ITERATIONS = 3
-GRID = 8  # clicks a side of SAM's everything mode: as fine as the objects here are large, and a second a picture
-WHOLE = "100% of the pictures"  # the main table's model again: the end of the curve
+GRID = 8  # points per side in SAM's everything mode: fine enough for these objects, and a second an image
+WHOLE = "100% of the pictures"  # the main table's model, as the last point of the curve
 
-# SAMed's recipe, which nothing shows SAM-SP to follow: AdamW, its weight decay, its schedule. Group "recipe" has SPT's.
+# SAMed's recipe; the paper does not say what SAM-SP uses. Group "recipe" has SPT's.
 SAMED = {"optimiser": "adamw", "weight_decay": 0.1, "schedule": "polynomial"}
 
-# What the paper leaves open is decided on validation pictures: one change at a time from `START`, by group and variant.
-# A change that is above it by more than half a point of Dice in the mean over the data sets becomes the default of
-# `SamSP` (or `SAMED`), the best of its group. What is above with one seed is repeated with all, and has to be above in
-# their mean. `START` names every option, so that it stays the same training when a default changes.
+# What the paper leaves open is chosen on validation: one change at a time from `START`, by group and variant. In each
+# group, the best change becomes the default of `SamSP` (or `SAMED`) if its Dice, in the mean over the data sets, is
+# more than half a point above `START`'s: first with one seed, then in the mean over all seeds. `START` names every
+# option, so that it stays the same training when a default changes.
 START = {
     "rank": 4, "iterations": 1, "self_prompt": "box", "smallest_part": 0.0, "distillation": "kl",
     "distillation_weight": 1.0, "temperature": 1.0, "reverse": False, "first_weight": 0.0, "mask_loss": "dice",
@@ -48,7 +48,7 @@ REPEATED = ("starting point",)
 # The kit's first version of SAM-SP, before the paper's loss was known.
 TRUTH_ON_BOTH = {"distillation_weight": 0.1, "temperature": 2.0, "first_weight": 1.0, "mask_loss": "samed"}
 ON_BOTH = "truth on both passes"
-# The control that decides: equal budget, the same Dice loss, but the first pass is taught the truth directly.
+# The most important control: equal budget, the same Dice loss, but the first pass learns from the truth directly.
 DICE = "Dice loss"
 # Named controls, at SAM-SP's learning rate.
 CONTROLS = {
@@ -58,7 +58,7 @@ CONTROLS = {
     "trained with 2 iterations": {"iterations": 2},
     "trained with 3 iterations": {"iterations": 3},
 }
-# SAM-SP as it is, and with the truth's box in the second pass: at test time, in training, in both.
+# SAM-SP, and SAM-SP with the true box in the second pass: at test, in training, in both.
 BOUNDS = SAM_SP, TRUE_BOX, TAUGHT, TAUGHT_AND_TESTED = (
     "SAM-SP", "true box", "true box in training", "true box in training and test",
 )  # fmt: skip
@@ -67,8 +67,8 @@ SIZES = {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.
 SHARES = {f"after {share:.0%} of the training": share for share in (0.1, 0.25, 0.5, 1.0)}
 OTHERS = ("controls", "size", "iterations", "prompt quality", "plateau")
 
-# For the tables' columns `option` and `value` (`study.varied`): what is usual beside the methods' defaults; what a row
-# stands for that is as usual itself, the end of a curve; and the rows that vary how many images a training sees.
+# For the tables' columns `option` and `value` (`study.varied`). USUAL: values that count as defaults, besides the
+# methods' own. ALONG: rows with the default value that end a curve, so that they show it. LENGTHS: rows that vary `images`.
 USUAL = {"prompt": "none", **SAMED}
 ALONG = {WHOLE: {"train_share": 1.0}}
 LENGTHS = ("plateau", *SHARES)

@@ -13,9 +13,9 @@ from samtune.study.records import Record
 
 MAIN, ABLATION, CHOICES = "spt_main", "spt_ablation", "spt_choices"
 TUNED = ("decoder_tuning", "lora", "spt")
-UNIFORM = 1e9  # a temperature at which every token counts the same
+UNIFORM = 1e9  # so high a temperature averages all tokens uniformly
 WITH_DEFECT_FREE = ("magnetic-tile",)  # sets whose loader also gives pictures without a defect
-WHOLE = "100% of the pictures"  # the main table's model again: the end of the curve
+WHOLE = "100% of the pictures"  # the main table's model, as the last point of the curve
 NEITHER, BOTH = "neither", "SDT + VRA"
 
 # Ablations by group and variant: options of SPT, or of its training, that differ from the default.
@@ -48,15 +48,15 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
     },
     "size": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}},
 }
-CHOSEN_FROM = ("draft", "relation", "lora", "prompts")  # options inside the method: also on validation, to choose by
-EVALUATED = ("boxes", "robustness", "transfer", "plateau")  # groups that are more than an option of SPT
+CHOSEN_FROM = ("draft", "relation", "lora", "prompts")  # options of the method: also measured on validation
+EVALUATED = ("boxes", "robustness", "transfer", "plateau")  # groups that are not single options of SPT
 POINTS = (1, 2, 5, 20)  # beside the 10 of the main table
 CLICKS, EXACT = "points", "box noise 0%"
 BOX_NOISE = (0.1, 0.2, 0.3, 0.4)  # of a side
 WITH_MASK = "a noised true mask as well"
 
-# For the tables' columns `option` and `value` (`study.varied`): what is usual beside the methods' defaults; what a row
-# stands for that is as usual itself, the end of a curve; and the rows that vary how many images a training sees.
+# For the tables' columns `option` and `value` (`study.varied`). USUAL: values that count as defaults, besides the
+# methods' own. ALONG: rows with the default value that end a curve, so that they show it. LENGTHS: rows that vary `images`.
 USUAL = {"prompt": BOX_AND_POINTS}
 ALONG = {WHOLE: {"train_share": 1.0}, EXACT: {"box_noise": 0.0}}
 LENGTHS = ("plateau", "untrained")
@@ -173,7 +173,7 @@ def run_ablations(
     """
     groups = list(groups) or group_names()
     for name in transfer if "transfer" in groups else ():
-        open_dataset(name)  # one that is not here is said now, not after hours
+        open_dataset(name)  # a missing set raises its error now, not after hours
     parts = [("spt", changes) for changes in PARTS.values()] if "parts" in groups else ()
     tuned = TUNED if "plateau" in groups else ("lora", "spt")
     plan = Plan(profile).choose_rates(datasets, tuned, parts)
@@ -181,7 +181,7 @@ def run_ablations(
     cells: list[EvaluationCell] = []
     for dataset in datasets if "parts" in groups else ():
         for seed in seeds:
-            # Without both, SPT is LoRA to the bit (test): its cells serve.
+            # Without both parts SPT equals LoRA bit for bit (a test checks it), so LoRA's cells are used.
             cells += plan.measured(plan.training("lora", dataset, seed), dataset, f"{ABLATION}:{NEITHER}")
             cells += plan.measured(plan.training("spt", dataset, seed), dataset, f"{ABLATION}:{BOTH}")
             for variant, changes in PARTS.items():
@@ -230,7 +230,7 @@ def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell
         cells.append(zero_shot_cell(plan.profile, dataset, seed, plan.hash, **shared))
         for method in ("lora", "spt"):
             cells.append(plan.training(method, dataset, seed).evaluation(dataset, **shared))
-    return sorted(cells, key=lambda cell: cell.method)  # a method's cells together: its embeddings are kept
+    return sorted(cells, key=lambda cell: cell.method)  # a method's cells together: its embeddings stay in memory
 
 
 def run_transfer(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
