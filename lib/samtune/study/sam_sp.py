@@ -68,7 +68,7 @@ SHARES = {f"after {share:.0%} of the training": share for share in (0.1, 0.25, 0
 OTHERS = ("controls", "size", "iterations", "prompt quality", "plateau")
 
 # For the tables' columns `option` and `value` (`study.varied`). USUAL: values that count as defaults, besides the
-# methods' own. ALONG: rows with the default value that end a curve, so that they show it. LENGTHS: rows that vary `images`.
+# methods' own. ALONG: rows with the default value that end a curve. LENGTHS: rows that vary `images`.
 USUAL = {"prompt": "none", **SAMED}
 ALONG = {WHOLE: {"train_share": 1.0}}
 LENGTHS = ("plateau", *SHARES)
