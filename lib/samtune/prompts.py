@@ -19,6 +19,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from samtune.common.errors import InputError, unknown
+from samtune.data.sample import CroppedMasks
 
 KINDS = ("box", "box_jitter", "point1", "point5", "point10", "point_centre", "mask", "none")
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1  # labels of points, as SAM's prompt encoder reads them
@@ -154,7 +155,7 @@ def parse_kind(kind: str) -> tuple[str, ...]:
 
 def make_prompts(
     kind: str,
-    masks: np.ndarray,
+    masks: np.ndarray | CroppedMasks,
     seed_key: str,
     seed: int = 0,
     low_resolution: tuple[int, int] | None = None,
@@ -172,8 +173,9 @@ def make_prompts(
     point_centre is one click and not drawn, see `centre_points`.
     Raises `InputError` on an empty mask (drop and count those first) or an unknown kind, `ValueError` on a shape.
     """
-    masks = np.asarray(masks, dtype=bool)
-    if masks.ndim != 3:
+    if not isinstance(masks, CroppedMasks):
+        masks = np.asarray(masks, dtype=bool)
+    if len(masks.shape) != 3:
         raise ValueError(f"masks has shape {masks.shape}, expected (N, H, W)")
     parts = parse_kind(kind)
     empty = np.flatnonzero(~masks.any(axis=(1, 2)))
@@ -202,7 +204,7 @@ def make_prompts(
     return prompts
 
 
-def tight_boxes(masks: np.ndarray) -> np.ndarray:
+def tight_boxes(masks: np.ndarray | CroppedMasks) -> np.ndarray:
     """Boxes float32 `(N, 4)` around non-empty masks bool `(N, H, W)`: first and LAST foreground column, row (SPT)."""
     columns, rows = masks.any(axis=1), masks.any(axis=2)
     left, top = columns.argmax(axis=1), rows.argmax(axis=1)
