@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import samtune.data.sample as sample_module
 from samtune.common.errors import InputError
 from samtune.data.download import check_dataset
 from samtune.data.folder import FolderDataset
+from samtune.prompts import tight_boxes
 
 
 @pytest.fixture
@@ -162,9 +164,8 @@ def test_the_union_is_that_of_the_objects(folders, coding):
     assert (union.ignore is None) == (coding == "binary255") and union.object_class == ()
 
 
-@pytest.mark.parametrize("coding", ["binary255", "index"])
-def test_many_objects_are_listed_and_united_without_a_plane_each(tmp_path, coding):
-    """100 objects on 500 x 500 pixels: 25 MB as planes; a few planes are enough."""
+def many_objects(tmp_path, coding):
+    """Three pictures of 500 x 500 pixels; the first has 100 objects, 25 MB as planes."""
     height = width = 500
     labels = np.zeros((height, width), np.uint16)
     for index in range(100):
@@ -178,9 +179,36 @@ def test_many_objects_are_listed_and_united_without_a_plane_each(tmp_path, codin
         else:
             for value in range(1, 101) if number == 0 else [1]:
                 put_mask(tmp_path / "masks" / f"p{number}" / f"{value}.png", (labels == value) * 255)
+    return tmp_path / "images", tmp_path / "masks", coding
+
+
+@pytest.mark.parametrize("coding", ["binary255", "index"])
+@pytest.mark.parametrize("target", ["union", "instances"])
+def test_many_objects_take_no_plane_each(tmp_path, coding, target, monkeypatch):
+    monkeypatch.setattr(sample_module, "MOST_BYTES", 10**6)
+    files = many_objects(tmp_path, coding)
     tracemalloc.start()
-    dataset = FolderDataset(tmp_path / "images", tmp_path / "masks", coding, split="test", target="union")
-    assert dataset.load("p0").masks.sum() == 100 * 400
+    dataset = FolderDataset(*files, split="test", target=target)
+    assert sum(mask.sum() for mask in dataset.load("p0").masks) == 100 * 400
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 40 * height * width
+    assert peak < 40 * 500 * 500
+
+
+@pytest.mark.parametrize("coding", ["binary255", "index"])
+def test_crops_are_read_as_the_planes_are(tmp_path, coding, monkeypatch):
+    files = many_objects(tmp_path, coding)
+    planes = FolderDataset(*files, split="test").load("p0").masks
+    monkeypatch.setattr(sample_module, "MOST_BYTES", 10**6)
+    crops = FolderDataset(*files, split="test").load("p0").masks
+    assert isinstance(planes, np.ndarray) and isinstance(crops, sample_module.CroppedMasks)
+    assert (crops.shape, crops.dtype, crops.ndim) == (planes.shape, planes.dtype, planes.ndim)
+    assert all(np.array_equal(one, plane) for one, plane in zip(crops, planes, strict=True))
+    for axis in (None, 0, 1, 2, (1, 2)):
+        assert np.array_equal(crops.any(axis), planes.any(axis))
+    assert np.array_equal(np.stack(list(crops.flipped())), planes[:, :, ::-1])
+    picked = np.array([7, 2])
+    assert np.array_equal(np.stack(list(crops[picked])), planes[picked])
+    assert np.array_equal(tight_boxes(crops), tight_boxes(planes))
+    some = planes.any((1, 2)) & (np.arange(100) % 2 == 0)
+    assert np.array_equal(np.stack(list(crops[some])), planes[some])

@@ -10,10 +10,11 @@ from segment_anything import SamAutomaticMaskGenerator
 from torch import Tensor
 
 from samtune.common.errors import InputError
-from samtune.data.sample import Sample
+from samtune.data.sample import CroppedMasks, Sample, cropped
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import (
     EvaluationConfig,
+    LateMasks,
     evaluate,
     model_prompts,
     objects_of,
@@ -425,3 +426,23 @@ def test_ellipse_and_grabcut_are_measured_like_a_network() -> None:
     assert (cut["iou"] > 0.9).all()
     with pytest.raises(InputError, match="grabcut needs a box"):
         evaluate(predict_classical("grabcut"), ListedSamples(DISCS), replace(CONFIG, prompt="point1"), progress=False)
+
+
+@pytest.mark.parametrize("per_object", [False, True])
+@pytest.mark.parametrize("metrics", [("iou", "boundary_iou"), ("mae",)])
+def test_pictures_of_very_many_objects_are_measured_the_same(
+    per_object: bool, metrics: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As crops, and predicted an object at a time: the same numbers as with a plane an object."""
+    masks = np.concatenate([disc_sample(number).masks for number in range(5)])
+    sample = replace(disc_sample(0), masks=masks, object_class=())
+    asked = replace(CONFIG, metrics=metrics, target="union" if per_object else "instances", per_object=per_object)
+    ask = predict_with(build_method("zero_shot", small_sam()), asked)
+    planes, _ = evaluate(ask, ListedSamples([sample]), asked, progress=False)
+    monkeypatch.setattr("samtune.evaluation.MOST_BYTES", 0)
+    if not per_object:
+        sample = replace(sample, masks=CroppedMasks(cropped(masks), masks.shape[1:]))
+    few, _ = evaluate(ask, ListedSamples([sample]), asked, progress=False)
+    assert len(planes) == (1 if per_object else 5) and planes.equals(few)
+    late = ask([sample], [make_prompts("box", masks, "key")])[0]["final"]
+    assert isinstance(late, LateMasks) and len(late) == 5

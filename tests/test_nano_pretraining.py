@@ -11,6 +11,7 @@ import torch
 from segment_anything import SamPredictor
 from torch import Tensor, distributed
 
+from samtune.common.errors import InputError
 from samtune.metrics import iou
 from samtune.nano import pretraining
 from samtune.nano.losses import (
@@ -102,6 +103,17 @@ def test_finished_run_is_read_not_repeated(
     monkeypatch.setattr(pretraining, "picture_loss", None)
     again = pretrain(short, bank, tmp_path, progress=False)
     assert all(torch.equal(value, states(first)[name]) for name, value in states(again).items())
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", None])
+def test_a_damaged_checkpoint_is_named_in_one_line(damage, bank: list[Picture], tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"step": 1}, path)  # of another training
+    if damage:
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InputError, match="; remove that file to begin anew$") as error:
+        pretrain(CONFIG, bank, tmp_path, progress=False)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_curve_average_and_sizes_of_a_run(whole: dict) -> None:

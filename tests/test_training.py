@@ -11,6 +11,7 @@ from torch import Tensor
 
 from samtune import training
 from samtune.common.errors import InputError
+from samtune.data.sample import CroppedMasks, cropped
 from samtune.embeddings import EmbeddingCache
 from samtune.methods import Method, build_method
 from samtune.methods.decoder_tuning import DecoderTuning
@@ -285,6 +286,28 @@ def test_augmented_masks_follow_their_picture() -> None:
     cut = [augment(sample.image, small, "flip_jitter", [number], "key", 1.5)[1] for number in range(30)]
     assert all(masks.any() for masks in cut) and len({masks.argmax() for masks in cut}) > 20
     assert augment(sample.image, sample.masks, "none", [0], "key")[0] is sample.image
+
+
+@pytest.mark.parametrize("kind", ["none", "flip", "flip_jitter"])
+def test_crops_are_augmented_as_planes_are(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = disc_sample(0)
+    planes = np.concatenate([disc_sample(number).masks for number in range(3)])
+    for number in range(6):
+        monkeypatch.undo()
+        image, expected = augment(sample.image, planes, kind, [number], "key")
+        monkeypatch.setattr("samtune.data.sample.MOST_BYTES", 0)
+        crops = CroppedMasks(cropped(planes), planes.shape[1:])
+        same_image, found = augment(sample.image, crops, kind, [number], "key")
+        assert isinstance(found, CroppedMasks) and np.array_equal(np.stack(list(found)), expected)
+        assert np.array_equal(same_image, image)
+
+
+def test_a_side_that_opencv_cannot_jitter_is_named() -> None:
+    strip = np.zeros((2, 32_767, 3), np.uint8)
+    with pytest.raises(InputError, match="set/a is 32767x2 pixels, .*up to 32,766 pixels a side: cut it"):
+        augment(strip, np.ones((1, 2, 32_767), bool), "flip_jitter", [0], "set/a")
+    image, masks = augment(strip[:, 1:], np.ones((1, 2, 32_766), bool), "flip_jitter", [0], "set/a")
+    assert image.shape == (2, 32_766, 3) and masks.any()
 
 
 def test_augmented_pictures_come_again_for_frozen_encoders_only() -> None:

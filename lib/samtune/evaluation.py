@@ -1,7 +1,9 @@
 """One evaluation for every method: same samples, same prompts, same resizing of logits to masks; one row an object."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from samtune.common.errors import InputError, is_out_of_memory
-from samtune.data.sample import Dataset, Sample, target_masks
+from samtune.data.sample import MOST_BYTES, CroppedMasks, Dataset, Sample, target_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.methods import Method
 from samtune.methods.classical import ellipse, grabcut
@@ -64,8 +66,23 @@ class EvaluationConfig:
 
 
 # By output: masks bool or logits (N, M, H, W) at the original size; of M > 1 the best by the truth is scored.
-Outputs = dict[str, Tensor]
+Outputs = dict[str, "Tensor | LateMasks"]
 Predict = Callable[[list[Sample], list[Prompts]], list[Outputs]]
+
+
+class LateMasks:
+    """What an output would be as one tensor `(N, M, H, W)`, enlarged an object at a time, where that is large."""
+
+    def __init__(self, low: Tensor, preprocess: Preprocess, size: tuple[int, int], binary: bool) -> None:
+        """`low`: logits `(N, M, h, w)`; `size` (H, W) and `binary` as `Preprocess.enlarged` takes them."""
+        self._low, self._enlarge = low, partial(preprocess.enlarged, original_size=size, binary=binary)
+        self.dtype = torch.bool if binary else low.dtype
+
+    def __len__(self) -> int:
+        return len(self._low)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._enlarge(self._low[index][None])[0]
 
 
 def evaluate(
@@ -96,7 +113,7 @@ def evaluate(
         for samples, masks, prompts, taken in batches:
             for sample, truth, outputs in zip(samples, masks, predict(samples, prompts), strict=True):
                 if config.per_object:
-                    outputs = {output: logits.amax(0, keepdim=True) for output, logits in outputs.items()}
+                    outputs = {output: reduce(torch.maximum, logits)[None] for output, logits in outputs.items()}
                 rows += _rows(sample, truth, outputs, config.metrics)
             bar.update(taken)
     if not rows:
@@ -106,10 +123,10 @@ def evaluate(
 
 def _batches(
     dataset: Dataset, ids: Sequence[str], config: EvaluationConfig, dropped: dict[str, int]
-) -> Iterator[tuple[list[Sample], list[np.ndarray], list[Prompts], int]]:
+) -> Iterator[tuple[list[Sample], list[np.ndarray | CroppedMasks], list[Prompts], int]]:
     """Samples with true masks and prompts, `batch_size` images at a time, and the number of ids used for them."""
     samples: list[Sample] = []
-    truths: list[np.ndarray] = []
+    truths: list[np.ndarray | CroppedMasks] = []
     prompts: list[Prompts] = []
     taken = 0
     for position, id in enumerate(ids):
@@ -159,7 +176,7 @@ def objects_of(sample: Sample) -> np.ndarray:
     return np.concatenate(objects)
 
 
-def _rows(sample: Sample, truth: np.ndarray, outputs: Outputs, metrics: Sequence[str]) -> list[dict]:
+def _rows(sample: Sample, truth: np.ndarray | CroppedMasks, outputs: Outputs, metrics: Sequence[str]) -> list[dict]:
     boxes = tight_boxes(truth)
     rows = []
     for output, logits in outputs.items():
@@ -243,10 +260,15 @@ def predict_with(
             low = method.decode(embedding, few)
             if config.multimask:
                 low = low | {"best_of_3": decode_masks(method.sam, embedding, few, multimask=True)[0]}
-            return {name: preprocess.enlarged(logits.float().cpu(), size, binary) for name, logits in low.items()}
+            return {name: logits.float().cpu() for name, logits in low.items()}
 
         moved = model_prompts(prompts, preprocess, size, method.mask_size)
-        return decode_in_parts(decode, moved.at_image(0).to(config.device))
+        return {
+            name: LateMasks(low, preprocess, size, binary)
+            if low.shape[:2].numel() * math.prod(size) * (1 if binary else 4) > MOST_BYTES
+            else preprocess.enlarged(low, size, binary)
+            for name, low in decode_in_parts(decode, moved.at_image(0).to(config.device)).items()
+        }
 
     return predict
 

@@ -19,6 +19,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from samtune.common.errors import InputError, unknown
+from samtune.data.sample import CroppedMasks
 
 KINDS = ("box", "box_jitter", "point1", "point5", "point10", "point_centre", "mask", "none")
 FOREGROUND, BACKGROUND, PADDING = 1, 0, -1  # labels of points, as SAM's prompt encoder reads them
@@ -164,7 +165,7 @@ def parse_kind(kind: str) -> tuple[str, ...]:
 
 def make_prompts(
     kind: str,
-    masks: np.ndarray,
+    masks: np.ndarray | CroppedMasks,
     seed_key: str,
     seed: int = 0,
     low_resolution: tuple[int, int] | None = None,
@@ -189,8 +190,9 @@ def make_prompts(
 
     Raises `InputError` on an empty mask (leave those out first) or an unknown kind, `ValueError` on a wrong shape.
     """
-    masks = np.asarray(masks, dtype=bool)
-    if masks.ndim != 3:
+    if not isinstance(masks, CroppedMasks):
+        masks = np.asarray(masks, dtype=bool)
+    if len(masks.shape) != 3:
         raise ValueError(f"masks has shape {masks.shape}, expected (N, H, W)")
     parts = parse_kind(kind)
     empty = np.flatnonzero(~masks.any(axis=(1, 2)))
@@ -219,7 +221,7 @@ def make_prompts(
     return prompts
 
 
-def tight_boxes(masks: np.ndarray) -> np.ndarray:
+def tight_boxes(masks: np.ndarray | CroppedMasks) -> np.ndarray:
     """Boxes float32 `(N, 4)` around non-empty masks bool `(N, H, W)`: first and last foreground column and row, as in
     SPT.
     """

@@ -19,16 +19,17 @@ from tqdm.auto import tqdm
 
 from samtune.common.errors import InputError, is_out_of_memory, unknown
 from samtune.common.provenance import choose_precision
-from samtune.data.sample import Dataset, target_masks
+from samtune.data.sample import CroppedMasks, Dataset, cropped, pack_masks, target_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.losses import at_size, low_resolution_iou
 from samtune.methods import Method
 from samtune.prompts import Prompts, make_prompts
-from samtune.sam.checkpoints import read_tensors
+from samtune.sam.checkpoints import read_progress
 from samtune.sam.preprocess import Preprocess
 
 AUGMENTATIONS = ("none", "flip", "flip_jitter")
 OPTIMISERS = ("adam", "adamw")
+LONGEST_SIDE = 32_766  # pixels: cv2.warpAffine counts in 16 bits
 LEAST_SIDE = 102.4  # jitter shrinks no image below this, in pixels: 0.1 of SAM's 1,024, 0.4 of the nano SAM's 256
 
 
@@ -222,8 +223,13 @@ def _share(dataset: Dataset, split: str, share: float) -> list[tuple[Dataset, st
 
 
 def augment(
-    image: np.ndarray, masks: np.ndarray, kind: str, seed: Sequence[int], key: str, least_scale: float = 0.1
-) -> tuple[np.ndarray, np.ndarray]:
+    image: np.ndarray,
+    masks: np.ndarray | CroppedMasks,
+    kind: str,
+    seed: Sequence[int],
+    key: str,
+    least_scale: float = 0.1,
+) -> tuple[np.ndarray, np.ndarray | CroppedMasks]:
     """An image flipped or jittered in scale, with its masks: uint8 `(H, W, 3)` and bool `(N, H, W)` of the same size.
 
     Args:
@@ -235,15 +241,21 @@ def augment(
         seed: with `key`, of the random numbers.
         key: names the sample.
         least_scale: 0.1 in HQ-SAM, SPT and ASAM.
+
+    Raises `InputError` for a side that OpenCV cannot jitter.
     """
     if kind == "none":
         return image, masks
     digest = np.frombuffer(key.encode(), np.uint8).astype(np.uint32)
     rng = np.random.default_rng([*seed, *digest.tolist()])
     if rng.random() < 0.5:
-        image, masks = image[:, ::-1], masks[:, :, ::-1]
+        masks = masks.flipped() if isinstance(masks, CroppedMasks) else masks[:, :, ::-1]
+        image = image[:, ::-1]
     if kind == "flip_jitter":
         height, width = image.shape[:2]
+        if max(height, width) > LONGEST_SIDE:
+            limit = f"OpenCV jitters up to {LONGEST_SIDE:,} pixels a side"
+            raise InputError(f"{key} is {width}x{height} pixels, {limit}: cut it, and its masks, into parts")
         scale = rng.uniform(least_scale, 2.0)
         rows, columns = np.nonzero(masks.any(0))
         pixel = rng.integers(max(1, len(rows)))
@@ -253,14 +265,11 @@ def augment(
         shift = rng.uniform(low, high) if scale > 1 else np.zeros(2)
         view = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
         image = cv2.warpAffine(np.ascontiguousarray(image), view, (width, height), borderValue=(128, 128, 128))
-        masks = np.array(
-            [
-                cv2.warpAffine(mask.astype(np.uint8), view, (width, height), flags=cv2.INTER_NEAREST) > 0
-                for mask in masks
-            ],
-            bool,
-        ).reshape(-1, height, width)
-    return np.ascontiguousarray(image), np.ascontiguousarray(masks)
+        jittered = (
+            cv2.warpAffine(mask.astype(np.uint8), view, (width, height), flags=cv2.INTER_NEAREST) > 0 for mask in masks
+        )
+        masks = pack_masks(cropped(jittered), (height, width))
+    return np.ascontiguousarray(image), masks if isinstance(masks, CroppedMasks) else np.ascontiguousarray(masks)
 
 
 def train(
@@ -447,10 +456,7 @@ def _resume(method: Method, optimiser: torch.optim.Optimizer, result: TrainingRe
     path = None if folder is None else folder / "last.pt"
     if path is None or not path.is_file():
         return 0
-    try:
-        state = read_tensors(path)
-    except InputError as error:
-        raise InputError(f"{error}; remove that file to begin anew") from error
+    state = read_progress(path, ("step", "trainable", "optimiser", "result", "counts", "random"))
     method.load_trainable_state(state["trainable"], str(path))
     optimiser.load_state_dict(state["optimiser"])
     method.counts.update(state["counts"])

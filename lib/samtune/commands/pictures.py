@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def look_through(data: ListedDataset, settings: TuneSettings, sam: Sam) -> Conte
         sample = data.load(id)
         digest.update(f"{split}/{id} {sample.image.shape} {len(sample.masks)}".encode())
         digest.update(sample.image.tobytes())
-        for mask in sample.masks if sample.ignore is None else (*sample.masks, sample.ignore):
+        for mask in chain(sample.masks, [] if sample.ignore is None else [sample.ignore]):
             digest.update(np.packbits(mask).tobytes())
         for mask in target_masks(sample, settings.target) if split == "train" else ():
             shown = preprocess.masks(mask[None], sam.image_size)  # one by one: a picture may have a thousand

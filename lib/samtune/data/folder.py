@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from scipy import ndimage
 
 from samtune.common.errors import InputError, unknown
 from samtune.data.files import IMAGE_SUFFIXES, by_name, folders, pictures
 from samtune.data.listed import SPLITS, ListedDataset
 from samtune.data.pixels import check_same_size, image_size, read_image, read_index_map, read_mask
-from samtune.data.sample import TARGETS, Sample, Target, stack_masks
+from samtune.data.sample import TARGETS, CroppedMasks, Sample, Target, cropped, pack_masks, stack_masks
 from samtune.data.splits import by_split, make_split
 
 MaskCoding = Literal["binary255", "binary1", "index"]
@@ -123,31 +124,34 @@ class FolderDataset(ListedDataset):
         readers = {"binary255": read_mask, "binary1": _read_binary1, "index": read_index_map}
         return readers[self._coding](file)
 
-    def _read_files(self, path: Path) -> np.ndarray:
+    def _read_files(self, path: Path) -> np.ndarray | CroppedMasks:
         """Masks bool `(N, H, W)` without empty ones; N may be 0. With target "union", one mask."""
         files = self._files(path)
         first = self._read(files[0])
-        kept = [first] if first.any() else []
+        union, crops = first.copy(), cropped([first]) if first.any() else []
         for file in files[1:]:
             mask = self._read(file)
             if mask.shape != first.shape:
                 raise InputError(f"masks of one image differ in size: {files[0]} and {file}")
-            if self._target == "union" and kept:
-                kept[0] |= mask
+            if self._target == "union":
+                union |= mask
             elif mask.any():
-                kept.append(mask)
-        return stack_masks(kept, first.shape)
+                crops += cropped([mask])
+        if self._target == "union":
+            return stack_masks([union] if union.any() else [], first.shape)
+        return pack_masks(crops, first.shape)
 
-    def _read_numbers(self, path: Path) -> tuple[np.ndarray, tuple[str, ...], np.ndarray | None]:
+    def _read_numbers(self, path: Path) -> tuple[np.ndarray | CroppedMasks, tuple[str, ...], np.ndarray | None]:
         """Masks bool `(N, H, W)`, the number of each, and the void pixels or None. With target "union", one mask."""
         labels = self._read(self._files(path)[0])
         void = labels == self._void if self._void is not None else None
-        values = [int(value) for value in np.unique(labels) if value != 0 and value != self._void]
+        found = np.unique(labels)
+        values = [int(value) for value in found if value != 0 and value != self._void]
         if self._target == "union":
             return stack_masks([np.isin(labels, values)] if values else [], labels.shape), (), void
-        masks = np.empty((len(values), *labels.shape), dtype=bool)
-        for mask, value in zip(masks, values, strict=True):
-            np.equal(labels, value, out=mask)
+        # Numbers may be large (24-bit colours): boxes are found by place among the values.
+        boxes = dict(zip(found.tolist(), ndimage.find_objects(np.searchsorted(found, labels) + 1), strict=True))
+        masks = pack_masks([(boxes[value], labels[boxes[value]] == value) for value in values], labels.shape)
         return masks, tuple(str(value) for value in values), void
 
 

@@ -31,7 +31,10 @@ from samtune.nano.optimisers import average_gradients, optimisers, rank_and_proc
 from samtune.nano.scenes import Picture, picture_bank, training_scene
 from samtune.prompts import jitter_boxes, tight_boxes
 from samtune.sam.build import Sam, initialise_nano, new_sam, set_image_size
+from samtune.sam.checkpoints import read_progress
 from samtune.study.profile import Profile, Stage
+
+PARTS = ("image_size", "sam", "average", "optimisers", "state")  # of checkpoint.pt
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def pretrain(config: Pretraining, bank: list[Picture], folder: Path, validate=No
     state = {"stage": 0, "step": 0, "curve": [], "validation": [], "seconds": 0.0, "pictures": 0}
     optimiser_states = None
     if checkpoint.is_file():
-        saved = torch.load(checkpoint, weights_only=False)
+        saved = read_progress(checkpoint, PARTS)
         state, optimiser_states = saved["state"], saved["optimisers"]
         set_image_size(sam, saved["image_size"])
         average = copy.deepcopy(sam)
@@ -252,7 +255,7 @@ def run_processes(config: Pretraining, folder: Path, processes: int) -> dict:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     if subprocess.run(command, env=environment).returncode != 0:
         raise InputError(f"pre-training failed, see the messages above; run again to go on from {folder}")
-    return torch.load(folder / "checkpoint.pt", weights_only=False)
+    return read_progress(folder / "checkpoint.pt", PARTS)
 
 
 def main() -> None:

@@ -23,7 +23,10 @@ def predict_masks(method: Method, sample: Sample, prompts: Prompts, mode: str) -
     names ("draft"), then "final"."""
     (outputs,) = predict_with(method, EvaluationConfig(preprocess=mode))([sample], [prompts])
     final = outputs.pop("final")
-    return {name: (logits[:, 0] > 0).numpy() for name, logits in (outputs | {"final": final}).items()}
+    return {
+        name: np.stack([(one[0] > 0).numpy() for one in logits])
+        for name, logits in (outputs | {"final": final}).items()
+    }
 
 
 def of_pictures(

@@ -5,7 +5,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -108,6 +108,17 @@ def read_tensors(path: Path) -> object:
             f"not a checkpoint of tensors: {path} (sha256 {sha256(path)}): {_first_line(error)} "
             "(of a whole model, save the state_dict alone)"
         ) from error
+
+
+def read_progress(path: Path, parts: Sequence[str]) -> dict:
+    """A dictionary of `parts` that a training has saved to go on from; `InputError`, one line, says what to do."""
+    try:
+        state = read_tensors(path)
+        if missing := [part for part in parts if not isinstance(state, dict) or part not in state]:
+            raise InputError(f"{path} was not saved by this training: there is no {missing[0]} in it")
+    except InputError as error:
+        raise InputError(f"{error}; remove that file to begin anew") from error
+    return state
 
 
 def load_strictly(module: torch.nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
