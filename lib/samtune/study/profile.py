@@ -77,7 +77,7 @@ class Profile(_Strict):
         seeds: of main tables and named controls; ablation_seeds: of the other ablations.
         images: that every training cell sees; null: the paper's own schedule.
         plateau_images: of the one cell a method that is trained until it no longer improves; null: none.
-        batch_size: in training; accumulate: batches that make a step.
+        batch_size: in training; accumulate: batches that make a step; workers: processes that load its pictures.
         learning_rates: the grid in which all methods look for the best on validation; empty: each method's own rate.
         datasets: by notebook.
         notebooks: in the order in which they are run.
@@ -98,6 +98,7 @@ class Profile(_Strict):
     plateau_images: Count | None
     batch_size: Count
     accumulate: Count = 1
+    workers: Annotated[int, Field(ge=0)] = 0
     learning_rates: tuple[float, ...]
     evaluation: Evaluation
     pretraining: Pretraining
