@@ -12,7 +12,7 @@ from samtune.study import bench
 from samtune.study.bench import bench_methods, recommendations, run_bench, speed_table
 from samtune.study.cells import EvaluationCell, TrainingCell
 from samtune.study.estimate import estimate_seconds
-from samtune.study.records import Record, cell_of
+from samtune.study.records import Record, cell_of, read_records
 from small_sam import small_sam
 
 STEPS = {(name, phase) for name in bench_methods() for phase in bench.PHASES}
@@ -42,30 +42,88 @@ def test_every_method_is_timed_once_and_read_afterwards(tmp_path: Path, small: l
     assert dict(zip(fastest["method"], fastest["images_per_second"], strict=True)) == trained.to_dict()
 
 
-def test_time_that_is_up_leaves_one_round_and_no_larger_batch(tmp_path: Path, small: list[str]) -> None:
-    records = run_bench(tmp_path, ["nano", "vit_b"], 0.0, "cpu", say=lambda line: None)
+class Clock:
+    """A clock that only `run` moves on, by the seconds that a step is said to take."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, taken: dict[tuple[str, str], float]) -> None:
+        self.now, self.called = 0.0, []
+        monkeypatch.setattr(bench.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(bench, "_step", lambda method, cell, device: (cell.method, cell.phase, cell.batch))
+        monkeypatch.setattr(bench, "_seconds_a_product", lambda device: 0.0)
+
+        def run(step: tuple[str, str, int], device: str) -> tuple[float, None]:
+            self.called.append(step)
+            seconds = taken[step[1]] * step[2]
+            if seconds == float("inf"):
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            self.now += seconds
+            return seconds, None
+
+        monkeypatch.setattr(bench, "_run", run)
+
+
+def test_bench_ends_in_time_and_times_the_papers_training_first(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, {"train": 20.0, "encode": 4.0, "decode": 1.0})
+    records = run_bench(tmp_path, ["vit_b"], 1.5, "cpu", say=lambda line: None)
+    assert clock.now <= 90
+    assert [step[:2] for step in clock.called[:3]] == [("lora", "train"), ("spt", "train"), ("sam_sp", "train")]
     table = speed_table(records)
-    assert set(table["batch"]) == {1} and set(table["backbone"]) == {"nano", "vit_b"}
+    assert len(records) == len(set(clock.called)) and set(table["images_per_second"]) <= {1 / 20, 1 / 4, 1.0}
+    before = len(clock.called)
+    more = run_bench(tmp_path, ["vit_b"], 1.5, "cpu", say=lambda line: None)  # goes on with what is missing
+    assert len(more) > len(records) and clock.now <= 180
+    assert not set(clock.called[:before]) & set(clock.called[before:])
 
 
-def test_median_in_turns_leaves_the_first_round_out_and_what_does_not_fit_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_cannot_fit_is_not_started(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, {"train": 20.0, "encode": 4.0, "decode": 1.0})
+    monkeypatch.setattr(bench, "_seconds_a_product", lambda device: 1.0)
+    assert run_bench(tmp_path, ["nano"], 1.0, "cpu", say=lambda line: None) == [] and clock.called == []
+
+
+def test_what_was_timed_is_kept_when_the_bench_is_stopped(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, {"train": 1.0, "encode": 1.0, "decode": 1.0})
+    timed = bench._run
+
+    def stopped(step: tuple[str, str, int], device: str) -> tuple[float, None]:
+        if step[1] == "encode":
+            raise KeyboardInterrupt
+        return timed(step, device)
+
+    monkeypatch.setattr(bench, "_run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(tmp_path, ["nano"], 60.0, "cpu", say=lambda line: None)
+    assert {record.cell["phase"] for record in read_records(tmp_path / "records")} == {"train"} and clock.called
+
+
+def test_median_in_turns_leaves_the_first_round_out_and_what_does_not_fit_is_0(
+    small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     called = []
-    taken = {"a": iter([9.0, 1.0, 2.0, 7.0]), "b": iter([50.0, 3.0, 30.0, 4.0])}
+    taken = {"lora": iter([9.0, 1.0, 2.0, 7.0]), "spt": iter([50.0, 3.0, 30.0, 4.0])}
 
     def run(step, device):
         called.append(step)
-        if step == "c":
+        if step == "sam_sp":
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return next(taken[step]), None
 
     monkeypatch.setattr(bench, "_run", run)
+    monkeypatch.setattr(bench, "_seconds_a_product", lambda device: 0.0)
     monkeypatch.setattr(bench, "_step", lambda method, cell, device: cell.method)
-    cells = {(name, "train"): bench.TimingCell(name, "nano", "train", 4, "fp32", False, "x") for name in "abc"}
-    method = bench.build_method("decoder_tuning", small_sam())
-    found = bench._time(cells, dict.fromkeys("abc", method), "cpu", float("inf"))
+    names = ("lora", "spt", "sam_sp")
+    cells = {(name, "train"): bench.TimingCell(name, "nano", "train", 4, "fp32", False, "x") for name in names}
+    found: dict = {}
+    bench._Bench("nano", "cpu", False, float("inf")).time(cells, dict.fromkeys(cells, 0.0), found)
     speeds = [found[cell.key()].extras["images_per_second"] for cell in cells.values()]
     assert speeds == [4 / 2, 4 / 4, 0.0]
-    assert called == ["a", "b", "c"] + ["a", "b"] * 3
+    assert called == ["lora", "spt", "sam_sp"] + ["lora", "spt"] * 3
 
 
 def test_compilation_and_bf16_are_tried_on_cuda_alone() -> None:

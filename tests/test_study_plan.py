@@ -67,11 +67,11 @@ def test_hyper_parameters_reach_training_and_method(
     monkeypatch.setattr(execute, "train", spy)
     cell = training_cell(profile, "lora", DATA, 5, 3e-3, "", images=6, rank=2, alpha=4, optimiser="adamw")
     with pytest.raises(InputError, match="seen"):
-        executor(profile)(cell, tmp_path)
+        executor(profile.model_copy(update={"workers": 3}))(cell, tmp_path)
     config, method = seen["config"], seen["method"]
     assert (config.images, config.batch_size, config.learning_rate, config.seed) == (6, 2, 3e-3, 5)
     assert (config.prompts, config.target, config.preprocess) == (("box", "point10"), "union", "stretch")
-    assert (config.optimiser, config.device, config.precision) == ("adamw", "cpu", "fp32")
+    assert (config.optimiser, config.device, config.precision, config.workers) == ("adamw", "cpu", "fp32", 3)
     assert method.sam.get_submodule("image_encoder.blocks.0.attn.v_proj").scaling["default"] == 2.0
     assert [(dataset.name, split) for dataset, split in seen["sources"]] == [(DATA, "train")]
 

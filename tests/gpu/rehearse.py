@@ -35,13 +35,20 @@ def random_checkpoint(backbone: str) -> str:
     return str(path)
 
 
-def rehearsal_profile(backbone: str, device: str) -> Path:
-    """The profile gpu with 8 pictures a training, two a measurement, one seed and one learning rate, as a file."""
+def rehearsal_profile(backbone: str, device: str, datasets: list[str]) -> Path:
+    """The profile gpu with 8 pictures a training, two a measurement, one seed, one learning rate and one data set a
+    notebook, as a file; of the ablations those of the profile smoke: each kind of cell once is enough."""
     gpu: Profile = load_profile("gpu")
     values = gpu.model_dump(mode="json") | {
         "name": "rehearsal", "backbone": backbone, "device": device, "images": 8, "plateau_images": None,
-        "seeds": [0], "ablation_seeds": [0], "batch_size": 2, "learning_rates": [1e-3],
+        "seeds": [0], "ablation_seeds": [0], "batch_size": 2, "workers": 1, "learning_rates": [1e-3],
     }  # fmt: skip
+    small = load_profile("smoke").notebooks
+    for name, notebook in values["notebooks"].items():
+        first = values["datasets"][name] = datasets or values["datasets"][name][:1]
+        given = notebook["parameters"] | small[name].parameters
+        notebook["parameters"] = given | {key: first for key in ("controls", "transfer") if key in given}
+        notebook["parameters"] |= {"speed": ["nano" if backbone == "nano" else "vit_b"]} if "speed" in given else {}
     values["evaluation"] |= {"max_images": 2, "batch_size": 2}
     path = FOLDER / "rehearsal.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,13 +75,12 @@ if __name__ == "__main__":
     parser.add_argument("--dataset", action="append", help="in place of the profile's; may be given again")
     parser.add_argument("notebooks", nargs="*")
     asked = parser.parse_args()
-    profile = rehearsal_profile(random_checkpoint(asked.backbone), asked.device)
+    profile = rehearsal_profile(random_checkpoint(asked.backbone), asked.device, asked.dataset or [])
     listed = load_profile(str(profile)).notebooks
     failures = []
     for name in asked.notebooks or listed:
         try:
-            sets = {"datasets": asked.dataset} if asked.dataset else {}
-            run_notebook(name, str(profile), listed[name].parameters | sets)
+            run_notebook(name, str(profile), listed[name].parameters)
         except Exception as error:  # one that fails must not hide what the others do
             print(f"FAILED {name}: {error}", flush=True)
             failures.append(name)

@@ -4,6 +4,7 @@ Random weights cost what trained ones do, so that no checkpoint is needed. Metho
 that slows down does so for all.
 """
 
+import copy
 import gc
 import statistics
 import time
@@ -18,10 +19,10 @@ from samtune.common.errors import is_out_of_memory
 from samtune.common.paths import results_root
 from samtune.methods import METHODS, Method, build_method
 from samtune.prompts import Prompts
-from samtune.sam.build import new_sam
+from samtune.sam.build import Sam, new_sam
 from samtune.study.cells import TimingCell
 from samtune.study.records import Record
-from samtune.study.runner import Result, run_cells
+from samtune.study.runner import Result, missing_cells, run_cells
 from samtune.training import usable_device
 
 PHASES = ("encode", "decode", "train")
@@ -29,13 +30,17 @@ SHARES = {"nano": 0.2, "vit_b": 1.0, "vit_l": 1.0, "vit_h": 1.0}  # of the time
 BATCHES = (1, 2, 4, 8, 16, 32)
 ROUNDS = 4  # a first one to warm up, then three of which the median counts
 GAIN = 1.05  # a batch twice as large that gains less is the last one tried
+MARGIN = 1.5  # a step may take that much longer than expected
+TRAINING_PRODUCTS = 6  # a weight and a token: one forward, up to two backward; as much again for all else
+FIRST = ("lora", "spt", "sam_sp", "lora_samed")  # a short bench times these
 
+Place = tuple[str, str]  # method, phase
 Step = Callable[[], object]
 
 
 def bench_methods() -> list[str]:
-    """What is timed: every method that trains something."""
-    return [name for name in METHODS if name != "zero_shot"]
+    """What is timed: every method that trains something, the papers' first."""
+    return [*FIRST, *(name for name in METHODS if name not in (*FIRST, "zero_shot"))]
 
 
 def run_bench(
@@ -47,7 +52,8 @@ def run_bench(
 ) -> list[Record]:
     """Time all methods on each backbone as far as `minutes` reach, and record it; what has a record is read.
 
-    Batches double until a step does not fit into memory, gains nothing, or would not end in time.
+    Batches double until a step does not fit into memory, gains nothing, or would not end in time. What time did not
+    reach has no record, and is timed by the next run.
 
     Args:
         results: a profile's name, or its results folder.
@@ -61,13 +67,13 @@ def run_bench(
     backbones = backbones or (("nano", "vit_b") if device == "cpu" else tuple(SHARES))
     end = time.perf_counter() + 60 * minutes
     records: list[Record] = []
-    for place, backbone in enumerate(backbones):
-        left = sum(SHARES[name] for name in backbones[place:])
-        until = time.perf_counter() + (end - time.perf_counter()) * SHARES[backbone] / left
-        for precision, compiled in settings(device):
-            left = max(0, until - time.perf_counter())
-            say(f"{backbone}, {precision}{', compiled' if compiled else ''}: up to {left:.0f} s")
-            records += _bench_setting(folder, backbone, device, precision, compiled, until)
+    shares = [(SHARES[name], name, *setting) for name in backbones for setting in settings(device)]
+    for place, (share, backbone, precision, compiled) in enumerate(shares):
+        left = end - time.perf_counter()
+        until = time.perf_counter() + left * share / sum(share for share, *_ in shares[place:])
+        seconds = max(0.0, until - time.perf_counter())
+        say(f"{backbone}, {precision}{', compiled' if compiled else ''}: up to {seconds:.0f} s")
+        records += _bench_setting(folder, backbone, device, precision, compiled, until)
     return records
 
 
@@ -75,93 +81,141 @@ def settings(device: str) -> list[tuple[str, bool]]:
     """The precisions, and whether compiled, that are worth a try on `device`."""
     if device.startswith("cuda"):
         return [(precision, compiled) for compiled in (False, True) for precision in ("bf16", "fp32")]
-    return [(precision, False) for precision in dict.fromkeys(("fp32", provenance.choose_precision("auto", device)))]
+    return [(precision, False) for precision in dict.fromkeys((provenance.choose_precision("auto", device), "fp32"))]
 
 
 def _bench_setting(
     folder: Path, backbone: str, device: str, precision: str, compiled: bool, until: float
 ) -> list[Record]:
     """The records of one backbone in one setting, until the time `until` (of `time.perf_counter`)."""
-    methods: dict[str, Method] = {}
-    growing = {
-        (name, phase): 0.0 for name in bench_methods() for phase in PHASES
-    }  # pictures a second at the batch before
+    bench = _Bench(backbone, device, compiled, until)
+    name = provenance.device_name(device)
+    growing = {(one, "train"): 0.0 for one in FIRST}  # pictures a second at the batch before
+    growing |= {(one, phase): 0.0 for phase in PHASES for one in bench_methods()}
     records: list[Record] = []
     for batch in BATCHES:
         cells = {
-            (name, phase): TimingCell(
-                name, backbone, phase, batch, precision, compiled, provenance.device_name(device), ("speed",)
-            )
-            for (name, phase), speed in growing.items()
-            if batch == 1 or batch / speed < until - time.perf_counter()
+            place: TimingCell(place[0], backbone, place[1], batch, precision, compiled, name, ("speed",))
+            for place in growing
         }
+        missing = {cell.key() for cell in missing_cells(list(cells.values()), folder)}
         timed: dict[str, Result] = {}
-
-        def execute(cell: TimingCell, _: Path, timed: dict[str, Result] = timed, cells: Mapping = cells) -> Result:
-            if not timed:  # all in turns
-                methods.update(methods or _build(backbone, device, compiled))
-                timed.update(_time(cells, methods, device, until))
-            return timed[cell.key()]
-
-        found = run_cells(list(cells.values()), folder, execute, say=lambda line: None)
+        try:
+            bench.time({place: cell for place, cell in cells.items() if cell.key() in missing}, growing, timed)
+        finally:  # what is timed is kept, whatever stops the rest
+            cells = {
+                place: cell for place, cell in cells.items() if cell.key() in {*timed} or cell.key() not in missing
+            }
+            found = run_cells(
+                list(cells.values()), folder, lambda cell, _, timed=timed: timed[cell.key()], say=lambda line: None
+            )
         records += found
         speeds = {place: record.extras["images_per_second"] for place, record in zip(cells, found, strict=True)}
         growing = {place: speed for place, speed in speeds.items() if speed > GAIN * growing[place]}
         if not growing or time.perf_counter() > until:
             break
-    methods.clear()
+    del bench
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
     return records
 
 
-def _build(backbone: str, device: str, compiled: bool) -> dict[str, Method]:
-    """Every method on random weights; its encoder compiled where asked."""
-    built = {}
-    for name in bench_methods():
-        torch.manual_seed(0)
-        sam = new_sam(backbone)
-        if METHODS[name].needs_sam:
-            built[name] = build_method(name, sam)
-        else:  # on pictures as large as the backbone's
-            built[name] = build_method(name, None, image_size=sam.image_size)
-        built[name].to(device)
-        if compiled:
-            (built[name].sam.image_encoder if METHODS[name].needs_sam else built[name]).compile()
-    return built
+class _Bench:
+    """Methods on random weights of one backbone, and what is known of how long their steps take."""
+
+    def __init__(self, backbone: str, device: str, compiled: bool, until: float) -> None:
+        self.device, self.compiled, self.until = device, compiled, until
+        self.backbone, self.sam = backbone, None
+        self.methods: dict[str, Method] = {}
+        self.slowest: dict[str, float] = {}  # seconds a picture by phase, preparations included
+
+    def time(self, cells: Mapping[Place, TimingCell], speeds: Mapping[Place, float], timed: dict[str, Result]) -> None:
+        """Put the result of every cell that time reaches into `timed`, by its key.
+
+        The median of some rounds, in each of which every step has its turn; in the first round too no step is started
+        that is not expected to end in time. One that does not fit into memory makes 0 pictures a second.
+
+        Args:
+            speeds: pictures a second at the batch before, 0 where that is not known.
+        """
+        steps: dict[Place, Step] = {}
+        seconds: dict[Place, list[float]] = {}
+        for number in range(ROUNDS):
+            for place, cell in cells.items():
+                known = seconds.get(place)
+                if number and not known:  # did not fit, or was not reached
+                    continue
+                start = time.perf_counter()
+                expected = known[-1] if known else self.expected(cell, speeds[place])
+                if start + MARGIN * expected > self.until:
+                    continue
+                memory = None
+                try:
+                    if place not in steps:
+                        steps[place] = _step(self.method(place[0]), cell, self.device)
+                    taken, memory = _run(steps[place], self.device)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    taken = None
+                if taken is None:
+                    seconds[place] = []
+                else:
+                    seconds.setdefault(place, []).append(taken)
+                    a_picture = (time.perf_counter() - start) / cell.batch
+                    self.slowest[cell.phase] = max(self.slowest.get(cell.phase, 0.0), a_picture)
+                timed[cell.key()] = _result(cell, seconds[place], memory, self.methods[place[0]])
+
+    def expected(self, cell: TimingCell, speed: float) -> float:
+        """About how many seconds the first step of a cell takes: from its smaller batch, else from other methods' steps
+        (a training step, which has all phases in it, in place of what is not known), else from products of matrices."""
+        if speed:
+            return cell.batch / speed
+        slowest = self.slowest.get(cell.phase, self.slowest.get("train"))
+        if slowest is not None:
+            return cell.batch * slowest
+        encoder = self.plain_sam().image_encoder
+        weights = sum(parameter.numel() for parameter in encoder.parameters())
+        tokens = (encoder.img_size // encoder.patch_embed.proj.stride[0]) ** 2
+        return TRAINING_PRODUCTS * weights * tokens * cell.batch * _seconds_a_product(self.device)
+
+    def plain_sam(self) -> Sam:
+        """The backbone on random weights, of which every method has a copy."""
+        if self.sam is None:
+            torch.manual_seed(0)
+            self.sam = new_sam(self.backbone)
+        return self.sam
+
+    def method(self, name: str) -> Method:
+        """A method, made when its turn comes; its encoder compiled where asked."""
+        if name not in self.methods:
+            if METHODS[name].needs_sam:
+                method = build_method(name, copy.deepcopy(self.plain_sam()))
+            else:  # on pictures as large as the backbone's
+                method = build_method(name, None, image_size=self.plain_sam().image_size)
+            self.methods[name] = method.to(self.device)
+            if self.compiled:
+                (method.sam.image_encoder if METHODS[name].needs_sam else method).compile()
+        return self.methods[name]
 
 
-def _time(
-    cells: Mapping[tuple[str, str], TimingCell], methods: Mapping[str, Method], device: str, until: float
-) -> dict[str, Result]:
-    """The result of every cell by its key: the median of some rounds, in each of which every step has its turn.
+def _seconds_a_product(device: str) -> float:
+    """Seconds that a multiplication and addition takes in a product of matrices of a layer's size."""
+    left, right = torch.randn(512, 768, device=device), torch.randn(768, 768, device=device)
+    seconds = min(_run(lambda: left @ right, device)[0] for _ in range(5))
+    return seconds / (512 * 768 * 768)
 
-    Once time is up no step is repeated; each is run once at least. One that does not fit makes 0 pictures a second.
-    """
-    steps = {place: _step(methods[place[0]], cell, device) for place, cell in cells.items()}
-    seconds: dict[tuple[str, str], list[float]] = {place: [] for place in steps}
-    memory: dict[tuple[str, str], float | None] = {}
-    for number in range(ROUNDS):
-        for place in [place for place in steps if number == 0 or time.perf_counter() < until]:
-            try:
-                taken, memory[place] = _run(steps[place], device)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                del steps[place]
-                continue
-            seconds[place].append(taken)
-    results = {}
-    for place, cell in cells.items():
-        taken = statistics.median(seconds[place][1:] or seconds[place]) if place in steps else None
-        extras = {
-            "images_per_second": cell.batch / taken if taken else 0.0,
-            "peak_memory_mb": memory.get(place),
-            "trainable_parameters": methods[place[0]].count_trainable(),
-        }
-        results[cell.key()] = Result(precision=cell.precision, seconds=taken or 0.0, extras=extras)
-    return results
+
+def _result(cell: TimingCell, seconds: Sequence[float], memory: float | None, method: Method) -> Result:
+    """Of the rounds' `seconds` (none: did not fit) the median; the first, to warm up, counts where it is the only."""
+    taken = statistics.median(seconds[1:] or seconds) if seconds else None
+    extras = {
+        "images_per_second": cell.batch / taken if taken else 0.0,
+        "peak_memory_mb": memory,
+        "trainable_parameters": method.count_trainable(),
+    }
+    return Result(precision=cell.precision, seconds=taken or 0.0, extras=extras)
 
 
 def _step(method: Method, cell: TimingCell, device: str) -> Step:
@@ -172,10 +226,12 @@ def _step(method: Method, cell: TimingCell, device: str) -> Step:
     prompts = Prompts(torch.arange(batch, device=device), boxes)
     masks = torch.zeros(batch, 1, size, size, device=device)
     masks[:, :, size // 5 : size * 7 // 10, size // 5 : size * 7 // 10] = 1
-    with torch.no_grad():
-        embedding = method.eval().encode(images[:1]).expand(batch, -1, -1, -1)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=cell.precision == "bf16")
-    optimiser = torch.optim.AdamW(method.trainable().values(), lr=1e-4)
+    if cell.phase == "decode":
+        with torch.no_grad(), autocast:
+            embedding = method.eval().encode(images[:1]).expand(batch, -1, -1, -1)
+    if cell.phase == "train":
+        optimiser = torch.optim.AdamW(method.trainable().values(), lr=1e-4)
 
     def encode() -> None:
         with torch.no_grad(), autocast:

@@ -70,6 +70,7 @@ def executor(profile: Profile) -> Execute:
             seed=cell.seed,
             device=device,
             precision=precision,
+            workers=profile.workers,
             **{"batch_size": profile.batch_size, "learning_rate": method.learning_rate} | options,
         )
         sources = [(open_dataset(name), "train") for name in cell.train_datasets]

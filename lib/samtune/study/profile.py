@@ -112,6 +112,7 @@ class Profile(_Strict):
         plateau_images: seen by one training of each method, to show where it stops improving; null: no such training.
         batch_size: in training.
         accumulate: batches for an optimiser step.
+        workers: processes that load the pictures of a training.
         learning_rates: the grid, searched on validation for all methods; empty: each method's own rate.
         evaluation: what is measured.
         pretraining: of the nano SAM.
@@ -134,6 +135,7 @@ class Profile(_Strict):
     plateau_images: Count | None
     batch_size: Count
     accumulate: Count = 1
+    workers: Annotated[int, Field(ge=0)] = 0
     learning_rates: tuple[float, ...]
     evaluation: Evaluation
     pretraining: Pretraining
