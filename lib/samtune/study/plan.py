@@ -47,10 +47,11 @@ def choose_learning_rates(
     large that the model ignores its prompt would win. One seed cannot tell apart rates that are within half a point,
     and a smaller rate stays nearer to SAM. A rate whose loss ends in no number is never chosen.
 
-    Shown in the table `learning_rates`. A grid of one rate is not run; without a grid each method has its own rate.
+    Shown in the table `learning_rates`. A grid of one rate is not run; without a grid each method has the profile's
+    rate for it, or its own.
     """
     grid = sorted(profile.learning_rates)
-    own = {place: METHODS[place[1]].learning_rate for place in places}
+    own = {place: profile.rates.get(place[1], METHODS[place[1]].learning_rate) for place in places}
     if len(grid) <= 1:
         return {place: grid[0] if grid else own[place] for place in places}
     chosen = {place: min(grid, key=lambda rate: abs(np.log(rate / own[place]))) for place in places}

@@ -79,6 +79,7 @@ class Profile(_Strict):
         plateau_images: of the one cell a method that is trained until it no longer improves; null: none.
         batch_size: in training; accumulate: batches that make a step.
         learning_rates: the grid in which all methods look for the best on validation; empty: each method's own rate.
+        rates: by method, the rate in place of its own where there is no grid.
         datasets: by notebook.
         notebooks: in the order in which they are run.
     """
@@ -99,6 +100,7 @@ class Profile(_Strict):
     batch_size: Count
     accumulate: Count = 1
     learning_rates: tuple[float, ...]
+    rates: dict[str, Annotated[float, Field(gt=0)]] = {}
     evaluation: Evaluation
     pretraining: Pretraining
     datasets: dict[str, Names]
