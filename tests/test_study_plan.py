@@ -155,6 +155,8 @@ def test_grid_of_one_rate_is_not_run(profile: Profile, monkeypatch: pytest.Monke
     no_grid = profile.model_copy(update={"learning_rates": ()})
     chosen = choose_learning_rates(no_grid, places, "")
     assert chosen == {one: METHODS[one[1]].learning_rate for one in places}
+    named = no_grid.model_copy(update={"rates": {"lora": 0.01}})
+    assert choose_learning_rates(named, places, "") == chosen | {places[0]: 0.01}
 
 
 def test_a_variant_has_its_own_rate_and_other_changes_take_the_methods(

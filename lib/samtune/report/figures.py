@@ -215,10 +215,12 @@ def title_and_width(path: Path) -> tuple[str, float]:
 class Picture(Figure):
     """A figure that shows itself at the end of a notebook's cell, without pyplot's global state.
 
-    `file`, once saved: `run_notebook` puts a link to it into the executed notebook, in place of the figure.
+    `file`, once saved: `run_notebook` puts a link to it into the executed notebook, in place of the figure. `alt`: what
+    it shows, in words; "": its title.
     """
 
     file: Path | None = None
+    alt: str = ""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
         buffer = io.BytesIO()
@@ -227,9 +229,9 @@ class Picture(Figure):
         return buffer.getvalue(), {} if self.file is None else {"file": str(self.file)}
 
 
-def panels(title: str, count: int, width: float, height: float) -> tuple[Picture, list[Axes]]:
-    """A figure of `count` panels of that size in inches, three a row at most."""
-    columns = min(count, 3)
+def panels(title: str, count: int, width: float, height: float, columns: int = 3) -> tuple[Picture, list[Axes]]:
+    """A figure of `count` panels of that size in inches, `columns` a row at most."""
+    columns = min(count, columns)
     rows = -(-count // columns)
     figure = Picture(figsize=(width * columns, height * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()

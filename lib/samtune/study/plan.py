@@ -50,7 +50,7 @@ def choose_learning_rates(
     chosen.
 
     Args:
-        profile: its grid; with one rate nothing is trained, with none each method has its own rate.
+        profile: its grid; with one rate nothing is trained, with none each method has the profile's rate for it, or its own.
         places: see `place_of`.
         hash: of the backbone's weights.
         trained_with: kinds of prompts in training, joined by ",".
@@ -58,7 +58,7 @@ def choose_learning_rates(
     The table `learning_rates` shows the scores.
     """
     grid = sorted(profile.learning_rates)
-    own = {place: METHODS[place[1]].learning_rate for place in places}
+    own = {place: profile.rates.get(place[1], METHODS[place[1]].learning_rate) for place in places}
     if len(grid) <= 1:
         return {place: grid[0] if grid else own[place] for place in places}
     chosen = {place: min(grid, key=lambda rate: abs(np.log(rate / own[place]))) for place in places}

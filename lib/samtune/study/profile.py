@@ -113,7 +113,8 @@ class Profile(_Strict):
         batch_size: in training.
         accumulate: batches for an optimiser step.
         workers: processes that load the pictures of a training.
-        learning_rates: the grid, searched on validation for all methods; empty: each method's own rate.
+        learning_rates: the grid, searched on validation for all methods; empty: no search.
+        rates: by method, used without a grid in place of the method's own.
         evaluation: what is measured.
         pretraining: of the nano SAM.
         datasets: by notebook.
@@ -137,6 +138,7 @@ class Profile(_Strict):
     accumulate: Count = 1
     workers: Annotated[int, Field(ge=0)] = 0
     learning_rates: tuple[float, ...]
+    rates: dict[str, Annotated[float, Field(gt=0)]] = {}
     evaluation: Evaluation
     pretraining: Pretraining
     datasets: dict[str, Names]

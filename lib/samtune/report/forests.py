@@ -1,0 +1,166 @@
+"""Forest plots: the paired differences that decide, one figure a paper and one for tuned against untuned."""
+
+from collections.abc import Iterable, Mapping
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+
+from samtune.methods import METHODS
+from samtune.report.contrasts import FEWEST_UNITS, Side, above, contrasts, interval
+from samtune.report.figures import INK, SOFT, STYLE, panels
+from samtune.report.readable_tables import MEAN, METRIC_LABELS
+from samtune.study import sam_sp
+from samtune.study.records import Record
+
+POINT = 0.01  # a difference that is hardly seen in use
+NARROW = 0.03  # half of the axis of small differences, where they fit it
+
+
+def _spt(method: str, prompt: str = "box") -> Side:
+    return Side("spt_main", method, prompt, fallback="baselines")
+
+
+def _sam_sp(method: str = "sam_sp", output: str = "final", **options: object) -> Side:
+    return Side("sam_sp_main", method, "none", options, output)
+
+
+def _asam(method: str) -> Side:
+    return Side("asam_main", method, "box")
+
+
+_FIRST_VERSION = sam_sp.TRUTH_ON_BOTH
+_DIRECT = Side("sam_sp_ablation", "lora_samed", "none", {"mask_loss": "dice"})
+
+# By figure: its title, then by comparison: measure, terms, what is above, and whether the set was not trained on.
+FORESTS: dict[str, tuple[str, list[tuple]]] = {
+    "spt_forest": (
+        "SPT minus LoRA, equal training",
+        [
+            ("box prompt", "iou", above(_spt("spt"), _spt("lora")), False),
+            ("ten clicks", "iou", above(_spt("spt", "point10"), _spt("lora", "point10")), False),
+        ],
+    ),
+    "sam_sp_forest": (
+        "SAM-SP's second pass, no prompt",
+        [
+            ("minus LoRA taught by the same Dice loss", "dice", above(_sam_sp(), _DIRECT), False),
+            ("minus its own first pass", "dice", above(_sam_sp(output="pass1"), _sam_sp(output="pass0")), False),
+            (
+                "first version (truth on both passes) minus LoRA", "dice",
+                above(_sam_sp(**_FIRST_VERSION), _sam_sp("lora_samed")), False,
+            ),
+            (
+                "first version minus its own first pass", "dice",
+                above(_sam_sp(output="pass1", **_FIRST_VERSION), _sam_sp(output="pass0", **_FIRST_VERSION)), False,
+            ),
+        ],
+    ),
+    "asam_forest": (
+        "ASAM minus tuning on clean pictures",
+        [("sets not tuned on, box prompt", "iou", above(_asam("asam"), _asam("clean_tuning")), True)],
+    ),
+    "tuning_forest": (
+        "Tuned minus not tuned",
+        [
+            ("LoRA, box prompt", "iou", above(_spt("lora"), _spt("zero_shot")), False),
+            ("LoRA, ten clicks", "iou", above(_spt("lora", "point10"), _spt("zero_shot", "point10")), False),
+            ("SPT, box prompt", "iou", above(_spt("spt"), _spt("zero_shot")), False),
+            ("SAM-SP, no prompt", "dice", above(_sam_sp(), _sam_sp("zero_shot")), False),
+            (
+                "SAM-SP's first version, no prompt", "dice",
+                above(_sam_sp(**_FIRST_VERSION), _sam_sp("zero_shot")), False,
+            ),
+            ("ASAM, sets not tuned on, box prompt", "iou", above(_asam("asam"), _asam("zero_shot")), True),
+        ],
+    ),
+}  # fmt: skip
+
+
+def forest_rows(records: Iterable[Record], backbone: str, name: str) -> pd.DataFrame:
+    """What the figure `name` shows: comparison, method, metric, dataset (and the mean of several), effect, low, high,
+    seeds, images, units (independent images or groups); no row for what was not run."""
+    records, rows = list(records), []
+    for comparison, metric, terms, transfer in FORESTS[name][1]:
+        found = contrasts(terms, records, metric, backbone, transfer)
+        places = [(tested, [contrast]) for (_, tested), contrast in found.items()]
+        if len(places) > 1:
+            places.append((MEAN, list(found.values())))
+        for dataset, ones in places:
+            effect, low, high = interval(ones)
+            seeds = min(one.effects.shape[0] for one in ones)
+            images, units = (
+                sum(counts) for counts in zip(*((len(one.groups), one.units) for one in ones), strict=True)
+            )
+            method = terms[0][1].method
+            rows.append((comparison, method, metric, dataset, effect, low, high, seeds, images, units))
+    columns = ["comparison", "method", "metric", "dataset", "effect", "low", "high", "seeds", "images", "units"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@matplotlib.rc_context(STYLE)
+def forest(rows: pd.DataFrame, title: str) -> Figure:
+    """`forest_rows` as points with their 95% intervals, a panel a comparison, all on one axis around zero.
+
+    A grey band marks differences within one point; the colour is the method's. The mean of sets is a diamond; hollow is
+    what rests on fewer than `FEWEST_UNITS` independent images or groups, whose interval means little. The axis is
+    ±0.03 wide where all effects fit it, else as wide as they ask for; an interval may leave it (arrow).
+    """
+    shown = [one for _, one in rows.groupby("comparison", sort=False)]
+    figure, axes = panels(title, max(len(shown), 1), width=6.4, height=1.0, columns=1)
+    lengths = [len(one) + 1.5 for one in shown] or [1.0]
+    figure.set_figheight(0.3 * sum(lengths) + 0.75)
+    axes[0].get_gridspec().set_height_ratios(lengths)
+    furthest = max(1.15 * rows["effect"].abs().max(), NARROW) if len(rows) else NARROW
+    most = max(rows["high"].max(), 0) * 1.08 if furthest > 5 * NARROW else furthest
+    least = min(rows["low"].min(), 0) * 1.08 - POINT if furthest > 5 * NARROW else -furthest
+    for axis, one in zip(axes, shown, strict=False):
+        axis.axvspan(-POINT, POINT, color="#f0f1f4", linewidth=0)
+        axis.axvline(0, color=SOFT, linewidth=1)
+        for place, row in enumerate(one.to_dict("records")):
+            colour = METHODS[row["method"]].colour if row["method"] in METHODS else INK
+            axis.plot([max(row["low"], least), min(row["high"], most)], [place, place], color=colour, linewidth=2)
+            for end, beyond, marker in ((least, row["low"] < least, "<"), (most, row["high"] > most, ">")):
+                if beyond:
+                    axis.plot(end, place, marker=marker, color=colour, markersize=6, clip_on=False)
+            few = row["units"] < FEWEST_UNITS
+            shape = {"marker": "D" if row["dataset"] == MEAN else "o", "markersize": 6.5}
+            axis.plot(row["effect"], place, color=colour, markerfacecolor="white" if few else colour, **shape)
+            text = (
+                f"{100 * row['effect']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]  n = {row['images']}"
+            )
+            style = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "color": INK}
+            axis.annotate(text, (1.02, place), annotation_clip=False, **style)
+        axis.set(xlim=(least, most), ylim=(len(one) - 0.4, -0.6))
+        axis.set_yticks(range(len(one)), one["dataset"], color=INK)
+        axis.grid(axis="y", visible=False)
+        axis.spines["left"].set_visible(False)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}" if abs(value) > 1e-9 else "0")
+        seeds = sorted(set(one["seeds"]))
+        seeds = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+        axis.set_title(f"{one['comparison'].iloc[0]}, {seeds}")
+        axis.set_xlabel(f"points of {METRIC_LABELS[one['metric'].iloc[0]]}" if one is shown[-1] else "")
+    if not shown:
+        axes[0].set_axis_off()
+        axes[0].text(0, 0.5, "not run", color=SOFT)
+    return figure
+
+
+def paper_forest(records: Iterable[Record], backbone: str, name: str) -> Figure:
+    """The forest plot `name`, one of `FORESTS`, of these records; its alt text is in `Picture.alt`."""
+    rows = forest_rows(records, backbone, name)
+    title = FORESTS[name][0]
+    figure = forest(rows, title)
+    figure.alt = forest_words(rows, title)
+    return figure
+
+
+def forest_words(rows: pd.DataFrame, title: str) -> str:
+    """What a forest plot shows, for who cannot see it: each comparison's mean of sets, or only set, in points."""
+    said = []
+    for comparison, one in rows.groupby("comparison", sort=False):
+        last: Mapping = one.iloc[-1]
+        sets = f"mean of {len(one) - 1} sets" if last["dataset"] == MEAN else last["dataset"]
+        effect, low, high = (f"{100 * last[name]:+.1f}" for name in ("effect", "low", "high"))
+        said.append(f"{comparison}, {sets}: {effect} points of {METRIC_LABELS[last['metric']]} [{low}, {high}]")
+    return f"{title}. " + ("; ".join(said) or "Not run") + "."
