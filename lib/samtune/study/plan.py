@@ -50,7 +50,8 @@ def choose_learning_rates(
     chosen.
 
     Args:
-        profile: its grid; with one rate nothing is trained, with none each method has the profile's rate for it, or its own.
+        profile: its grid. With one rate nothing is trained; with none each method has the rate of `profile.rates`, or
+            its own.
         places: see `place_of`.
         hash: of the backbone's weights.
         trained_with: kinds of prompts in training, joined by ",".
