@@ -71,7 +71,8 @@ def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
                 effect = reported[row["id"]]
                 cells.append("" if effect is None else f"{effect:+.3f}")
             lines.append(f"| {' | '.join([*cells, row['verdict']])} |")
-        lines += [f"\n{row['id']}, {row['dataset']}: {row['note']}" for row in rows[-1:] if row["note"]]
+        last = {row["id"]: row for row in rows}  # of each claim the mean of sets, or the only set
+        lines += [f"\n{row['id']}, {row['dataset']}: {row['note']}" for row in last.values() if row["note"]]
     return "\n".join(lines[1:])
 
 
