@@ -12,15 +12,14 @@ from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import asset
 from samtune.report.labels import in_order, method_order
-from samtune.report.tables import METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
+from samtune.report.tables import LOWER_IS_BETTER, MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
 from samtune.study.bench import PHASES
 from samtune.study.cells import NO_BACKBONE
 
-NOT_RUN, NOT_AVAILABLE, MEAN = "not run", "not available", "mean of sets"
+NOT_RUN, NOT_AVAILABLE = "not run", "not available"
 UPPER_BOUNDS = {"best_of_3", "best_by_truth", "at_mask_size"}  # outputs that know the truth: never set in bold
 # The lowest or highest says nothing of the method: the prompt's own; a measure that counts a missed object as perfect.
 NOT_COMPARED = {"box_area", "hd95_transunet"}
-LOWER_IS_BETTER = {"hd95_strict", "mae", "false_alarm_area"}
 METRIC_LABELS = {
     "iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice", "box_iou": "box IoU",
     "hd95_transunet": "HD95 (TransUNet), px", "hd95_strict": "HD95 (strict), px", "s_measure": "S-measure",
@@ -98,6 +97,7 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
     split_by = [column for column in ("size", "object_class") if column in table]
     labels = ["dataset", *split_by, "method"]
     table = _without_last_pass(table)
+    table = table[table["dataset"] != MEAN]  # added again below, where no set is missing
     # A training set is worth a column only where a method was trained on something else than it is measured on.
     table = table.assign(train_dataset=table["train_dataset"].where(table["train_dataset"] != table["dataset"], ""))
     if table["backbone"].replace(NO_BACKBONE, np.nan).nunique() == 1:  # what has none needs no column for it
