@@ -77,7 +77,6 @@ def prompt_label(prompt: str) -> str:
     return PROMPTS.get(prompt, prompt.replace("_", " "))
 
 
-def row_label(method: str, variant: str = "", output: str = "final", trained_on: str = "") -> str:
-    """What a table's row shows, in words: method, what it varies, which of its masks, what else it was trained on."""
-    trained = "one model for all sets" if "+" in trained_on else f"tuned on {trained_on}" if trained_on else ""
+def row_label(method: str, variant: str = "", output: str = "final", trained: str = "") -> str:
+    """What a table's row shows, in words: method, what it varies, which of its masks, how else it was trained."""
     return ", ".join(filter(None, (label(method), variant, OUTPUTS.get(output, output), trained)))
