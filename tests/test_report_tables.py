@@ -227,30 +227,18 @@ def test_pivot_marks_the_best_and_gives_the_mean_of_sets(tmp_path):
     assert not pivot("baselines", iou.assign(output="at_mask_size")).best  # made from the truth
 
 
-def test_variants_that_were_measured_alike_share_a_pivot(tmp_path):
-    cells = [
-        EvaluationCell("zero_shot", "nano", "drive", prompt=prompt, tables=(f"spt_ablation:{variant}",))
-        for prompt, variant in (("point2", "points"), ("point20", "points"), ("box", "rank 2"), ("box", "rank 4"))
-    ]
-    boxes, points = pivots("spt_ablation", build_tables(records_of(tmp_path, cells))["spt_ablation"])
-    assert {line[boxes.header.index("variant")] for line in boxes.rows} == {"rank 2", "rank 4"}
-    assert points.caption.startswith("Variant points, backbone nano")
-    assert [label for label in points.header if label.startswith("IoU")] == ["IoU · point2", "IoU · point20"]
-    assert "not run" not in {cell for part in (boxes, points) for line in part.rows for cell in line}
-
-
-def test_prompts_that_few_methods_were_given_stand_apart(tmp_path):
-    cells = [
-        EvaluationCell(method, "nano", "drive", prompt="none", tables=("sam_sp_main",))
-        for method in ("zero_shot", "decoder_tuning", "lora")
-    ]
-    cells.append(EvaluationCell("zero_shot", "nano", "drive", prompt="box", tables=("sam_sp_main",)))
-    table = build_tables(records_of(tmp_path, cells))["sam_sp_main"]
-    unprompted, boxes = pivots("sam_sp_main", table)
-    assert len(unprompted.rows) == 3 and len(boxes.rows) == 1
-    assert "not run" not in {cell for part in (unprompted, boxes) for line in part.rows for cell in line}
-    half = table[table["method"] != "decoder_tuning"]
-    assert len(pivots("sam_sp_main", half)) == 1
+def test_a_readable_table_has_one_metric_and_prompt_sets_across_and_controls_apart(tmp_path):
+    cells = fake_cells(("spt_main",), methods=("lora", "spt"))
+    cells += [dataclasses.replace(cell, prompt="point10") for cell in cells if cell.method != "spt"]
+    table = build_tables(records_of(tmp_path, cells))["spt_main"]
+    parts = pivots("spt_main", table)
+    first = parts[0]
+    assert (first.title, first.folded) == ("IoU, box", False) and all(part.folded for part in parts[1:])
+    assert first.header == ["method", "magnetic-tile", "neu-seg", "mean of sets"]
+    assert [line[0] for line in first.rows] == ["zero-shot SAM", "LoRA", "SPT"]
+    assert first.best == {(2, 1), (2, 2), (2, 3)}  # as the column `best` says
+    assert [line[0] for line in parts[1].rows] == ["SPT, draft"] and max(len(part.header) for part in parts) <= 8
+    assert "IoU, ten clicks" in {part.title for part in parts}
 
 
 def test_a_grid_too_coarse_for_the_truth_is_named(tmp_path):
