@@ -41,7 +41,7 @@ def test_it_is_trained_and_stands_in_a_table_and_its_figure_in_its_own_colour(pr
     records = plan.run(plan.measured(plan.training("toy", DATA, 0), DATA, "toy_main"))
     table = build_tables(records)["toy_main"]
     assert set(table["method"]) == {"toy"} and np.isfinite(table["mean"]).any()
-    assert "| toy |" in table_page("toy_main", table, {})
+    assert "| toy tuning |" in table_page("toy_main", table, {})
     axis = metric_bars(table[table["prompt"] == "box"], "toy").axes[0]
     assert to_hex(axis.patches[0].get_facecolor()) == "#123456"
     assert axis.get_legend_handles_labels()[1] == ["toy tuning"]

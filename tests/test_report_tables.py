@@ -9,6 +9,7 @@ import pytest
 from fake_records import fake_cells, fake_execute, fake_objects
 from samtune.common.errors import InputError
 from samtune.common.paths import repository_root
+from samtune.report.provenance import provenance, record_list
 from samtune.report.readable_tables import (
     load_paper_numbers,
     markdown,
@@ -22,6 +23,7 @@ from samtune.report.readable_tables import (
 from samtune.report.tables import (
     COLUMNS,
     TABLES,
+    WHOLE,
     build_tables,
     check_tables,
     differences,
@@ -48,7 +50,7 @@ def row(table: pd.DataFrame, **values) -> pd.Series:
 def test_numbers_are_those_of_plain_numpy(tmp_path):
     cells = fake_cells()
     table = build_tables(records_of(tmp_path, cells))["baselines"]
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns) == [*COLUMNS, *WHOLE]
     found = row(table, method="lora", dataset="neu-seg", metric="iou")
     # objects (2 a image) -> images (12) -> seeds (3), written out
     seeds = [fake_objects(cell)["iou"].to_numpy().reshape(12, 2).mean(axis=1)
@@ -64,6 +66,30 @@ def test_numbers_are_those_of_plain_numpy(tmp_path):
     means = [values[draw.integers(0, 3, 3)][:, draw.integers(0, 12, 12)].mean() for _ in range(4000)]
     np.testing.assert_allclose([found["low"], found["high"]], np.percentile(means, [2.5, 97.5]), atol=0.003)
     assert row(table, method="zero_shot", dataset="neu-seg", metric="iou")["train_dataset"] == ""
+
+
+def test_means_of_sets_bold_and_records_are_in_the_tables(tmp_path):
+    cells = fake_cells(("spt_main",), methods=("lora", "spt"))
+    records = records_of(tmp_path, cells)
+    table = build_tables(records)["spt_main"].query("metric == 'iou' and output == 'final'")
+    mean = row(table, dataset="mean of sets", method="spt")
+    single = table[(table["method"] == "spt") & (table["mean_of"] == "")]
+    assert mean["mean"] == pytest.approx(single["mean"].mean()) and mean["mean_of"] == "magnetic-tile+neu-seg"
+    assert mean["low"] < mean["mean"] < mean["high"] and (mean["images"], mean["seeds"]) == (24, 3)
+    keys = {cell.key() for cell in cells if cell.method == "spt"}
+    assert set(mean["records"].split()) == keys and {len(keys.split()) for keys in single["records"]} == {3}
+    assert set(table[table["best"] == "yes"]["method"]) == {"spt"} and (table["best"] == "yes").sum() == 3
+    listed = record_list(records, "cpu").set_index("record")
+    assert keys <= set(listed.index)
+    command = listed.loc[single["records"].iloc[0].split()[1], "command"]
+    assert command.startswith("rm results/cpu/records/") and command.endswith(
+        "notebooks/10_spt.ipynb out.ipynb -p profile cpu -y '{datasets: [magnetic-tile], seeds: [1]}'"
+    )
+    assert provenance(records)["records"].sum() == len(records)
+    # The same numbers for another method: nobody is best.
+    twin = [dataclasses.replace(one, cell={**one.cell, "method": "asam"}, key=one.key[::-1]) for one in records
+            if one.objects is not None and one.method == "spt"]  # fmt: skip
+    assert not (build_tables([*records, *twin])["spt_main"].query("metric == 'iou'")["best"] == "yes").any()
 
 
 def test_images_count_alike_whatever_their_number_of_objects(tmp_path):
@@ -108,10 +134,12 @@ def test_nothing_is_invented_where_nothing_was_run(tmp_path):
     tables = build_tables([])
     assert list(tables) == list(TABLES)
     assert all(table.empty for table in tables.values())
-    assert all(list(table.columns) == COLUMNS for name, table in tables.items() if name != "speed")  # has its own
+    assert all(
+        list(table.columns) == [*COLUMNS, *WHOLE] for name, table in tables.items() if name != "speed"
+    )  # has its own
     write_tables(tables, tmp_path)
     write_pages(tables, tmp_path)
-    assert (tmp_path / "spt_main.csv").read_text().strip() == ",".join(COLUMNS)
+    assert (tmp_path / "spt_main.csv").read_text().strip() == ",".join([*COLUMNS, *WHOLE])
     assert "**Not run**" in (tmp_path / "spt_main.md").read_text()
     assert differences(read_table(tmp_path / "spt_main.csv"), tables["spt_main"]) == []
     # What the paper reports stands there all the same, beside "not run".
@@ -199,30 +227,18 @@ def test_pivot_marks_the_best_and_gives_the_mean_of_sets(tmp_path):
     assert not pivot("baselines", iou.assign(output="at_mask_size")).best  # made from the truth
 
 
-def test_variants_that_were_measured_alike_share_a_pivot(tmp_path):
-    cells = [
-        EvaluationCell("zero_shot", "nano", "drive", prompt=prompt, tables=(f"spt_ablation:{variant}",))
-        for prompt, variant in (("point2", "points"), ("point20", "points"), ("box", "rank 2"), ("box", "rank 4"))
-    ]
-    boxes, points = pivots("spt_ablation", build_tables(records_of(tmp_path, cells))["spt_ablation"])
-    assert {line[boxes.header.index("variant")] for line in boxes.rows} == {"rank 2", "rank 4"}
-    assert points.caption.startswith("Variant points, backbone nano")
-    assert [label for label in points.header if label.startswith("IoU")] == ["IoU · point2", "IoU · point20"]
-    assert "not run" not in {cell for part in (boxes, points) for line in part.rows for cell in line}
-
-
-def test_prompts_that_few_methods_were_given_stand_apart(tmp_path):
-    cells = [
-        EvaluationCell(method, "nano", "drive", prompt="none", tables=("sam_sp_main",))
-        for method in ("zero_shot", "decoder_tuning", "lora")
-    ]
-    cells.append(EvaluationCell("zero_shot", "nano", "drive", prompt="box", tables=("sam_sp_main",)))
-    table = build_tables(records_of(tmp_path, cells))["sam_sp_main"]
-    unprompted, boxes = pivots("sam_sp_main", table)
-    assert len(unprompted.rows) == 3 and len(boxes.rows) == 1
-    assert "not run" not in {cell for part in (unprompted, boxes) for line in part.rows for cell in line}
-    half = table[table["method"] != "decoder_tuning"]
-    assert len(pivots("sam_sp_main", half)) == 1
+def test_a_readable_table_has_one_metric_and_prompt_sets_across_and_controls_apart(tmp_path):
+    cells = fake_cells(("spt_main",), methods=("lora", "spt"))
+    cells += [dataclasses.replace(cell, prompt="point10") for cell in cells if cell.method != "spt"]
+    table = build_tables(records_of(tmp_path, cells))["spt_main"]
+    parts = pivots("spt_main", table)
+    first = parts[0]
+    assert (first.title, first.folded) == ("IoU, box", False) and all(part.folded for part in parts[1:])
+    assert first.header == ["method", "magnetic-tile", "neu-seg", "mean of sets"]
+    assert [line[0] for line in first.rows] == ["zero-shot SAM", "LoRA", "SPT"]
+    assert first.best == {(2, 1), (2, 2), (2, 3)}  # as the column `best` says
+    assert [line[0] for line in parts[1].rows] == ["SPT, draft"] and max(len(part.header) for part in parts) <= 8
+    assert "IoU, ten clicks" in {part.title for part in parts}
 
 
 def test_a_grid_too_coarse_for_the_truth_is_named(tmp_path):

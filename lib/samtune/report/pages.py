@@ -29,6 +29,7 @@ from samtune.report.claims import (
     paper_effect,
 )
 from samtune.report.figures import title_and_width
+from samtune.report.provenance import record_list
 from samtune.report.readable_tables import (
     MEAN,
     NOT_AVAILABLE,
@@ -98,7 +99,7 @@ def build_report(profile: str, results: Path | None = None) -> Path:
     records = read_records(folder / "records")
     tables = build_tables(records)
     claims = build_claims(records, profile, chosen.backbone)
-    write_tables(tables | {"claims": claims}, folder / "tables")
+    write_tables(tables | {"claims": claims, "records": record_list(records, chosen.name)}, folder / "tables")
     write_pages(tables, folder / "tables")
     context = _context(chosen, folder, records, tables, claims)
     pages = jinja2.Environment(

@@ -1,7 +1,7 @@
 """Tables for people: one row a data set and method, "mean ± std", and the paper's number beside ours, never mixed."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +11,17 @@ import yaml
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import asset
-from samtune.report.labels import in_order, method_order
-from samtune.report.tables import METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
+from samtune.report.labels import in_order, method_order, prompt_label, row_label
+from samtune.report.tables import LOWER_IS_BETTER, MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
 from samtune.study.bench import PHASES
 from samtune.study.cells import NO_BACKBONE
+from samtune.study.plan import SCORE_TIE
+from samtune.study.sam_sp import ON_BOTH
 
-NOT_RUN, NOT_AVAILABLE, MEAN = "not run", "not available", "mean of sets"
+NOT_RUN, NOT_AVAILABLE = "not run", "not available"
 UPPER_BOUNDS = {"best_of_3", "best_by_truth", "at_mask_size"}  # outputs that know the truth: never set in bold
 # The lowest or highest says nothing of the method: the prompt's own; a measure that counts a missed object as perfect.
 NOT_COMPARED = {"box_area", "hd95_transunet"}
-LOWER_IS_BETTER = {"hd95_strict", "mae", "false_alarm_area"}
 METRIC_LABELS = {
     "iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice", "box_iou": "box IoU",
     "hd95_transunet": "HD95 (TransUNet), px", "hd95_strict": "HD95 (strict), px", "s_measure": "S-measure",
@@ -28,6 +29,9 @@ METRIC_LABELS = {
     "e_measure_adaptive": "E-measure (adaptive)", "weighted_f": "weighted F", "mae": "MAE",
     "false_alarm_area": "false-alarm area", "box_area": "area of the prompt box", "psnr": "PSNR, dB", "ssim": "SSIM",
 }  # fmt: skip
+TOGETHER, UNSEEN = "one model for all sets", "tuned on"  # and not on what is measured
+WIDEST = 8  # columns of a table for people
+DASH = "–"  # of what could not be run
 COARSE = 0.8  # IoU of the truth with itself, drawn on SAM's low-resolution grid
 _PAPER_COLUMNS = ["table", "backbone", "prompt", "metric", "output", "method", "dataset", "mean"]
 
@@ -76,13 +80,16 @@ def paper_of(table: str, papers: Mapping[str, PaperNumbers]) -> PaperNumbers | N
 @dataclass(frozen=True)
 class Pivot:
     """A table as text: `header`, `rows` of as many cells, `best` the (row, column) of the best value of each data set,
-    `labels` the number of leading columns that name the row, `caption` what all rows share."""
+    `labels` the number of leading columns that name the row, `caption` what all rows share, `title` what is measured;
+    `folded`: to be shown on demand only."""
 
     header: list[str]
     rows: list[list[str]]
     best: set[tuple[int, int]]
     labels: int
     caption: str
+    title: str = ""
+    folded: bool = False
 
 
 def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> Pivot | None:
@@ -98,6 +105,7 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
     split_by = [column for column in ("size", "object_class") if column in table]
     labels = ["dataset", *split_by, "method"]
     table = _without_last_pass(table)
+    table = table[table["dataset"] != MEAN]  # added again below, where no set is missing
     # A training set is worth a column only where a method was trained on something else than it is measured on.
     table = table.assign(train_dataset=table["train_dataset"].where(table["train_dataset"] != table["dataset"], ""))
     if table["backbone"].replace(NO_BACKBONE, np.nan).nunique() == 1:  # what has none needs no column for it
@@ -141,24 +149,114 @@ def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> 
 
 
 def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> list[Pivot]:
-    """Several pivots of `table`: one for each group of variants that were measured with the same prompts and metrics.
+    """Several tables of at most `WIDEST` columns, each of one prompt and metric: methods down, sets across.
 
-    In a single pivot most cells would say "not run". The first pivot shows the methods without a variant, if there are
-    any, and the paper's numbers. A prompt that fewer than half of the methods were given (the true box, beside methods
-    without prompts) gets a pivot for itself.
+    First the methods as they are, then, folded, drafts, controls, bounds and models of several sets. What matters most
+    comes first and open: the prompt that most methods were given, and the paper's own metric. Bold: the column `best`.
     """
+    if table.empty:
+        return []
     if name == "speed":
-        return [speed_pivot(table)] if len(table) else []
-    lots: dict[frozenset, list[str]] = {}
-    for variant, rows in table.groupby("variant"):
-        lots.setdefault(frozenset(zip(rows["prompt"], rows["metric"], strict=True)), []).append(variant)
+        return [speed_pivot(table)]
+    if name == "learning_rates":
+        return _learning_rates(table)
+    table = _without_last_pass(table)
+    methods = table.groupby("prompt")["method"].nunique()
+    first = "dice" if name.startswith("sam_sp") else "iou"
+    measures = sorted(
+        set(zip(table["prompt"], table["metric"], strict=True)),
+        key=lambda one: (one[1] != first, -methods[one[0]], _measure_rank(one)),
+    )
+    parts: list[Pivot] = []
+    for prompt, metric in measures:
+        rows = table[(table["prompt"] == prompt) & (table["metric"] == metric)]
+        own = np.array([_trained_elsewhere(row) in ("", UNSEEN) for row in rows.to_dict("records")])
+        own &= (rows["output"] == "final") & ~rows["variant"].str.startswith(ON_BOTH)
+        as_it_is = own & (rows["variant"] == "") if (table["variant"] == "").any() else own
+        reported = _reported(name, paper)
+        reported = reported[(reported["prompt"] == prompt) & (reported["metric"] == metric)]
+        for words, chosen in (
+            ("", rows[as_it_is]),
+            (" (drafts, controls, bounds, one model for all)", rows[~as_it_is]),
+        ):
+            if len(chosen):
+                title = f"{METRIC_LABELS.get(metric, metric.replace('_', ' '))}, {prompt_label(prompt)}{words}"
+                parts += _methods_by_sets(title, chosen, reported if not words else reported[:0])
+    return [replace(part, folded=place > 0) for place, part in enumerate(parts)]
+
+
+def _trained_elsewhere(row: Mapping) -> str:
+    """ "" where a row's method was trained on its own set or not at all; one model for several sets, or `UNSEEN`."""
+    if row["train_dataset"] in ("", row["dataset"]):
+        return ""
+    measured = set(str(row.get("mean_of") or row["dataset"]).split("+"))
+    return TOGETHER if measured & set(row["train_dataset"].split("+")) else UNSEEN
+
+
+def _methods_by_sets(title: str, table: pd.DataFrame, reported: pd.DataFrame) -> list[Pivot]:
+    """Methods down and sets across, the paper's numbers beside ours; sets down where they are too many; else parts."""
+    split_by = [column for column in ("size", "object_class") if column in table]
+    metric = table["metric"].iloc[0]
+    ours: dict[tuple[str, str], Mapping] = {}
+    for row in table.to_dict("records"):
+        place = ", ".join([row["dataset"], *(row[column] for column in split_by)])
+        where = _trained_elsewhere(row)
+        words = f"{UNSEEN} {row['train_dataset']}" if where == UNSEEN else where
+        ours[row_label(row["method"], row["variant"], row["output"], words), place] = row
+    names = in_order(dict.fromkeys(name for name, _ in ours))
+    places = sorted({place for _, place in ours if place != MEAN})
+    if all(set(row["mean_of"].split("+")) == set(places) for (_, place), row in ours.items() if place == MEAN):
+        places += [MEAN] if any(place == MEAN for _, place in ours) else []
+    theirs = {(row_label(row["method"]), f"{row['dataset']}, paper"): row for row in reported.to_dict("records")}
+    theirs = {key: row for key, row in theirs.items() if key[1].removesuffix(", paper") in places}
+    names += [name for name in dict.fromkeys(name for name, _ in theirs) if name not in names]
+    columns = [one for place in places for one in (place, f"{place}, paper")
+               if one in places or any(one == other for _, other in theirs)]  # fmt: skip
+
+    def cell(name: str, place: str) -> str:
+        row = ours.get((name, place)) or theirs.get((name, place))
+        known = any(one == name for one, _ in ours)
+        return _number(row, metric) if row else NOT_RUN if known and place in places and place != MEAN else DASH
+
+    def best(name: str, place: str) -> bool:
+        return ours.get((name, place), {}).get("best") == "yes"
+
+    caption = _caption(table, ["size"] if split_by else [])
+    caption += " Bold: above all others by the paired interval." if any(best(*key) for key in ours) else ""
+    shown = {cell(name, place) for name in names for place in columns}
+    caption += f" {DASH}: not measured on all sets, or not in the paper or the kit." if DASH in shown else ""
+    across, down = (names, columns) if len(columns) >= WIDEST > len(names) else (columns, names)
+    turned = across is names
     parts = []
-    for lot in sorted(lots.values(), key=lambda lot: ("" not in lot, -len(lot))):
-        rows = table[table["variant"].isin(lot)]
-        methods = rows.groupby("prompt")["method"].nunique()
-        rare = rows["prompt"].isin(methods.index[2 * methods < rows["method"].nunique()])
-        parts += [part for part in (rows[~rare], rows[rare]) if len(part)]
-    return [pivot(name, part, paper if place == 0 else None) for place, part in enumerate(parts)]
+    for start in range(0, len(across), WIDEST - 1):
+        some = across[start : start + WIDEST - 1]
+        keys = [[(one, other) if turned else (other, one) for one in some] for other in down]
+        bold = {(row, 1 + place) for row, line in enumerate(keys) for place, key in enumerate(line) if best(*key)}
+        rows = [[other, *(cell(*key) for key in line)] for other, line in zip(down, keys, strict=True)]
+        parts.append(Pivot(["set" if turned else "method", *some], rows, bold, 1, caption, title))
+    return parts
+
+
+def _learning_rates(table: pd.DataFrame) -> list[Pivot]:
+    """One row a method and set with the chosen rate; folded, all that were tried."""
+    rows = table[(table["metric"] == "iou") & (table["output"] == "final")]
+    rows = rows.assign(options=rows["variant"].str.partition(", ")[2], rate=rows["variant"].str.partition(", ")[0])
+    scores = rows.groupby(["method", "options", "train_dataset", "rate"], sort=False)["mean"].mean()
+    chosen, tried = [], []
+    for (method, options, trained_on), found in scores.groupby(level=[0, 1, 2], sort=False):
+        rates = {float(key[-1]): score for key, score in found.items()}
+        rate = min(rate for rate in rates if rates[rate] >= max(rates.values()) - SCORE_TIE)
+        name = [row_label(method, options), trained_on]
+        chosen.append([*name, f"{rate:g}", f"{rates[rate]:.3f}", str(len(rates))])
+        tried += [[*name, f"{one:g}", f"{rates[one]:.3f}"] for one in sorted(rates)]
+    header, caption = (
+        ["method", "set", "rate", "IoU on validation"],
+        "Validation pictures, mean over the prompts trained with.",
+    )
+    return [
+        Pivot([*header, "rates tried"], chosen, set(), 2, caption, "The chosen rates"),
+        Pivot(header, tried, set(), 2, caption, "All rates tried", folded=True),
+    ]
 
 
 def speed_pivot(table: pd.DataFrame) -> Pivot:
@@ -236,7 +334,8 @@ def table_page(name: str, table: pd.DataFrame, papers: Mapping[str, PaperNumbers
     else:
         lines += ["**Not run** in this profile: there is no record for this table.", ""]
     for part in shown:
-        lines += [part.caption, "", markdown(part), ""]
+        head = [f"<details><summary>{part.title}</summary>", ""] if part.folded else [f"**{part.title}**", ""]
+        lines += [*head, part.caption, "", markdown(part), "", *(["</details>", ""] if part.folded else [])]
     elsewhere = reported_elsewhere(name, table, paper)
     if elsewhere is not None:
         lines += [elsewhere.caption, "", markdown(elsewhere), ""]

@@ -41,7 +41,11 @@ COLUMNS = [
     "method", "dataset", "prompt", "metric", "mean", "std", "low", "high", "seeds", "images", "variant", "output",
     "backbone", "train_dataset", "split", "option", "value",
 ]  # fmt: skip
+WHOLE = ["mean_of", "best", "records"]  # further columns of tables that are not broken down
 NUMBERS = ["mean", "std", "low", "high"]
+MEAN = "mean of sets"
+NOT_BETTER = {"box_area", "hd95_transunet"}  # the prompt's own; a measure that counts a missed object as perfect
+LOWER_IS_BETTER = {"hd95_strict", "mae", "false_alarm_area"}
 METRIC_ORDER = [
     "iou", "boundary_iou", "dice", "box_iou", "hd95_transunet", "hd95_strict", "s_measure", "e_measure_max",
     "e_measure_mean", "e_measure_adaptive", "weighted_f", "mae", "psnr", "ssim",
@@ -54,7 +58,11 @@ _VARIED = ["option", "value"]
 
 
 def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
-    """Every table of `TABLES`, and any other that a record names, with exactly `COLUMNS`; no record: no rows.
+    """Every table of `TABLES`, and any other that a record names, with `COLUMNS` and `WHOLE`; no record: no rows.
+
+    Where the same was measured on several sets, a row of dataset `MEAN` has their plain mean; `mean_of` names them.
+    `records` are the keys of a row's records (of `provenance.record_list`). `best` is "yes" where a method as it is
+    stands above all others as they are by the paired interval (trained on that set, or not at all).
 
     For each table that has rows also `<name>_by_size` and `<name>_by_class` (where classes are known; not of
     `learning_rates`), with one more column and without intervals. Raises `InputError` when one row would mix two
@@ -69,7 +77,7 @@ def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
             tables[name] = speed_table(chosen)
             continue
         groups = _groups(name, [record for record in chosen if record.objects is not None])
-        tables[name] = _sorted(pd.DataFrame(_rows(name, groups), columns=COLUMNS))
+        tables[name] = _sorted(pd.DataFrame(_whole_rows(name, groups), columns=[*COLUMNS, *WHOLE]))
         for column in ("size", "object_class") if name != "learning_rates" else ():
             broken_down = _sorted(pd.DataFrame(_rows(name, groups, column), columns=[*COLUMNS, column]))
             if len(broken_down) and set(broken_down[column]) != {""}:
@@ -133,7 +141,7 @@ def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
 def read_table(path: Path) -> pd.DataFrame:
     """A table as `write_tables` wrote it: text columns as text, empty where empty."""
     table = pd.read_csv(path, keep_default_na=False, dtype=str)
-    for column in ("mean", "std", "low", "high", "effect", "seeds", "images"):
+    for column in ("mean", "std", "low", "high", "effect", "margin", "seeds", "images", "units", "sets"):
         if column in table:
             table[column] = pd.to_numeric(table[column], errors="coerce")  # an empty cell is not a number
     return table
@@ -205,6 +213,68 @@ def _described(table: str, row: Sequence[str], record: Record) -> dict[str, str]
     """The text columns of a row, one of whose records is `record`."""
     described = dict(zip(_ROW, row, strict=True))
     return described | dict(zip(_VARIED, option_and_value(varied(record, table, described["variant"])), strict=True))
+
+
+_Seeds = dict[int, pd.Series]  # the images' values of each seed
+
+
+def _whole_rows(table: str, groups: dict[tuple, list[Record]]) -> list[dict[str, Any]]:
+    """The rows of `table`, not broken down, and the means of sets, with the columns `WHOLE`."""
+    rows = [row | {"mean_of": "", "best": ""} for row in _rows(table, groups)]
+    values: dict[int, list[_Seeds]] = {}  # by row: of each of its sets
+    alike: dict[tuple, list[int]] = {}  # rows that differ in the set alone
+    for number, row in enumerate(rows):
+        records = groups[tuple(row[name] for name in _ROW)]
+        row["records"] = " ".join(record.key for record in records)
+        found = {record.seed: image_values(record, row["metric"], row["output"]) for record in records}
+        values[number] = [{seed: one for seed, one in found.items() if len(one)}]
+        trained = MEAN if row["train_dataset"] == row["dataset"] else row["train_dataset"]
+        same = (row[name] for name in ("method", "prompt", "metric", "variant", "backbone", "split", "output"))
+        alike.setdefault((*same, trained), []).append(number)
+    for (*_, trained), numbers in alike.items():
+        chosen = [rows[number] for number in numbers]
+        seeds = [set(values[number][0]) for number in numbers]
+        if len(numbers) < 2 or table == "learning_rates" or any(one != seeds[0] for one in seeds):
+            continue
+        values[len(rows)] = [values[number][0] for number in numbers]
+        arrays = [seeds_by_images(list(values[number][0].values())) for number in numbers]
+        interval = paired_bootstrap(*zip(*arrays, strict=True))
+        by_seed = np.mean([array.mean(axis=1) for array, _ in arrays], axis=0)
+        described = {"dataset": MEAN, "train_dataset": trained, "mean_of": "+".join(row["dataset"] for row in chosen)}
+        described |= {"records": " ".join(row["records"] for row in chosen), **interval._asdict()}
+        described |= {"std": by_seed.std(ddof=1) if len(by_seed) > 1 else np.nan, "seeds": len(by_seed)}
+        described |= {"images": sum(row["images"] for row in chosen)}
+        rows.append(chosen[0] | described)
+    _mark_best(rows, values)
+    return rows
+
+
+def _mark_best(rows: list[dict[str, Any]], values: dict[int, list[_Seeds]]) -> None:
+    """Set `best` of the rows whose paired interval to every other method as it is lies on the good side of 0."""
+    rivals: dict[tuple, list[int]] = {}
+    for number, row in enumerate(rows):
+        as_it_is = not row["variant"] and row["output"] == "final" and row["metric"] not in NOT_BETTER
+        if as_it_is and row["train_dataset"] in ("", row["dataset"]):
+            place = (row[name] for name in ("dataset", "prompt", "metric", "split", "mean_of"))
+            rivals.setdefault(tuple(place), []).append(number)
+    for (*_, metric, _, _), numbers in rivals.items():
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        top = max(numbers, key=lambda number: sign * rows[number]["mean"])
+        others = [number for number in numbers if number != top]
+        if others and all(_above(values[top], values[other], sign) for other in others):
+            rows[top]["best"] = "yes"
+
+
+def _above(one: list[_Seeds], other: list[_Seeds], sign: int) -> bool:
+    differences, groups = [], []
+    for ours, theirs in zip(one, other, strict=True):
+        seeds = sorted(ours.keys() & theirs.keys())
+        if not seeds:
+            return False
+        array, names = seeds_by_images([*(ours[seed] for seed in seeds), *(theirs[seed] for seed in seeds)])
+        differences.append(sign * (array[: len(seeds)] - array[len(seeds) :]))
+        groups.append(names)
+    return all(groups) and paired_bootstrap(differences, groups).low > 0
 
 
 def _rows(table: str, groups: dict[tuple, list[Record]], column: str = "") -> list[dict[str, Any]]:
