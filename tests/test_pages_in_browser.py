@@ -29,7 +29,10 @@ RULES = [
 
 
 def notebook() -> nbformat.NotebookNode:
-    table = '<table border="1"><thead><tr><th></th><th>IoU</th></tr></thead><tbody><tr><th>lora</th><td>0.6</td></tr></tbody></table>'
+    table = (
+        '<table border="1"><thead><tr><th></th><th>IoU</th></tr></thead>'
+        "<tbody><tr><th>lora</th><td>0.6</td></tr></tbody></table>"
+    )
     new = nbformat.v4
     outputs = [
         new.new_output("stream", text="18 cells: 18 recorded, nothing to run\n" * 3),
@@ -112,7 +115,8 @@ def test_a_click_sorts_a_table_and_a_rows_name_leads_to_its_records(folder: Path
     page = browser.new_page()
     page.goto((folder / "tables" / "spt_main.html").as_uri())
     place = page.locator("table").first.locator("thead th").count()
-    read = f"[...document.querySelector('table').tBodies[0].rows].map(row => parseFloat(row.cells[{place - 1}].textContent))"
+    rows = "[...document.querySelector('table').tBodies[0].rows]"
+    read = f"{rows}.map(row => parseFloat(row.cells[{place - 1}].textContent))"
     button = page.locator("table").first.locator("thead th button").last
     button.click()
     first = [value for value in page.evaluate(read) if value == value]
@@ -140,8 +144,9 @@ def test_one_file_needs_no_other_and_pages_can_be_printed(folder: Path, browser,
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.wait_for_function("[...document.images].every(image => image.loading = 'eager')")
     page.wait_for_function("[...document.images].every(image => image.complete && image.naturalWidth)")
-    lost = "[...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href')).filter(h => h != '#' && !(h[0] == '#' &&"
-    assert page.evaluate(lost + " document.getElementById(decodeURIComponent(h.slice(1)))))") == []
+    links = "[...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href')).filter(h => h != '#')"
+    leads = "h => h[0] == '#' && document.getElementById(decodeURIComponent(h.slice(1)))"
+    assert page.evaluate(f"{links}.filter(h => !({leads})(h))") == []
     assert [url for url in asked if not url.startswith("data:")] == [Path(alone).as_uri()]
     page.close()
     assert share.pdf(folder).read_bytes().startswith(b"%PDF")

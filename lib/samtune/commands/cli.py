@@ -397,8 +397,8 @@ def report(
 
     Tables, claims and pages are written again; nothing is run.
     """
-    from samtune.report import share
     from samtune.common.paths import results_root
+    from samtune.report import share
     from samtune.report.pages import build_report
     from samtune.study.profile import load_profile
     from samtune.study.records import SUFFIX

@@ -1,4 +1,4 @@
-"""Stand-in of the answers helper's module, with its interface, so that the page can be seen; the merger takes theirs."""
+"""Stand-in of the module that is to answer each paper's question: the same interface, the least that a page needs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -103,7 +103,7 @@ def _quiet(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
 
 
 def _described_tables(page: str) -> str:
-    """Every table of a page in a frame that scrolls, with a caption (the heading above it) and heads that say of what."""
+    """Every table of a page in a frame that scrolls, with a caption (the heading above it) and scopes."""
     heading, numbers = "", {}
 
     def described(found: re.Match) -> str:
@@ -160,6 +160,7 @@ def write_page(path: Path) -> Path:
     }
     text, _ = exporter.from_notebook_node(notebook, resources)
     text = _described_tables(text).replace("<img ", '<img loading="lazy" ').replace("<pre>", '<pre tabindex="0">')
+    text = text.replace('<math display="block"', '<math tabindex="0" display="block"')
     text = text.replace("<!-- contents -->", _contents(text))
     page = path.with_suffix(".html")
     page.write_text(text, encoding="utf-8")

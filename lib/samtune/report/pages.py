@@ -44,8 +44,8 @@ from samtune.report.readable_tables import (
     title,
     write_pages,
 )
-from samtune.report.tables import build_tables, write_tables
 from samtune.report.table_records import address, records_of
+from samtune.report.tables import build_tables, write_tables
 from samtune.study.cells import NO_BACKBONE
 from samtune.study.profile import Profile, load_profile
 from samtune.study.records import Record, read_records
@@ -78,8 +78,8 @@ class TableView:
 class ClaimView:
     """One claim on the page.
 
-    `kind` one of `KINDS`; `rows` of the claims table, the one that counts (the mean of sets, or the only) last; `margin`
-    what the claim allows, as text, "" none; `counts` pictures, sets and seeds.
+    `kind` one of `KINDS`; `rows` of the claims table, the one that counts (the mean of sets, or the only) last;
+    `margin` what the claim allows, as text, "" none; `counts` pictures, sets and seeds.
     """
 
     id: str
