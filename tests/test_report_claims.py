@@ -9,18 +9,18 @@ import pytest
 
 from fake_records import LEVELS, fake_cells, fake_execute, fake_objects
 from samtune.common.paths import repository_root
+from samtune.report.claim_list import KINDS
 from samtune.report.claims import (
     CLAIMS,
     COLUMNS,
     VERDICTS,
     Claim,
-    Side,
     build_claims,
     check_claims,
     claims_markdown,
     paper_effect,
-    self_prompting,
 )
+from samtune.report.contrasts import Side
 from samtune.report.readable_tables import load_paper_numbers
 from samtune.report.tables import TABLES, write_tables
 from samtune.study.cells import EvaluationCell, TrainingCell
@@ -37,10 +37,11 @@ def test_every_claim_of_the_sheets_is_there_once():
     ids = [claim.id for claim in CLAIMS]
     assert len(set(ids)) == len(ids)
     assert {id.rstrip("abcd") for id in ids} == {
-        *(f"S{n}" for n in range(1, 7)), *(f"P{n}" for n in range(1, 7)), *(f"A{n}" for n in range(1, 7)),
+        *(f"S{n}" for n in range(1, 8)), *(f"P{n}" for n in range(1, 7)), *(f"A{n}" for n in range(1, 8)),
     }  # fmt: skip
     for claim in CLAIMS:
         assert claim.source and claim.statement
+        assert claim.kind in KINDS and (claim.margin == 0 or claim.kind == "own")  # a margin is ours
         assert sum(weight for weight, _ in claim.terms) == 0  # a contrast
         assert all(side.table in TABLES for _, side in claim.terms)
 
@@ -213,35 +214,66 @@ def test_committed_claims_equal_a_rebuild(profile, backbone):
     assert not records or check_claims(folder, profile, backbone) == []
 
 
+def test_a_margin_is_apart_from_the_effect_and_counts_and_records_are_named(tmp_path):
+    cells = fake_cells(("spt_main",), ("magnetic-tile", "neu-seg"), ("lora", "spt"))
+    below = Claim("S9", "", "iou", ((1.0, Side("spt_main", "lora", "box")), (-1.0, Side("spt_main", "spt", "box"))), "",
+                  "own", margin=0.1)  # fmt: skip
+    table = claims_of(tmp_path, cells, claims=[below]).set_index("dataset")
+    mean = table.loc["mean of sets"]
+    assert (
+        mean["effect"] == pytest.approx(-0.05, abs=0.01) and mean["margin"] == 0.1 and mean["verdict"] == "reproduced"
+    )
+    assert mean[["kind", "prompt", "sets", "images", "units", "seeds"]].tolist() == ["own", "box", 2, 24, 24, 3]
+    of_set = {cell.key() for cell in cells if cell.dataset == "neu-seg" and cell.method != "zero_shot"}
+    assert set(table.loc["neu-seg", "records"].split()) == of_set
+    assert set(mean["records"].split()) == {cell.key() for cell in cells if cell.method != "zero_shot"}
+
+
+def test_transfer_is_shown_beside_no_tuning_at_all(tmp_path):
+    sets = ("magnetic-tile", "neu-seg")
+    place = {"tables": ("spt_ablation:transfer",)}
+    cells = [EvaluationCell("zero_shot", "nano", tested, **place) for tested in sets]
+    for method in ("lora", "spt"):
+        cells += [TrainingCell(method, (one,), "nano", prompt="box,point10").evaluation(two, **place)
+                  for one, two in (sets, sets[::-1])]  # fmt: skip
+
+    def worse(cell, folder):
+        result = fake_execute(cell, folder)
+        lost = result.objects is not None and cell.method != "zero_shot"
+        return Result(objects=result.objects.assign(iou=result.objects["iou"] - 0.3)) if lost else result
+
+    def note(folder, execute):
+        table = claims_of(tmp_path / folder, cells, execute)
+        said = claims_markdown(table, ["S6"])
+        last = table.query("id == 'S6'").iloc[-1]["note"]
+        assert said.splitlines()[-1] == f"S6, mean of sets: {last}"
+        return last
+
+    lost = note("worse", worse)
+    assert re.match(r"zero-shot SAM 0\.49\d, SPT 0\.3[45]\d \(-0\.1.*LoRA 0\.[23]\d\d \(-0\.2", lost), lost
+    assert lost.endswith("both lose to it.")
+    assert note("better", fake_execute).endswith("neither loses to it demonstrably.")
+
+
 def test_claims_to_read_say_what_they_claim():
-    rows = [("S1a", "drive", 0.125, -0.01, 0.26, "inconclusive", "x"), ("P1b", "", *[np.nan] * 3, "not run", "x")]
-    text = claims_markdown(pd.DataFrame(rows, columns=COLUMNS), ["S1", "P1"])
-    first, second = text.splitlines()[2:]
-    assert first == (
-        "| S1a | SPT above LoRA alone, box prompts, IoU | drive | +0.125 [-0.010, +0.260] | not available | "
-        "**inconclusive** |"
+    blank = dict.fromkeys(COLUMNS, "") | dict.fromkeys(("margin", "images", "units", "seeds"), 0)
+    rows = [
+        {"id": "S1a", "dataset": "drive", "effect": 0.125, "low": -0.01, "high": 0.26, "verdict": "inconclusive",
+         "images": 78, "units": 13, "seeds": 3},
+        {"id": "S1b", "dataset": "drive", "effect": 0.2, "low": 0.1, "high": 0.3, "verdict": "reproduced",
+         "images": 78, "units": 78, "seeds": 3},
+        {"id": "P2c", "effect": -0.004, "low": -0.008, "high": 0.001, "verdict": "reproduced", "margin": 0.01},
+        {"id": "P1b", "effect": np.nan, "verdict": "not run"},
+    ]  # fmt: skip
+    table = pd.DataFrame([blank | row for row in rows], columns=COLUMNS)
+    text = claims_markdown(table, ["S1"])
+    paper, sanity = text.split("**Sanity checks: tuned against not tuned**")
+    assert paper.startswith("**The paper's claims**") and "allowed" not in text and "| paper |" not in text
+    assert (
+        "| S1a | SPT above LoRA alone, box prompts, IoU | drive | 78 (13 independent), 3 | +0.125 [-0.010, +0.260] | "
+        "inconclusive |" in paper
     )
-    assert second == "| P1b | SAM-SP is above LoRA without self-prompting |  |  | +0.039 | **not run** |"
-    assert len(claims_markdown(pd.DataFrame(rows, columns=COLUMNS), ["P1"]).splitlines()) == 3
-
-
-@pytest.mark.parametrize(
-    ("effect", "low", "high", "verdict", "said"),
-    [
-        (0.021, 0.01, 0.03, "reproduced", "Self-prompting helps over LoRA alone: without a prompt SAM-SP is 2.1 points "
-         "of Dice above it [+1.0, +3.0]"),
-        (-0.02, -0.03, -0.01, "not reproduced", "Self-prompting does not help over LoRA alone: without a prompt SAM-SP "
-         "is 2.0 points of Dice below it [-3.0, -1.0]"),
-        (0.001, -0.01, 0.02, "inconclusive", "These records do not show whether self-prompting helps over LoRA alone: "
-         "without a prompt SAM-SP is 0.1 points of Dice above it [-1.0, +2.0]"),
-    ],
-)  # fmt: skip
-def test_one_sentence_answers_whether_self_prompting_helps(effect, low, high, verdict, said):
-    mean = "mean of sets"
-    rows = [("P1b", "drive", 0.5, 0.4, 0.6, "reproduced", "x"), ("P1b", mean, effect, low, high, verdict, "x"),
-            ("P2a", mean, -0.004, -0.01, 0.002, "inconclusive", "x")]  # fmt: skip
-    assert self_prompting(pd.DataFrame(rows, columns=COLUMNS)) == (
-        f"{said} (mean of sets; in the paper +3.9 on polyps), and its second pass is 0.4 points of Dice below its "
-        "first [-1.0, +0.2]."
-    )
-    assert self_prompting(build_claims([], "cpu", "nano")).endswith("not run.")
+    assert "| S1b | LoRA above zero-shot SAM" in sanity and "| 78, 3 | +0.200" in sanity
+    text = claims_markdown(table, ["P"])
+    assert "| -0.004 [-0.008, +0.001] | -0.010 |  | reproduced |" in text  # effect, what is allowed, no paper's number
+    assert "|  | +0.039 | not run |" in text

@@ -1,25 +1,26 @@
-"""Stand-in of the module that is to answer each paper's question: the same interface, the least that a page needs."""
+"""Answers: of each paper the question that a reader comes with, and what the records say, in words made by rule."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
-from samtune.report.claims import CLAIMS, INCONCLUSIVE, NOT_REPRODUCED, NOT_RUN, REPRODUCED, build_claims
-from samtune.study.cells import NO_BACKBONE
+from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Side, Terms, above, contrasts, interval
+from samtune.report.labels import label, prompt_label
+from samtune.report.readable_tables import MEAN, METRIC_LABELS
+from samtune.study import sam_sp
+from samtune.study.profile import load_profile
 from samtune.study.records import Record
 
-ASKED = {
-    "spt": ("S1a", "Does SPT beat LoRA?", "SPT over LoRA at equal training", "IoU", "spt_forest"),
-    "sam_sp": ("P1b", "Does self-prompting beat LoRA?", "SAM-SP over LoRA at equal training", "Dice", "sam_sp_forest"),
-    "asam": ("A1", "Does ASAM beat SAM on unseen sets?", "ASAM over SAM", "IoU", "asam_forest"),
-}
-WORDS = {REPRODUCED: "gain", INCONCLUSIVE: "no demonstrated gain", NOT_REPRODUCED: "loss", NOT_RUN: "not run"}
+GAIN, NO_GAIN, LOSS, FEW, NOT_RUN = "gain", "no demonstrated gain", "loss", "too few pictures", "not run"
+ROWS = 5  # of an answer's table
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a paper's question."""
+    """One paper's answer: `sentence` and `verdict` by rule, what it was `measured_on`, the stem of its `figure`, and a
+    `table` of at most five rows and five columns."""
 
     paper: str
     question: str
@@ -30,17 +31,164 @@ class Answer:
     table: pd.DataFrame
 
 
-def answers(records: Sequence[Record]) -> list[Answer]:
-    """One answer a paper."""
-    backbone = next((record.backbone for record in records if record.backbone != NO_BACKBONE), "nano")
-    found = []
-    for paper, (claim, question, words, metric, figure) in ASKED.items():
-        table = build_claims(records, "", backbone, [one for one in CLAIMS if one.id == claim])
-        last, sets = table.iloc[-1], table[table["verdict"] != NOT_RUN]
-        points = f"{words}: {100 * last['effect']:+.1f} points of {metric} [{100 * last['low']:+.1f}, "
-        sentence = "Not run yet." if sets.empty else f"{points}{100 * last['high']:+.1f}]."
-        rows = [[row["dataset"], f"{100 * row['effect']:+.1f}", row["verdict"]] for row in sets.to_dict("records")]
-        shown = pd.DataFrame(rows, columns=["data set", f"{metric}, points", "verdict"]).tail(5)
-        on = ", ".join(name for name in sets["dataset"] if name != "mean of sets")
-        found.append(Answer(paper, question, sentence, WORDS[last["verdict"]], on, figure, shown))
-    return found
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared: the first two `terms`; `words` say it, `caution` what its result leaves open."""
+
+    words: str
+    terms: Terms
+    caution: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a reader asks of a paper. Of `comparisons` the first that was run answers; `more` are told beside it."""
+
+    paper: str
+    words: str
+    metric: str
+    comparisons: Sequence[Comparison]
+    figure: str
+    more: Sequence[Comparison] = field(default_factory=tuple)
+    transfer: bool = False
+
+
+def _spt(prompt: str) -> Comparison:
+    sides = (Side("spt_main", method, prompt, fallback="baselines") for method in ("spt", "lora"))
+    return Comparison(f"SPT over LoRA at equal training, {prompt_label(prompt)}", above(*sides))
+
+
+def _sam_sp(words: str, other: Side, caution: str = "", **options: object) -> Comparison:
+    return Comparison(words, above(Side("sam_sp_main", "sam_sp", "none", options), other), caution)
+
+
+def _asam(method: str) -> Comparison:
+    sides = (Side("asam_main", one, "box") for one in ("asam", method))
+    return Comparison(f"ASAM over {label(method)} on sets that it was not tuned on, box", above(*sides))
+
+
+_SAMED = Side("sam_sp_main", "lora_samed", "none")
+QUESTIONS = (
+    Question(
+        "SPT", "Does SPT beat LoRA at equal training?", "iou", [_spt("box")], "spt_forest",
+        [_spt("point10"), _spt("point1")],
+    ),
+    Question(
+        "SAM-SP", "Does self-prompting help over LoRA alone?", "dice",
+        [
+            _sam_sp("SAM-SP's second pass over LoRA that was taught the truth by the same Dice loss, no prompt",
+                    Side("sam_sp_ablation", "lora_samed", "none", {"mask_loss": "dice"})),
+            _sam_sp("SAM-SP over LoRA with SAMed's own loss, no prompt", _SAMED,
+                    "LoRA with the same Dice loss, the comparison that decides, was not run"),
+            _sam_sp("The kit's first version of SAM-SP (truth on both passes) over LoRA tuned alike, no prompt",
+                    _SAMED, "SAM-SP by the paper's own loss was not run", **sam_sp.TRUTH_ON_BOTH),
+        ],
+        "sam_sp_forest",
+    ),
+    Question(
+        "ASAM", "Does ASAM make SAM better on sets that it was not tuned on?", "iou", [_asam("zero_shot")],
+        "asam_forest", [_asam("clean_tuning")], transfer=True,
+    ),
+)  # fmt: skip
+
+
+def answers(records: Sequence[Record], profile_name: str = "cpu") -> list[Answer]:
+    """One answer a paper, from the records of a profile (of its backbone)."""
+    backbone = load_profile(profile_name).backbone
+    return [_answer(question, records, backbone) for question in QUESTIONS]
+
+
+def verdict_of(found: Sequence[Contrast]) -> str:
+    """Gain: the interval lies above 0; loss: below; else no demonstrated gain. Fewer than `FEWEST_UNITS` independent
+    pictures are too few to say."""
+    if not found:
+        return NOT_RUN
+    _, low, high = interval(found)
+    return FEW if sum(one.units for one in found) < FEWEST_UNITS else GAIN if low > 0 else LOSS if high < 0 else NO_GAIN
+
+
+def points(found: Sequence[Contrast]) -> str:
+    """Effect and interval in points: "+0.4 [-0.3, +1.0]"."""
+    effect, low, high = (100 * value for value in interval(found))
+    return f"{effect:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _answer(question: Question, records: Sequence[Record], backbone: str) -> Answer:
+    def measured(comparison: Comparison) -> dict[Place, Contrast]:
+        return contrasts(comparison.terms, records, question.metric, backbone, question.transfer)
+
+    chosen, found = question.comparisons[0], {}
+    for comparison in question.comparisons:
+        found = measured(comparison)
+        if found:
+            chosen = comparison
+            break
+    verdict = verdict_of(list(found.values()))
+    metric = METRIC_LABELS[question.metric]
+    if not found:
+        sentence = f"{chosen.words}: not run."
+        return Answer(question.paper, question.words, sentence, verdict, NOT_RUN, question.figure, pd.DataFrame())
+    names = [place[1] if question.transfer is False else _place(place, found) for place in found]
+    by_name = dict(zip(names, found.values(), strict=True))
+    several = len(found) > 1
+    where = f"in the mean over {_number(len(found), 'set')}" if several else f"on {names[0]}"
+    parts = [f"{chosen.words}: {_signed(list(found.values()), metric)} {where}: {verdict} with the {backbone} SAM"]
+    if several:
+        best = max(by_name, key=lambda name: by_name[name].effects.mean())
+        parts.append(f"most on {best}, {points([by_name[best]])} ({verdict_of([by_name[best]])})")
+    for other in question.more:
+        beside = list(measured(other).values())
+        parts += [f"{other.words}: {points(beside)} ({verdict_of(beside)})"] if beside else []
+    parts += [chosen.caution] if chosen.caution else []
+    sentence = ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts) + "."
+    table = _table(chosen, by_name, metric)
+    return Answer(
+        question.paper,
+        question.words,
+        sentence,
+        verdict,
+        _measured_on(chosen, by_name, backbone),
+        question.figure,
+        table,
+    )
+
+
+def _place(place: Place, found: dict[Place, Contrast]) -> str:
+    """The set, and what was tuned on where that differs from place to place."""
+    return place[1] if len({trained for trained, _ in found}) == 1 else f"{'+'.join(place[0])} > {place[1]}"
+
+
+def _signed(found: Sequence[Contrast], metric: str) -> str:
+    effect, low, high = (100 * value for value in interval(found))
+    return f"{effect:+.1f} points of {metric} [{low:+.1f}, {high:+.1f}]"
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{NUMBERS[count] if count < len(NUMBERS) else count} {thing}{'s' if count != 1 else ''}"
+
+
+def _measured_on(comparison: Comparison, by_name: dict[str, Contrast], backbone: str) -> str:
+    images = sum(len(one.groups) for one in by_name.values())
+    units, seeds = sum(one.units for one in by_name.values()), min(len(one.effects) for one in by_name.values())
+    independent = f" ({units:,} independent)" if units < images else ""
+    prompt = prompt_label(comparison.terms[0][1].prompt)
+    sets = ", ".join(by_name)
+    return f"{sets}; {images:,} pictures{independent}, {_number(seeds, 'seed')}; prompt: {prompt}; backbone: {backbone}"
+
+
+def _table(comparison: Comparison, by_name: dict[str, Contrast], metric: str) -> pd.DataFrame:
+    """The mean of sets and each set; of more sets than there is room for those of most and of least difference."""
+    ours, theirs = (label(side.method) for _, side in comparison.terms[:2])
+    names = sorted(by_name, key=lambda name: -by_name[name].effects.mean())
+    room = ROWS - (len(names) > 1)
+    names = names if len(names) <= room else [*names[: room - room // 2], *names[-(room // 2) :]]
+    rows = {MEAN: list(by_name.values())} if len(by_name) > 1 else {}
+    rows |= {name: [by_name[name]] for name in names}
+    table = []
+    for name, found in rows.items():
+        first, second = (sum(one.values[side].mean() for one in found) / len(found) for side in (0, 1))
+        pictures = sum(len(one.groups) for one in found)
+        table.append((name, f"{second:.3f}", f"{first:.3f}", points(found), pictures))
+    return pd.DataFrame(
+        table, columns=["set", theirs, ours, f"difference in points of {metric} [95% interval]", "pictures"]
+    )

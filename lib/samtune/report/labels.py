@@ -38,3 +38,46 @@ def in_order(names: Sequence[str]) -> list[str]:
     """Methods from simple to elaborate, other names after them as they come."""
     order = method_order()
     return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+# What prompts and outputs are called for people; those that are not listed are called as on the command line.
+PROMPTS = {
+    "box": "box", "box_jitter": "box that misses", "box+mask": "box and mask", "point_centre": "click in the centre",
+    "point1": "one click", "point2": "two clicks", "point5": "five clicks", "point10": "ten clicks",
+    "point20": "twenty clicks", "mask": "mask", "none": "no prompt",
+}  # fmt: skip
+OUTPUTS = {
+    "final": "", "draft": "draft", "pass0": "first pass", "pass1": "second pass (its own prompt)",
+    "pass2": "third pass", "pass3": "fourth pass", "best_of_3": "best of its three masks, picked by the truth",
+    "best_by_truth": "best mask, picked by the truth", "at_mask_size": "as finely as SAM draws masks",
+}  # fmt: skip
+GLOSSARY = [
+    ("zero-shot SAM", "SAM as released, not tuned on the set"),
+    ("LoRA", "SPT's baseline: low-rank adapters (rank 8, alpha 1) in the encoder's and decoder's attention"),
+    ("LoRA (as SAMed)", "SAMed's recipe, SAM-SP without self-prompting: LoRA of rank 4 in the encoder; prompt encoder "
+     "and mask decoder tuned whole; no prompt from the user (`lora_samed` in files)"),
+    ("draft", "SPT's first mask, which prompts its second decoder"),
+    ("first pass, second pass", "SAM-SP's masks before and after it prompts itself (`pass0`, `pass1` in files)"),
+    ("final", "the mask that a method hands out: its last pass, or its refined mask"),
+    ("truth, as finely as SAM draws masks", "the true mask brought to the size of SAM's low-resolution masks and back: "
+     "what a perfect model of this size would reach (`at_mask_size` in files)"),
+    ("truth on both passes", "the kit's first version of SAM-SP: both passes taught by the truth; the paper teaches "
+     "the second alone"),
+    ("ten clicks", "ten points drawn inside the true object: as SPT trains and is tested (`point10`)"),
+    ("SDT, VRA", "SPT's self-draft tuning and its visual-relation-aware adapter"),
+    ("nano SAM", "SAM's own classes at small size (three million parameters), which ships with the kit"),
+    ("reproduced", "the 95% paired bootstrap interval over images and seeds lies above 0 (above the allowed margin)"),
+    ("mean of sets", "the unweighted mean over the data sets named"),
+    ("independent pictures", "pictures of one tile, patient, sequence or slide count as one"),
+]  # fmt: skip
+
+
+def prompt_label(prompt: str) -> str:
+    """A prompt's name for people."""
+    return PROMPTS.get(prompt, prompt.replace("_", " "))
+
+
+def row_label(method: str, variant: str = "", output: str = "final", trained_on: str = "") -> str:
+    """What a table's row shows, in words: method, what it varies, which of its masks, what else it was trained on."""
+    trained = "one model for all sets" if "+" in trained_on else f"tuned on {trained_on}" if trained_on else ""
+    return ", ".join(filter(None, (label(method), variant, OUTPUTS.get(output, output), trained)))

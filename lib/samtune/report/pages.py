@@ -19,19 +19,11 @@ from PIL import Image
 from samtune.common.atomic import write_atomically
 from samtune.common.paths import asset, results_root
 from samtune.report.answers import answers
-from samtune.report.claims import (
-    CLAIMS,
-    FEWEST_UNITS,
-    NO_REFERENCE,
-    NOT_RUN,
-    NOTEBOOKS,
-    VERDICTS,
-    Claim,
-    build_claims,
-    effect_text,
-    paper_effect,
-)
+from samtune.report.claim_list import CLAIMS
+from samtune.report.claims import NO_REFERENCE, NOT_RUN, NOTEBOOKS, VERDICTS, build_claims, effect_text, paper_effect
+from samtune.report.contrasts import FEWEST_UNITS
 from samtune.report.figures import DPI, title_and_width
+from samtune.report.labels import GLOSSARY
 from samtune.report.notebook_page import write_page
 from samtune.report.readable_tables import (
     MEAN,
@@ -127,15 +119,17 @@ def build_report(profile: str, results: Path | None = None) -> Path:
     write_pages(tables, folder / "tables")
     for notebook in sorted((folder / "notebooks").glob("*.ipynb")):
         write_page(notebook)
-    write_all(chosen, folder, records, tables, claims)
+    write_all(profile, folder, records, tables, claims)
     return folder / "index.html"
 
 
 def write_all(
-    profile: Profile, folder: Path, records: Sequence[Record], tables: dict[str, pd.DataFrame], claims: pd.DataFrame
+    name: str, folder: Path, records: Sequence[Record], tables: dict[str, pd.DataFrame], claims: pd.DataFrame
 ) -> None:
-    """All pages, in HTML and in markdown, of tables and claims that are built already."""
-    context = _context(profile, folder, records, tables, claims)
+    """All pages, in HTML and in markdown, of tables and claims that are built already; `name`: the profile, or its
+    file."""
+    profile = load_profile(name)
+    context = _context(profile, name, folder, records, tables, claims)
     pages = jinja2.Environment(
         loader=jinja2.FileSystemLoader(asset("report/templates")),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -186,7 +180,12 @@ def interval_picture(effect: float, low: float, high: float, reach: float, width
 
 
 def _context(
-    profile: Profile, folder: Path, records: Sequence[Record], tables: dict[str, pd.DataFrame], claims: pd.DataFrame
+    profile: Profile,
+    name: str,
+    folder: Path,
+    records: Sequence[Record],
+    tables: dict[str, pd.DataFrame],
+    claims: pd.DataFrame,
 ) -> dict[str, Any]:
     """All that the pages show."""
     views, table_views = _claim_views(claims), _table_views(tables)
@@ -195,9 +194,9 @@ def _context(
     made = {Path(one.path).stem for one in notebooks}
     return {
         "profile": profile,
-        "answers": answers(records),
+        "answers": answers(records, name),
         "kinds": KINDS,
-        "glossary": _glossary(),
+        "glossary": dict(GLOSSARY),
         "description": _sentence(profile.description),
         "facts": _facts(records),
         "machines": _machines(records),
@@ -254,11 +253,6 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
 def _commits(records: Sequence[Record]) -> list[tuple[str, int]]:
     """Commits that the records were made with, the most frequent first, and of how many records."""
     return Counter(f"{record.commit[:9]}{' + changes' if record.dirty else ''}" for record in records).most_common()
-
-
-def _glossary() -> dict[str, str]:
-    """Terms that the tables use, in words."""
-    return {}
 
 
 def _machines(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -322,7 +316,7 @@ def _claim_views(table: pd.DataFrame) -> list[ClaimView]:
         reported = paper_effect(claim, papers)
         views.append(
             ClaimView(
-                claim.id, _kind(claim), claim.statement, claim.source, claim.metric, rows[-1]["verdict"], tuple(rows),
+                claim.id, claim.kind, claim.statement, claim.source, claim.metric, rows[-1]["verdict"], tuple(rows),
                 NOT_AVAILABLE if reported is None else f"{reported:+.3f}", rows[-1]["command"],
                 f"{claim.margin:.3f} below" if claim.margin else "", _counts(rows[-1]),
             )
@@ -330,12 +324,9 @@ def _claim_views(table: pd.DataFrame) -> list[ClaimView]:
     return views
 
 
-def _kind(claim: Claim) -> str:
-    return "own" if "OURS" in claim.source else "sanity" if claim.id in ("S1b", "S1d", "S2b", "S2d", "P1a") else "paper"
-
-
 def _counts(row: dict[str, Any]) -> str:
-    return ", ".join(f"{row[name]:.0f} {name}" for name in ("images", "sets", "seeds") if pd.notna(row.get(name)))
+    counts = [f"{row[name]:.0f} {name if row[name] != 1 else name[:-1]}" for name in ("images", "sets", "seeds")]
+    return ", ".join(counts) if row["verdict"] != NOT_RUN else ""
 
 
 def _figures(folder: Path) -> list[FileView]:

@@ -133,7 +133,7 @@ def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
 def read_table(path: Path) -> pd.DataFrame:
     """A table as `write_tables` wrote it: text columns as text, empty where empty."""
     table = pd.read_csv(path, keep_default_na=False, dtype=str)
-    for column in ("mean", "std", "low", "high", "effect", "seeds", "images"):
+    for column in ("mean", "std", "low", "high", "effect", "margin", "seeds", "images", "units", "sets"):
         if column in table:
             table[column] = pd.to_numeric(table[column], errors="coerce")  # an empty cell is not a number
     return table

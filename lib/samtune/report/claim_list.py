@@ -1,0 +1,175 @@
+"""The papers' claims, and our own questions, as data: what is compared, in which direction, and where it is from.
+
+A claim is a contrast of measurements (`samtune.report.contrasts`), written so that it holds when the effect, and the
+margin that it allows, are above 0.
+"""
+
+from dataclasses import dataclass, replace
+
+from samtune.report.contrasts import Side, Terms, above
+from samtune.study import sam_sp
+
+# Three kinds, whose counts are never added up.
+KINDS = {
+    "paper": "The paper's claims",
+    "sanity": "Sanity checks: tuned against not tuned",
+    "own": "Our own questions",
+}
+OURS = "OURS, not in the paper"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim.
+
+    `id` as in the papers' sheets (a chain is split: S1a, S1b); `statement` for people; `metric`; `terms` weighted
+    measurements whose sum is the effect; `margin` what it allows the effect to be below 0 (a claim of "within 2 points"
+    0.02); `transfer` measures only where the set was NOT trained on, else only where it was; `backbone` "" is the
+    profile's own; `kind` one of `KINDS`; `source` where the claim comes from; `reference` False where the paper's
+    direction is not known; `beside` a measurement that both of the first two terms are compared with in a note.
+    """
+
+    id: str
+    statement: str
+    metric: str
+    terms: Terms
+    source: str
+    kind: str = "paper"
+    margin: float = 0.0
+    transfer: bool = False
+    backbone: str = ""
+    reference: bool = True
+    beside: Side | None = None
+
+    @property
+    def paper(self) -> str:
+        """Name of the paper's numbers: "spt", "sam_sp" or "asam"."""
+        return {"S": "spt", "P": "sam_sp", "A": "asam"}[self.id[0]]
+
+
+def _spt_claims() -> list[Claim]:
+    def main(method: str, prompt: str, output: str = "final") -> Side:
+        return Side("spt_main", method, prompt, output=output, fallback="baselines")
+
+    def part(**options: object) -> Side:
+        return Side("spt_ablation", "spt", "box", options)
+
+    source = "SPT, main tables (values not at hand)"
+    claims = []
+    for number, prompt, words in ((1, "box", "box prompts"), (2, "point10", "ten clicks")):
+        spt, lora, plain = (main(method, prompt) for method in ("spt", "lora", "zero_shot"))
+        for letters, metric, name in (("ab", "iou", "IoU"), ("cd", "boundary_iou", "boundary IoU")):
+            over, tuned = (f"S{number}{letter}" for letter in letters)
+            claims += [
+                Claim(over, f"SPT above LoRA alone, {words}, {name}", metric, above(spt, lora), source),
+                Claim(
+                    tuned, f"LoRA above zero-shot SAM, {words}, {name}", metric, above(lora, plain), source, "sanity"
+                ),
+            ]
+    # Without both parts SPT is LoRA to the bit, so LoRA's cells stand for it.
+    sdt, vra, both = part(relation=False), part(draft=False), part()
+    neither = Side("spt_ablation", "lora", "box")
+    source = "SPT, ablation (values not at hand)"
+    claims += [
+        Claim("S3a", "Self-draft tuning helps alone, box prompts", "iou", above(sdt, neither), source),
+        Claim("S3b", "The visual-relation-aware adapter helps alone, box prompts", "iou", above(vra, neither), source),
+        Claim("S3c", "Both are above self-draft tuning alone, box prompts", "iou", above(both, sdt), source),
+        Claim("S3d", "Both are above the adapter alone, box prompts", "iou", above(both, vra), source),
+        Claim("S4", "The refined mask is above its own draft, box prompts", "iou",
+              above(main("spt", "box"), main("spt", "box", "draft")), source),
+    ]  # fmt: skip
+    for letter, backbone in (("a", "vit_b"), ("b", "vit_l"), ("c", "vit_h")):
+        claims.append(
+            Claim(f"S5{letter}", f"The gain over LoRA holds for {backbone}, box prompts", "iou",
+                  above(main("spt", "box"), main("lora", "box")), "SPT, main tables (values not at hand)",
+                  backbone=backbone)
+        )  # fmt: skip
+    zero_shot = Side("spt_ablation", "zero_shot", "box", {})
+    click = main("spt", "point1")
+    return [
+        *claims,
+        Claim("S6", "Tuned on one set and tested on another, SPT is above LoRA, box prompts", "iou",
+              above(both, neither), OURS, "own", transfer=True, beside=zero_shot),
+        Claim("S7a", "SPT above LoRA alone, one click, IoU", "iou", above(click, main("lora", "point1")), OURS, "own"),
+        Claim("S7b", "The refined mask is above its own draft, one click", "iou",
+              above(click, main("spt", "point1", "draft")), OURS, "own"),
+    ]  # fmt: skip
+
+
+def _sam_sp_claims() -> list[Claim]:
+    def main(method: str, prompt: str = "none", output: str = "final", **options: object) -> Side:
+        return Side("sam_sp_main", method, prompt, options, output)
+
+    def ablated(method: str, **options: object) -> Side:
+        return Side("sam_sp_ablation", method, "none", options)
+
+    def passed(number: int) -> Side:
+        return replace(ablated("sam_sp", test_iterations=sam_sp.MOST_ITERATIONS), output=f"pass{number}")
+
+    table = "SAM-SP, polyp table"
+    figure = "SAM-SP, figure 4 (values not at hand)"
+    whole = main("sam_sp")
+    return [
+        Claim("P1a", "SAM-SP without prompts is above zero-shot SAM without prompts", "dice",
+              above(whole, main("zero_shot")), table, "sanity"),
+        Claim("P1b", "SAM-SP is above LoRA without self-prompting", "dice", above(whole, main("lora_samed")), table),
+        Claim("P1c", "SAM-SP is above SAM's everything mode, its mask picked by predicted IoU", "dice",
+              above(whole, main("zero_shot", everything=sam_sp.GRID)), "SAM-SP, abstract"),
+        Claim("P2a", "The self-prompted pass is above the first", "dice",
+              above(main("sam_sp", output="pass1"), main("sam_sp", output="pass0")),
+              "SAM-SP, figure 3 (pictures alone)"),
+        Claim("P2b", "More iterations saturate: the first gains more than the next two together", "dice",
+              ((2.0, passed(1)), (-1.0, passed(0)), (-1.0, passed(3))), figure),
+        Claim("P2c", "More iterations do no harm: the third pass is at most 1 point below the first",
+              "dice", above(passed(3), passed(1)), f"{figure}; the margin is OURS", "own", margin=0.01),
+        # The first pass of SAM-SP never sees the truth, so that P2a alone says little of self-prompting.
+        Claim("P2d", "The self-prompted pass is above the only pass of LoRA that was taught the truth by the same Dice "
+              "loss, in as many images", "dice",
+              above(whole, ablated("lora_samed", mask_loss="dice")), OURS, "own"),
+        Claim("P3", "Self-distillation adds to self-prompting", "dice",
+              above(whole, ablated("sam_sp", distillation_weight=0.0)), "SAM-SP, abstract"),
+        Claim("P4", "SAM-SP without prompts is at most 2 points below SAM given true boxes", "dice",
+              above(whole, main("zero_shot", "box", per_object=True)), OURS, "own", margin=0.02),
+        Claim("P5", "Training strategies ranked: truth on both passes below truth on the last alone", "dice",
+              above(whole, main("sam_sp", **sam_sp.TRUTH_ON_BOTH)),
+              "SAM-SP, figure 5 (the paper's ranking is not known)", reference=False),
+        Claim("P6", "SAM-SP is above a U-Net of equal training budget", "dice", above(whole, main("unet")),
+              f"{table} (its U-Net: PraNet's protocol)"),
+    ]  # fmt: skip
+
+
+def _asam_claims() -> list[Claim]:
+    def main(method: str) -> Side:
+        return Side("asam_main", method, "box")
+
+    def ablated(method: str = "asam", suffix: str = "", **options: object) -> Side:
+        return Side("asam_ablation", method, "box", options, dataset_suffix=suffix)
+
+    table = "ASAM, performance tables (14 unseen sets, ViT-B, box prompt)"
+    asam, plain, pgd, dat = main("asam"), main("zero_shot"), main("pgd"), main("dat")
+    unseen = {"transfer": True}
+    return [
+        Claim("A1", "ASAM is above SAM on sets that it was not tuned on", "iou", above(asam, plain), table, **unseen),
+        Claim("A2a", "ASAM is above tuning on pixel-attacked (PGD) images", "iou", above(asam, pgd), table, **unseen),
+        Claim("A2b", "ASAM is above DAT tuning", "iou", above(asam, dat), table, **unseen),
+        Claim("A2c", "PGD tuning falls below SAM", "iou", above(plain, pgd), table, **unseen),
+        Claim("A2d", "DAT tuning falls below SAM", "iou", above(plain, dat), table, **unseen),
+        Claim("A3", "ASAM is above tuning on plain generated images", "iou", above(asam, main("generated")), table,
+              **unseen),
+        Claim("A4a", "Latent adversarial images lower SAM's IoU on themselves", "iou",
+              above(ablated("zero_shot"), ablated("zero_shot", "-adversarial")),
+              "ASAM, method", "sanity", **unseen),
+        Claim("A4b", "With the mask ControlNet adversarial images stay nearer to the originals", "ssim",
+              above(ablated("zero_shot", controlnet=True), ablated("zero_shot", controlnet=False)),
+              "ASAM, method", **unseen),
+        Claim("A5", "1,280 parameters suffice: at most 1 point below tuning the whole decoder", "iou",
+              above(ablated(), ablated(tuned="decoder")), "ASAM, method; the margin is OURS", "own", margin=0.01,
+              **unseen),
+        Claim("A7", "ASAM is above the same tuning on the clean pictures", "iou",
+              above(asam, main("clean_tuning")), OURS, "own", **unseen),
+        Claim("A6", "The gain carries over to EfficientSAM", "iou", above(asam, plain),
+              "ASAM, transfer (values not at hand)", backbone="efficient_sam", **unseen),
+    ]  # fmt: skip
+
+
+CLAIMS: tuple[Claim, ...] = (*_spt_claims(), *_sam_sp_claims(), *_asam_claims())

@@ -1,0 +1,156 @@
+"""Contrasts: the same images and seeds under several measurements, compared; what claims and answers rest on.
+
+The effect is taken image by image and seed by seed; its interval is the 95% paired bootstrap over images and seeds,
+images of one group (tile, patient, slide) together.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from samtune.report.statistics import Interval, independent_units, paired_bootstrap
+from samtune.report.tables import image_values, seeds_by_images
+from samtune.study.cells import NO_BACKBONE
+from samtune.study.records import Record
+from samtune.study.varied import option_and_value, unusual, varied
+
+FEWEST_UNITS = 10  # with fewer independent images or groups an interval means little
+
+
+@dataclass(frozen=True)
+class Side:
+    """One measurement: records of `method` that `table` shows, with `prompt`, at `output`.
+
+    `options`: what the row varies, as `study.varied` says it; none: the method as it is. `dataset_suffix` picks the set
+    of that name (as "bsds500" + "-adversarial") and compares it under the plain name. `fallback` is a second table to
+    look in.
+    """
+
+    table: str
+    method: str
+    prompt: str
+    options: Mapping[str, object] = field(default_factory=dict)
+    output: str = "final"
+    dataset_suffix: str = ""
+    fallback: str = ""
+
+
+Terms = tuple[tuple[float, Side], ...]  # weighted measurements, whose sum is the effect
+Place = tuple[tuple[str, ...], str]  # trained on, tested on
+
+
+def above(better: Side, worse: Side) -> Terms:
+    """The contrast that is above 0 where `better` is."""
+    return (1.0, better), (-1.0, worse)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A contrast at one place: `values (terms, seeds, images)` unweighted, `effects (seeds, images)`, the images'
+    `groups`, and the `keys` and `tables` of the records that they are from."""
+
+    values: np.ndarray
+    effects: np.ndarray
+    groups: list[str]
+    keys: tuple[str, ...]
+    tables: frozenset[str]
+
+    @property
+    def units(self) -> int:
+        """Independent images, or groups of images."""
+        return int(independent_units(self.groups).max()) + 1
+
+
+def interval(contrasts: Sequence[Contrast]) -> Interval:
+    """Effect and interval of one place, or the unweighted mean over several."""
+    return paired_bootstrap([one.effects for one in contrasts], [one.groups for one in contrasts])
+
+
+def contrasts(
+    terms: Terms, records: Iterable[Record], metric: str, backbone: str, transfer: bool = False
+) -> dict[Place, Contrast]:
+    """The contrast of `terms` wherever all of them were measured, over the seeds and images that all have.
+
+    `transfer` compares only where the set was NOT trained on, else only where it was. An untrained side stands beside
+    any training; with a single seed (which draws prompts only) beside every seed of the others.
+    """
+    records = [record for record in records if record.kind == "evaluation" and record.objects is not None]
+    sides = [_measurements(side, records, metric, backbone) for _, side in terms]
+    weights = [weight for weight, _ in terms]
+    found = {place: _contrast(weights, [_at(side, place) for side in sides]) for place in _places(sides, transfer)}
+    return {place: contrast for place, contrast in found.items() if contrast is not None}
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A side's records at one place: by seed the images' values and the record's key; the table they are from."""
+
+    table: str
+    values: dict[int, pd.Series] = field(default_factory=dict)
+    keys: dict[int, str] = field(default_factory=dict)
+
+
+def _measurements(side: Side, records: Sequence[Record], metric: str, backbone: str) -> dict[Place, _Measured]:
+    found: dict[Place, _Measured] = {}
+    for table in filter(None, (side.table, side.fallback)):
+        asked = option_and_value(unusual(side.options, side.method, table))
+        here: dict[Place, _Measured] = {}
+        for record in records:
+            if (
+                record.method == side.method
+                and record.backbone in (backbone, NO_BACKBONE)
+                and record.cell["prompt"] == side.prompt
+                and record.cell["split"] == "test"
+                and any(option_and_value(varied(record, table, name)) == asked for name in record.variants(table))
+                and record.dataset.endswith(side.dataset_suffix)
+            ):
+                values = image_values(record, metric, side.output)
+                if len(values):
+                    place = (record.train_datasets, record.dataset.removesuffix(side.dataset_suffix))
+                    measured = here.setdefault(place, _Measured(table))
+                    measured.values[record.seed], measured.keys[record.seed] = values, record.key
+        found = here | found  # the claim's own table comes first
+    return found
+
+
+def _places(sides: Sequence[Mapping[Place, _Measured]], transfer: bool) -> list[Place]:
+    """Where to compare: the trained sides decide; a side that was never trained stands beside any training."""
+    trained = {place for side in sides for place in side if place[0]}
+    if not trained:
+        return sorted({place for side in sides for place in side})
+    if transfer:
+        return sorted(place for place in trained if place[1] not in place[0])
+    single = {place for place in trained if place[0] == (place[1],)}  # one model a set; else one for the union
+    sets = {test for _, test in single}
+    return sorted(single | {place for place in trained if place[1] in place[0] and place[1] not in sets})
+
+
+def _at(side: Mapping[Place, _Measured], place: Place) -> tuple[_Measured, bool] | None:
+    """A side's values at `place`, and whether it was trained there; None where it was not run."""
+    untrained = ((), place[1])
+    key = place if place in side else untrained
+    return (side[key], key != untrained) if key in side else None
+
+
+def _contrast(weights: Sequence[float], sides: Sequence[tuple[_Measured, bool] | None]) -> Contrast | None:
+    """The contrast over the seeds and images that all sides have; None: no such."""
+    if any(side is None for side in sides):
+        return None
+    anywhere = [not trained and len(side.values) == 1 for side, trained in sides]
+    fixed = [set(side.values) for (side, _), free in zip(sides, anywhere, strict=True) if not free]
+    seeds = sorted(set.intersection(*fixed)) if fixed else list(sides[0][0].values)
+    rows, keys = [], []
+    for (side, _), free in zip(sides, anywhere, strict=True):
+        chosen = list(side.values) * len(seeds) if free else seeds
+        rows += [side.values[seed] for seed in chosen]
+        keys += [side.keys[seed] for seed in chosen]
+    if not rows:
+        return None
+    values, groups = seeds_by_images(rows)
+    if not groups:
+        return None
+    values = values.reshape(len(sides), len(seeds), len(groups))
+    tables = frozenset(side.table for side, _ in sides)
+    return Contrast(values, np.tensordot(weights, values, 1), groups, tuple(dict.fromkeys(keys)), tables)
