@@ -99,7 +99,9 @@ figure"""
     assert "![a set of bbbc038](results/figures/figure.svg)" in free.outputs[-1].data["text/markdown"]
     assert (tmp_path / "results" / "figures" / "private" / "figure.svg").is_file()
     page = output.with_suffix(".html").read_text()
-    assert re.findall("<img[^>]*>", page) == ['<img alt="a set of bbbc038" src="results/figures/figure.svg"/>']
+    assert re.findall("<img[^>]*>", page) == [
+        '<img loading="lazy" alt="a set of bbbc038" src="results/figures/figure.svg"/>'
+    ]
 
 
 def test_saved_figures_are_links_that_lead_from_the_page_to_the_file(tmp_path: Path) -> None:
@@ -349,7 +351,7 @@ def test_page_is_folded_and_needs_no_network(tmp_path: Path) -> None:
     path = tmp_path / "a page.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
     text = write_page(path).read_text()
-    assert not re.search(r"<(script|link|iframe)\b|@import|url\(|src=[\"'](?!data:)", text)
+    assert not re.search(r"<(script src|link|iframe)\b|@import|url\(|src=[\"'](?!data:)", text)
     assert not re.search(r"https?://(?!www\.w3\.org/1998/Math/MathML)", text)
     folded = re.search(r"<details class=\"code\">(.*?)</details>", text, re.DOTALL)[1]
     assert "secret_sum" in folded and text.count("secret_sum") == 1

@@ -390,12 +390,19 @@ def say_outlook(profile: Any) -> None:
 
 
 @app.command()
-def report(profile: ProfileOption = "quick") -> None:
+def report(
+    profile: ProfileOption = "quick",
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="Also report.html: everything in one file, for mail.")
+    ] = False,
+    pdf: Annotated[bool, typer.Option("--pdf", help="Also report.pdf, by Chromium where it is installed.")] = False,
+) -> None:
     """Rebuild a profile's report from its records.
 
     Tables, claims and pages are written again; nothing is run.
     """
     from samtune.common.paths import results_root
+    from samtune.report import share
     from samtune.report.pages import build_report
     from samtune.study.profile import load_profile
     from samtune.study.records import SUFFIX
@@ -403,7 +410,12 @@ def report(profile: ProfileOption = "quick") -> None:
     folder = results_root(load_profile(profile).name) / "records"
     if not any(folder.glob(f"*{SUFFIX}")):
         raise InputError(f"no records in {folder}: run samtune results --profile {profile} first")
-    typer.echo(f"report: {build_report(profile)}")
+    index = build_report(profile)
+    typer.echo(f"report: {index}")
+    if single_file:
+        typer.echo(f"in one file: {share.single_file(index.parent)}")
+    if pdf:
+        typer.echo(f"to print: {share.pdf(index.parent)}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""An executed notebook as one page: code folded, formulas as MathML, no network.
+"""An executed notebook as one page of the report's style: contents, code folded, formulas as MathML, no network.
 
 Figures that the notebook saved are links to files in `../figures` (`samtune.commands.notebooks` puts them there); other
 pictures are embedded.
@@ -19,6 +19,9 @@ from traitlets.config import Config
 
 from samtune.common.paths import asset
 
+# What run_cells says of cells that have a record; and warnings, which are for who runs a notebook, not who reads it.
+_RECORDED = re.compile(r"^(\d+) cells?: \1 recorded, nothing to run$")
+_HEADING_OR_TABLE = re.compile(r"<h[1-4]\b.*?</h[1-4]>|<table\b.*?</table>", re.DOTALL)
 # Best first. Widgets and scripts are left out: they need a kernel or a library from the network; their text stands in.
 OUTPUT_KINDS = ["text/html", "text/markdown", "image/png", "image/jpeg", "image/svg+xml", "text/latex", "text/plain"]
 
@@ -79,12 +82,66 @@ def _describe_pictures(notebook: nbformat.NotebookNode) -> None:
                 output.metadata.setdefault("alt", f"Picture under: {heading}" if heading else "Picture")
 
 
+def _quiet(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """`outputs` without warnings, and with one line in place of the many that say that cells have records."""
+    kept, recorded = [], 0
+    for output in outputs:
+        if output.output_type == "stream":
+            lines = output.text.splitlines()
+            if output.name == "stderr" and "Warning" in output.text:
+                continue
+            found = [match for line in lines if (match := _RECORDED.match(line))]
+            recorded += sum(int(match[1]) for match in found)
+            lines = [line for line in lines if not _RECORDED.match(line)]
+            if not any(line.strip() for line in lines):
+                continue
+            output = nbformat.from_dict({**output, "text": "\n".join(lines) + "\n"})
+        kept.append(output)
+    if recorded:
+        kept.insert(0, nbformat.v4.new_output("stream", text=f"{recorded} cells were read from their records.\n"))
+    return kept
+
+
+def _described_tables(page: str) -> str:
+    """Every table of a page in a frame that scrolls, with a caption (the heading above it) and scopes."""
+    heading, numbers = "", {}
+
+    def described(found: re.Match) -> str:
+        nonlocal heading
+        text = found[0]
+        if text.startswith("<h"):
+            heading = re.sub(r"<a class=\"anchor-link\".*?</a>|<[^>]+>", "", text, flags=re.DOTALL).strip()
+            return text
+        numbers[heading] = numbers.get(heading, 0) + 1
+        name = f"{heading or 'Table'}{f', table {numbers[heading]}' if numbers[heading] > 1 else ''}"
+        head, mark, body = text.partition("</thead>")
+        head = head.replace("<th", '<th scope="col"').replace('<th scope="col"ead', "<thead")
+        text = head + mark + body.replace("<th", '<th scope="row"')
+        text = re.sub(r"<th [^>]*>\s*</th>", "<td></td>", text)
+        text = re.sub(
+            r"<table[^>]*>", f'<table class="sortable"><caption class="hidden">{name}</caption>', text, count=1
+        )
+        return f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{text}</div>'
+
+    page = re.sub(r"<style scoped>.*?</style>", "", page, flags=re.DOTALL)
+    return _HEADING_OR_TABLE.sub(described, page)
+
+
+def _contents(page: str) -> str:
+    """Links to the page's second headings, as items of a list."""
+    found = re.findall(r'<h2[^>]* id="([^"]+)"[^>]*>(.*?)<a class="anchor-link"', page, re.DOTALL)
+    return "".join(f'<li><a href="#{anchor}">{re.sub("<[^>]+>", "", text).strip()}</a></li>' for anchor, text in found)
+
+
 def write_page(path: Path) -> Path:
     """Write `path` (.ipynb, executed) as a page of the same name beside it (.html); returns the page's path."""
     notebook = nbformat.read(path, as_version=4)
     # The notebook is left as it is; its widgets' state would put their scripts into the page.
     notebook.metadata.pop("widgets", None)
     _describe_pictures(notebook)
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = _quiet(cell.outputs)
     exporter = _PageExporter(
         template_name="basic",
         raw_template=asset("report/templates/notebook.html.j2").read_text(encoding="utf-8"),
@@ -96,9 +153,15 @@ def write_page(path: Path) -> Path:
     resources = {
         "page_title": page_title(notebook, path.stem),
         "notebook_file": path.name,
+        "style": asset("report/templates/style.css").read_text(encoding="utf-8"),
+        "script": asset("report/templates/page.js").read_text(encoding="utf-8"),
         "highlight_style": HtmlFormatter(style="default").get_style_defs(".highlight"),
+        "dark_highlight_style": HtmlFormatter(style="github-dark").get_style_defs(".highlight"),
     }
     text, _ = exporter.from_notebook_node(notebook, resources)
+    text = _described_tables(text).replace("<img ", '<img loading="lazy" ').replace("<pre>", '<pre tabindex="0">')
+    text = text.replace('<math display="block"', '<math tabindex="0" display="block"')
+    text = text.replace("<!-- contents -->", _contents(text))
     page = path.with_suffix(".html")
     page.write_text(text, encoding="utf-8")
     return page

@@ -1,7 +1,7 @@
 """The report of a profile: `results/<profile>/index.html` and `README.md`, which lead to all that was found.
 
-Everything on the pages comes from files of that folder: records give tables and claims, figures and executed notebooks
-are linked as they lie there. No page needs the network.
+Answers come first, then pictures, claims in three groups, and links to a page a table, whose rows lead to their
+records. Everything comes from files of that folder; no page needs the network.
 """
 
 import html
@@ -11,44 +11,47 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import jinja2
 import pandas as pd
+from PIL import Image
 
 from samtune.common.atomic import write_atomically
 from samtune.common.paths import asset, results_root
-from samtune.report.claims import (
-    CLAIMS,
-    FEWEST_UNITS,
-    NO_REFERENCE,
-    NOT_RUN,
-    VERDICTS,
-    build_claims,
-    effect_text,
-    paper_effect,
-)
-from samtune.report.figures import title_and_width
+from samtune.report.answers import answers
+from samtune.report.claim_list import CLAIMS
+from samtune.report.claims import NO_REFERENCE, NOT_RUN, NOTEBOOKS, VERDICTS, build_claims, effect_text, paper_effect
+from samtune.report.contrasts import FEWEST_UNITS
+from samtune.report.figures import DPI, title_and_width
+from samtune.report.labels import GLOSSARY
+from samtune.report.notebook_page import write_page
 from samtune.report.provenance import record_list
 from samtune.report.readable_tables import (
     MEAN,
     NOT_AVAILABLE,
     Pivot,
     load_paper_numbers,
-    markdown,
     paper_of,
     pivots,
     reported_elsewhere,
     title,
     write_pages,
 )
+from samtune.report.table_records import address, records_of
 from samtune.report.tables import build_tables, write_tables
 from samtune.study.cells import NO_BACKBONE
 from samtune.study.profile import Profile, load_profile
 from samtune.study.records import Record, read_records
 
 WIDE = 7.6  # inches: a figure wider than this gets the whole width of the page
+SMALL = 0.05  # effects and intervals up to this are drawn on an axis of their own
 PAPERS = {"spt": "SPT", "sam_sp": "SAM-SP", "asam": "ASAM"}
+# What kinds of claims there are: heading, and what it means.
+KINDS = {
+    "paper": ("The papers' claims", "What the paper says of its method against the others."),
+    "sanity": ("Sanity checks", "Tuned against untuned: these must hold, and say nothing of the paper's method."),
+    "own": ("Our own questions", "Not in the paper."),
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,14 @@ class TableView:
 
 @dataclass(frozen=True)
 class ClaimView:
-    """One claim on the page; `rows` of the claims table, the one that counts (the mean of sets, or the only) last."""
+    """One claim on the page.
+
+    `kind` one of `KINDS`; `rows` of the claims table, the one that counts (the mean of sets, or the only) last;
+    `margin` what the claim allows, as text, "" none; `counts` pictures, sets and seeds.
+    """
 
     id: str
+    kind: str
     statement: str
     source: str
     metric: str
@@ -76,17 +84,26 @@ class ClaimView:
     rows: tuple[dict[str, Any], ...]
     paper: str
     command: str
+    margin: str
+    counts: str
 
 
 @dataclass(frozen=True)
 class FileView:
     """A figure or an executed notebook's page: `path` relative to the report, `other` the notebook itself where it is
-    there; `wide` figures need the page's whole width."""
+    there; `wide` figures need the page's whole width; `photograph`: it shows images; size in pixels, 0: not known."""
 
     path: str
     title: str
     other: str = ""
     wide: bool = False
+    photograph: bool = False
+    width: int = 0
+    height: int = 0
+
+    @property
+    def stem(self) -> str:
+        return Path(self.path).stem
 
 
 def build_report(profile: str, results: Path | None = None) -> Path:
@@ -101,38 +118,75 @@ def build_report(profile: str, results: Path | None = None) -> Path:
     claims = build_claims(records, profile, chosen.backbone)
     write_tables(tables | {"claims": claims, "records": record_list(records, chosen.name)}, folder / "tables")
     write_pages(tables, folder / "tables")
-    context = _context(chosen, folder, records, tables, claims)
-    pages = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(asset("report/templates")), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    pages.globals["interval"] = interval_picture
-    for name in ("index", "claims"):
-        text = pages.get_template(f"report_{name}.html.j2").render(context)
-        write_atomically(folder / f"{name}.html", text.encode())
-    write_atomically(folder / "README.md", _readme(context).encode())
-    write_atomically(folder / "tables" / "claims.md", _claims_markdown(context).encode())
+    for notebook in sorted((folder / "notebooks").glob("*.ipynb")):
+        write_page(notebook)
+    write_all(profile, folder, records, tables, claims)
     return folder / "index.html"
 
 
+def write_all(
+    name: str, folder: Path, records: Sequence[Record], tables: dict[str, pd.DataFrame], claims: pd.DataFrame
+) -> None:
+    """All pages, in HTML and in markdown, of tables and claims that are built already; `name`: the profile, or its
+    file."""
+    profile = load_profile(name)
+    context = _context(profile, name, folder, records, tables, claims)
+    pages = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(asset("report/templates")),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.globals |= context | {"interval": interval_picture, "effect_text": effect_text, "row_address": address}
+
+    def write(template: str, path: str, **more: Any) -> None:
+        write_atomically(folder / path, pages.get_template(f"{template}.j2").render(more).encode())
+
+    write("report_index.html", "index.html")
+    write("report_claims.html", "claims.html")
+    write("readme.md", "README.md")
+    write("claims.md", "tables/claims.md")
+    for view in context["tables"]:
+        rows = records_of(view.name, records)
+        write_atomically(folder / "tables" / f"{view.name}_records.csv", rows.to_csv(index=False).encode())
+        notebook = NOTEBOOKS.get(view.name, "")
+        command = f"samtune results --profile {profile.name}"
+        if notebook:
+            command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p profile {profile.name}"
+        write("report_records.html", f"tables/{view.name}_records.html", name=view.name, title=view.title,
+              command=command, columns=list(rows), rows=rows.to_numpy().tolist())  # fmt: skip
+        for one in (view, *(part for part in view.parts if part.shown)):
+            write("report_table.html", f"tables/{one.name}.html", view=one, records_page=f"{view.name}_records.html")
+
+
 def interval_picture(effect: float, low: float, high: float, reach: float, width: int = 150) -> str:
-    """An effect and its interval on a line from -reach to reach with a mark at 0, as inline SVG."""
+    """An effect and its interval as inline SVG, with a mark at 0: on a solid line from -0.05 to 0.05 where they fit,
+    else on a dashed one from -reach to reach."""
+    small = max(abs(low), abs(high), abs(effect)) <= SMALL
+    half = SMALL if small else max(reach, SMALL)
 
     def place(value: float) -> float:
-        return round(width / 2 * (1 + max(-1.0, min(1.0, value / reach)) * 0.96), 1)
+        return round(width / 2 * (1 + max(-1.0, min(1.0, value / half)) * 0.96), 1)
 
-    colour = "#18794e" if low > 0 else "#b42318" if high < 0 else "#667085"
+    kind = " good" if low > 0 else " bad" if high < 0 else ""
+    dashes = "" if small else ' stroke-dasharray="3 3"'
     return (
-        f'<svg class="interval" width="{width}" height="16" viewBox="0 0 {width} 16" role="img" '
+        f'<svg class="interval{kind}" width="{width}" height="16" viewBox="0 0 {width} 16" role="img" '
         f'aria-label="{effect:+.3f}, from {low:+.3f} to {high:+.3f}">'
-        f'<line x1="0" x2="{width}" y1="8" y2="8" stroke="#e3e6ec"/>'
-        f'<line x1="{width / 2}" x2="{width / 2}" y1="1" y2="15" stroke="#98a2b3"/>'
-        f'<line x1="{place(low)}" x2="{place(high)}" y1="8" y2="8" stroke="{colour}" stroke-width="2.5"/>'
-        f'<circle cx="{place(effect)}" cy="8" r="4" fill="{colour}"/></svg>'
+        f'<line x1="0" x2="{width}" y1="8" y2="8" stroke="var(--soft)"{dashes}/>'
+        f'<line x1="{width / 2}" x2="{width / 2}" y1="1" y2="15" stroke="var(--soft)"/>'
+        f'<line x1="{place(low)}" x2="{place(high)}" y1="8" y2="8" stroke="currentColor" stroke-width="4"/>'
+        f'<circle cx="{place(effect)}" cy="8" r="4.5" fill="currentColor"/></svg>'
     )
 
 
 def _context(
-    profile: Profile, folder: Path, records: Sequence[Record], tables: dict[str, pd.DataFrame], claims: pd.DataFrame
+    profile: Profile,
+    name: str,
+    folder: Path,
+    records: Sequence[Record],
+    tables: dict[str, pd.DataFrame],
+    claims: pd.DataFrame,
 ) -> dict[str, Any]:
     """All that the pages show."""
     views, table_views = _claim_views(claims), _table_views(tables)
@@ -141,6 +195,9 @@ def _context(
     made = {Path(one.path).stem for one in notebooks}
     return {
         "profile": profile,
+        "answers": answers(records, name),
+        "kinds": KINDS,
+        "glossary": dict(GLOSSARY),
         "description": _sentence(profile.description),
         "facts": _facts(records),
         "machines": _machines(records),
@@ -152,7 +209,8 @@ def _context(
         "papers": PAPERS,
         "paper_of_claim": {claim.id: claim.paper for claim in CLAIMS},
         "paper_titles": {name: numbers.paper for name, numbers in load_paper_numbers().items()},
-        "verdicts": [(verdict, sum(claim.verdict == verdict for claim in views)) for verdict in VERDICTS],
+        "verdicts": VERDICTS,
+        "commits": _commits(records),
         "reach": max([abs(row[end]) for row in known for end in ("low", "high")], default=0.0) or 1.0,
         "figures": _figures(folder),
         "private": (folder / "figures" / "private").is_dir(),
@@ -172,7 +230,7 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     measured = [record for record in records if record.kind == "evaluation"]
     hours = sum(record.seconds for record in records) / 3600
     dates = sorted(record.date[:10] for record in records if record.date)
-    commits = Counter(f"{record.commit[:9]}{' + changes' if record.dirty else ''}" for record in records)
+    commits = _commits(records)
     seeds = sorted({record.seed for record in measured})
     facts = [
         ("records", f"{len(records) - len(measured)} trainings, {len(measured)} measurements"),
@@ -186,11 +244,16 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         ("made", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "not recorded"),
         (
             "commit",
-            ", ".join(f"{name} ({count})" if len(commits) > 1 else name for name, count in commits.most_common(4))
+            ", ".join(f"{name} ({count})" if len(commits) > 1 else name for name, count in commits[:4])
             + (f" and {len(commits) - 4} more" if len(commits) > 4 else ""),
         ),
     ]
     return facts
+
+
+def _commits(records: Sequence[Record]) -> list[tuple[str, int]]:
+    """Commits that the records were made with, the most frequent first, and of how many records."""
+    return Counter(f"{record.commit[:9]}{' + changes' if record.dirty else ''}" for record in records).most_common()
 
 
 def _machines(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -254,18 +317,31 @@ def _claim_views(table: pd.DataFrame) -> list[ClaimView]:
         reported = paper_effect(claim, papers)
         views.append(
             ClaimView(
-                claim.id, claim.statement, claim.source, claim.metric, rows[-1]["verdict"], tuple(rows),
+                claim.id, claim.kind, claim.statement, claim.source, claim.metric, rows[-1]["verdict"], tuple(rows),
                 NOT_AVAILABLE if reported is None else f"{reported:+.3f}", rows[-1]["command"],
+                f"{claim.margin:.3f} below" if claim.margin else "", _counts(rows[-1]),
             )
         )  # fmt: skip
     return views
 
 
+def _counts(row: dict[str, Any]) -> str:
+    counts = [f"{row[name]:.0f} {name if row[name] != 1 else name[:-1]}" for name in ("images", "sets", "seeds")]
+    return ", ".join(counts) if row["verdict"] != NOT_RUN else ""
+
+
 def _figures(folder: Path) -> list[FileView]:
     views = []
     for path in sorted((*(folder / "figures").glob("*.svg"), *(folder / "figures").glob("*.webp"))):
-        words, width = title_and_width(path)
-        views.append(FileView(f"figures/{path.name}", words, wide=width > WIDE))
+        words, inches = title_and_width(path)
+        photograph = path.suffix == ".webp"
+        if photograph:
+            with Image.open(path) as image:
+                width, height = image.size
+        else:
+            box = re.search(r'<svg[^>]* viewBox="0 0 ([\d.]+) ([\d.]+)"', path.read_text(encoding="utf-8")[:4000])
+            width, height = (round(float(side) / 72 * DPI) for side in box.groups()) if box else (0, 0)
+        views.append(FileView(f"figures/{path.name}", words, "", inches > WIDE, photograph, width, height))
     return views
 
 
@@ -278,62 +354,6 @@ def _notebooks(folder: Path) -> list[FileView]:
         words = html.unescape(found[1].strip()) if found else path.stem
         views.append(FileView(f"notebooks/{path.name}", words, f"notebooks/{source.name}" if source.is_file() else ""))
     return views
-
-
-def _readme(context: dict[str, Any]) -> str:
-    """The same report for git hosts, which render markdown and no HTML."""
-    profile = context["profile"]
-    lines = [f"# Results of the profile `{profile.name}`", "", context["description"], ""]
-    lines += ["*Written by `samtune report`; [index.html](index.html) is the same to read in a browser.*", ""]
-    lines += ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in context["facts"])]
-    lines += [f"| machine | {machine['hardware']} ({machine['cells']} cells) |" for machine in context["machines"]]
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in context["verdicts"] if count)
-    lines += ["", "## Claims", "", f"{counts}. All of them: [tables/claims.md](tables/claims.md).", ""]
-    tested = [claim for claim in context["claims"] if claim.verdict != NOT_RUN]
-    if tested:
-        lines += ["| claim | | effect [95% interval] | paper | verdict |", "|---|---|---:|---:|---|"]
-        lines += [
-            f"| {one.id} | {one.statement} | {effect_text(one.rows[-1])} | {one.paper} | **{one.verdict}** |"
-            for one in tested
-        ]
-    lines += ["", "## Tables", ""]
-    for view in context["tables"]:
-        more = "".join(f", [{part.name}](tables/{part.name}.md)" for part in view.parts)
-        links = f"[csv](tables/{view.name}.csv), [page](tables/{view.name}.md){more}"
-        lines += [f"### {view.title}", "", f"Mean ± standard deviation over seeds. {links}", ""]
-        for part in view.shown:
-            lines += [part.caption, "", markdown(part), ""]
-    lines += ["## Figures", "", *(f"![{one.title}]({quote(one.path)})\n" for one in context["figures"])]
-    lines += ["## Executed notebooks", ""]
-    lines += [f"- {one.title}: [notebook]({one.other or one.path}), [page]({one.path})" for one in context["notebooks"]]
-    lines += ["", "## Not run", ""]
-    lines += [f"- table `{view.name}`: {view.title}" for view in context["tables_not_run"]]
-    lines += [f"- notebook `{name}`" for name in context["notebooks_not_run"]]
-    waiting = [claim.id for claim in context["claims"] if claim.verdict == NOT_RUN]
-    lines += [f"- claims {', '.join(waiting)}"] if waiting else []
-    return "\n".join(lines) + "\n"
-
-
-def _claims_markdown(context: dict[str, Any]) -> str:
-    lines = [f"# Claims, profile `{context['profile'].name}`", ""]
-    rule = "A claim holds when its effect is above 0: *reproduced* where the 95% paired bootstrap interval over images "
-    rule += "and seeds lies above 0, *not reproduced* where it lies below, else *inconclusive*, as is what "
-    rule += f"rests on fewer than {FEWEST_UNITS} independent images or groups. Images of one tile, patient, sequence "
-    lines += [rule + "or slide are drawn together.", ""]
-    for name, short in context["papers"].items():
-        lines += [f"## {short}", "", context["paper_titles"].get(name, ""), ""]
-        lines += [
-            "| claim | | data | effect [95% interval] | paper | verdict | command |",
-            "|---|---|---|---:|---:|---|---|",
-        ]
-        for claim in (one for one in context["claims"] if context["paper_of_claim"][one.id] == name):
-            for row in claim.rows:
-                lines.append(
-                    f"| {claim.id} | {claim.statement} | {row['dataset']} | {effect_text(row)} | {claim.paper} | "
-                    f"**{row['verdict']}** | `{row['command']}` |"
-                )
-        lines.append("")
-    return "\n".join(lines)
 
 
 def _sentence(text: str) -> str:
