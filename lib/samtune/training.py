@@ -15,6 +15,7 @@ from accelerate.utils import patch_environment
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from samtune.common.errors import InputError, is_out_of_memory, unknown
@@ -27,7 +28,7 @@ from samtune.prompts import Prompts, make_prompts
 from samtune.sam.checkpoints import read_tensors
 from samtune.sam.preprocess import Preprocess
 
-AUGMENTATIONS = ("none", "flip", "flip_jitter")
+AUGMENTATIONS = ("none", "flip", "flip_jitter", "strong")
 OPTIMISERS = ("adam", "adamw")
 LEAST_SIDE = 102.4  # pixels to which jitter shrinks a picture at most: 0.1 of SAM's 1,024, 0.4 of the nano SAM's 256
 
@@ -99,6 +100,18 @@ class TrainingResult:
     precision: str = "fp32"
     dropped: int = 0
 
+
+# Strong augmentation of uint8 pictures; each part but colour is applied to half of them.
+STRONG = v2.Compose(
+    [
+        v2.ColorJitter(0.5, 0.5, 0.5, 0.1),
+        v2.RandomApply([v2.GaussianBlur(9, (0.1, 3.0))]),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.RandomApply([v2.GaussianNoise(sigma=0.05)]),
+        v2.ToDtype(torch.uint8, scale=True),
+        v2.RandomApply([v2.JPEG((20, 90))]),
+    ]
+)
 
 # Factors of the learning rate against the progress of training in [0, 1].
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -202,7 +215,7 @@ def augment(
 
     "flip": horizontally, half of the time. "flip_jitter": also large-scale jitter, `least_scale` (0.1 in HQ-SAM, SPT,
     ASAM) to 2.0: the picture is scaled and, back to its size, padded (grey 128, mask 0) or cut; a cut keeps a pixel of
-    some mask.
+    some mask. "strong": also `STRONG`, which changes colour, blurs, adds noise and compresses as JPEG.
     """
     if kind == "none":
         return image, masks
@@ -210,7 +223,7 @@ def augment(
     rng = np.random.default_rng([*seed, *digest.tolist()])
     if rng.random() < 0.5:
         image, masks = image[:, ::-1], masks[:, :, ::-1]
-    if kind == "flip_jitter":
+    if kind in ("flip_jitter", "strong"):
         height, width = image.shape[:2]
         scale = rng.uniform(least_scale, 2.0)
         rows, columns = np.nonzero(masks.any(0))
@@ -228,6 +241,10 @@ def augment(
             ],
             bool,
         ).reshape(-1, height, width)
+    if kind == "strong":
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(int(rng.integers(2**31)))
+            image = STRONG(torch.from_numpy(np.array(image)).permute(2, 0, 1)).permute(1, 2, 0).numpy()
     return np.ascontiguousarray(image), np.ascontiguousarray(masks)
 
 

@@ -29,6 +29,8 @@ class Method(nn.Module):
         prompts: drawn in training, evenly.
         epochs: over the training pictures, in its paper.
         learning_rate: where the search in a grid begins, or without a grid.
+        recipe: what its paper sets otherwise in training, options of `TrainingConfig` by name.
+        makes_pictures: trained on pictures that the study makes first; not for `samtune tune`.
         metrics: beyond the profile's: what else of its outputs is worth a number.
         named_options, options_before: what a training cell's key says of the constructor's options: those
             `named_options`, whatever their values, and any other that differs from `options_before`, its value before
@@ -47,6 +49,8 @@ class Method(nn.Module):
     prompts: tuple[str, ...] = ("box", "point10")  # SPT's
     epochs = 16  # SPT's
     learning_rate = 1e-4
+    recipe: Mapping[str, object] = MappingProxyType({})
+    makes_pictures = False
     metrics: tuple[str, ...] = ()
     named_options: tuple[str, ...] = ()
     options_before: Mapping[str, object] = MappingProxyType({})
