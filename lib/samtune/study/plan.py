@@ -1,6 +1,6 @@
 """The plan that a study makes its cells by: one learning rate a method and data set, chosen on validation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 
@@ -36,7 +36,11 @@ def place_of(dataset: str, method: str, options: Mapping[str, object] = MappingP
 
 
 def choose_learning_rates(
-    profile: Profile, places: Sequence[Place], hash: str, trained_with: str = BOX_AND_POINTS
+    profile: Profile,
+    places: Sequence[Place],
+    hash: str,
+    trained_with: str = BOX_AND_POINTS,
+    cells_of: Callable[[Place, float], list[EvaluationCell]] | None = None,
 ) -> dict[Place, float]:
     """By place, the smallest rate of the profile's grid within half a point of the best mean IoU on validation.
 
@@ -47,8 +51,11 @@ def choose_learning_rates(
     large that the model ignores its prompt would win. One seed cannot tell apart rates that are within half a point,
     and a smaller rate stays nearer to SAM. A rate whose loss ends in no number is never chosen.
 
+    `cells_of` makes the cells of a place and a rate where `rate_cells` is not what is wanted.
+
     Shown in the table `learning_rates`. A grid of one rate is not run; without a grid each method has its own rate.
     """
+    cells_of = cells_of or (lambda place, rate: rate_cells(profile, place, rate, hash, trained_with))
     grid = sorted(profile.learning_rates)
     own = {place: METHODS[place[1]].learning_rate for place in places}
     if len(grid) <= 1:
@@ -63,7 +70,7 @@ def choose_learning_rates(
         return [(place, rate) for rate in nearest if (place, rate) not in scores][:1]
 
     while wanted := [tried for place in places for tried in untried(place)]:
-        cells = [rate_cells(profile, *tried, hash, trained_with) for tried in wanted]
+        cells = [cells_of(*tried) for tried in wanted]
         with suppress(FloatingPointError):  # a rate too large; the others of this round are run all the same
             run_cells([cell for one in cells for cell in one], profile.name, executor(profile))
         for tried, one in zip(wanted, cells, strict=True):
