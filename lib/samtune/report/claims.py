@@ -30,7 +30,7 @@ VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN, NO_REFERENCE)
 FEWEST_UNITS = 10  # with fewer independent images or groups an interval means little: "inconclusive"
 NOTEBOOKS = {
     "baselines": "00_start_here", "spt_main": "10_spt", "spt_ablation": "11_spt_ablations", "sam_sp_main": "20_sam_sp",
-    "sam_sp_ablation": "21_sam_sp_ablations", "asam_main": "31_asam_ablations", "asam_ablation": "31_asam_ablations",
+    "sam_sp_ablation": "21_sam_sp_ablations",
 }  # fmt: skip
 ABSENT = "not in this version"  # in place of the command, where no notebook measures the claim yet
 
