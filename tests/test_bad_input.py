@@ -221,7 +221,7 @@ def test_no_network_and_partial_downloads(folder: Path, monkeypatch: pytest.Monk
         (("--mask-coding", "binary"), "unknown --mask-coding binary; known: binary"),
         (("--precision", "fp16"), "unknown precision 'fp16'; known: "),
         (("--device", "tpu"), "device 'tpu' is not available here; there is: auto, cpu"),
-        (("--method", "zero_shot"), "zero_shot has nothing to tune; methods to tune with: asam, decoder_tuning, "),
+        (("--method", "zero_shot"), "zero_shot has nothing to tune; methods to tune with: asam, classical_augm"),
         (("--method", "unet"), "unet has no SAM in it: a yardstick for tables alone; methods to tune with: asam, "),
         (("--epochs", "3"), "give one of them"),
     ],

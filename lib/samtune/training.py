@@ -15,6 +15,7 @@ from accelerate.utils import patch_environment
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
+from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from samtune.common.errors import InputError, is_out_of_memory, unknown
@@ -27,7 +28,7 @@ from samtune.prompts import Prompts, make_prompts
 from samtune.sam.checkpoints import read_progress
 from samtune.sam.preprocess import Preprocess
 
-AUGMENTATIONS = ("none", "flip", "flip_jitter")
+AUGMENTATIONS = ("none", "flip", "flip_jitter", "strong")
 OPTIMISERS = ("adam", "adamw")
 LONGEST_SIDE = 32_766  # pixels: cv2.warpAffine counts in 16 bits
 LEAST_SIDE = 102.4  # jitter shrinks no image below this, in pixels: 0.1 of SAM's 1,024, 0.4 of the nano SAM's 256
@@ -116,6 +117,18 @@ class TrainingResult:
     precision: str = "fp32"
     dropped: int = 0
 
+
+# Strong augmentation of uint8 pictures; each part but colour is applied to half of them.
+STRONG = v2.Compose(
+    [
+        v2.ColorJitter(0.5, 0.5, 0.5, 0.1),
+        v2.RandomApply([v2.GaussianBlur(9, (0.1, 3.0))]),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.RandomApply([v2.GaussianNoise(sigma=0.05)]),
+        v2.ToDtype(torch.uint8, scale=True),
+        v2.RandomApply([v2.JPEG((20, 90))]),
+    ]
+)
 
 # Factor of the learning rate at a progress of training in [0, 1].
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -237,7 +250,8 @@ def augment(
         masks: bool `(N, H, W)`.
         kind: "none"; "flip" (horizontally, half of the time); "flip_jitter" (also large-scale jitter: the image is
             scaled by `least_scale` to 2.0, then padded with grey 128 and mask 0, or cropped, to its size. A crop keeps
-            at least one pixel of a mask).
+            at least one pixel of a mask); "strong" (also
+            `STRONG`: colour, blur, noise and JPEG compression).
         seed: with `key`, of the random numbers.
         key: names the sample.
         least_scale: 0.1 in HQ-SAM, SPT and ASAM.
@@ -251,7 +265,7 @@ def augment(
     if rng.random() < 0.5:
         masks = masks.flipped() if isinstance(masks, CroppedMasks) else masks[:, :, ::-1]
         image = image[:, ::-1]
-    if kind == "flip_jitter":
+    if kind in ("flip_jitter", "strong"):
         height, width = image.shape[:2]
         if max(height, width) > LONGEST_SIDE:
             limit = f"OpenCV jitters up to {LONGEST_SIDE:,} pixels a side"
@@ -269,6 +283,10 @@ def augment(
             cv2.warpAffine(mask.astype(np.uint8), view, (width, height), flags=cv2.INTER_NEAREST) > 0 for mask in masks
         )
         masks = pack_masks(cropped(jittered), (height, width))
+    if kind == "strong":
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
+            torch.manual_seed(int(rng.integers(2**31)))
+            image = STRONG(torch.from_numpy(np.array(image)).permute(2, 0, 1)).permute(1, 2, 0).numpy()
     return np.ascontiguousarray(image), masks if isinstance(masks, CroppedMasks) else np.ascontiguousarray(masks)
 
 

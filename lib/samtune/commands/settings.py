@@ -71,6 +71,8 @@ class TuneSettings:
             raise unknown("method", self.method, METHODS)
         if self.method not in _tunable():
             reason = "nothing to tune" if self.method == "zero_shot" else "no SAM in it: a yardstick for tables alone"
+            if METHODS[self.method].makes_pictures:
+                reason = "pictures of its own, which the study makes: a rival of asam in tables alone"
             raise InputError(f"{self.method} has {reason}; methods to tune with: {', '.join(_tunable())}")
         known = [name for name in inspect.signature(METHODS[self.method]).parameters if name != "sam"]
         for name in self.options:
@@ -104,4 +106,8 @@ class TuneSettings:
 
 
 def _tunable() -> list[str]:
-    return sorted(name for name, method in METHODS.items() if method.needs_sam and name != "zero_shot")
+    return sorted(
+        name
+        for name, method in METHODS.items()
+        if method.needs_sam and not method.makes_pictures and name != "zero_shot"
+    )

@@ -152,6 +152,7 @@ def _training_config(
         precision=precision,
         device=device,
         checkpoint_every=CHECKPOINT_EVERY,
+        **method.recipe,
     )
 
 

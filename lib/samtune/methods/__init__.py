@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from samtune.common.errors import unknown
-from samtune.methods.asam import ASAM
+from samtune.methods.asam import ASAM, DAT, PGD, ClassicalAugmentation, CleanTuning, Generated
 from samtune.methods.decoder_tuning import DecoderTuning
 from samtune.methods.lora import Lora, LoraSamed
 from samtune.methods.method import Method
@@ -27,6 +27,11 @@ METHODS: dict[str, type[Method]] = {
     "unet": UNet,
     "spt": SPT,
     "sam_sp": SamSP,
+    "clean_tuning": CleanTuning,
+    "classical_augmentation": ClassicalAugmentation,
+    "pgd": PGD,
+    "dat": DAT,
+    "generated": Generated,
     "asam": ASAM,
 }
 

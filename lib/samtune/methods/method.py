@@ -29,6 +29,8 @@ class Method(nn.Module):
         prompts: kinds of prompts in training; each batch draws one of them, all equally likely.
         epochs: over the training images, in its paper.
         learning_rate: where the search over the grid begins; the rate itself where there is no search.
+        recipe: what its paper sets otherwise in training, options of `TrainingConfig` by name.
+        makes_pictures: trained on images that the study makes first; not for `samtune tune`.
         metrics: measured for this method in addition to the profile's metrics.
         named_options: constructor options that are always in a training cell's key. Never add to them: all other
             options are in the key only where they differ from their default, so that a new option leaves old keys as
@@ -49,6 +51,8 @@ class Method(nn.Module):
     prompts: tuple[str, ...] = ("box", "point10")  # SPT's
     epochs = 16  # SPT's
     learning_rate = 1e-4
+    recipe: Mapping[str, object] = MappingProxyType({})
+    makes_pictures = False
     metrics: tuple[str, ...] = ()
     named_options: tuple[str, ...] = ()
     options_before: Mapping[str, object] = MappingProxyType({})

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from samtune.common.errors import InputError, unknown
 from samtune.sam.attention import split_attention
 from samtune.sam.decode import BatchedMaskDecoder, FullPrecisionPromptEncoder
+from samtune.sam.mobile import MobileEncoder
 
 PIXEL_MEAN = [123.675, 116.28, 103.53]
 PIXEL_STD = [58.395, 57.12, 57.375]
@@ -90,6 +91,13 @@ def _build(
     )
 
 
+def _nano_mobile() -> Sam:
+    """The nano SAM with a small convolutional encoder, as MobileSAM is SAM's."""
+    sam = BACKBONES["nano"]()
+    sam.image_encoder = MobileEncoder(sam.image_size, sam.mask_decoder.transformer_dim)
+    return sam
+
+
 _official = partial(
     _build,
     image_size=1024,
@@ -120,6 +128,7 @@ BACKBONES = {
         iou_head_width=128,
         relative_positions=False,  # on a CPU the query-dependent bias doubles the cost of a global block
     ),
+    "nano_mobile": _nano_mobile,
 }
 
 
@@ -129,7 +138,8 @@ def new_sam(backbone: str) -> Sam:
         raise unknown("backbone", backbone, BACKBONES)
     sam = BACKBONES[backbone]()
     sam.backbone = backbone
-    split_attention(sam.image_encoder)
+    if isinstance(sam.image_encoder, ImageEncoderViT):
+        split_attention(sam.image_encoder)
     return sam.eval()
 
 

@@ -28,6 +28,7 @@ OFFICIAL = {
 }
 SOURCE = "https://dl.fbaipublicfiles.com/segment_anything/"
 NANO = "assets/nano_sam.safetensors"
+SHIPPED = {"nano": NANO, "nano_mobile": "assets/nano_mobile.safetensors"}
 NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
 PATCHES = "image_encoder.patch_embed.proj.weight"  # the first layer: which SAM a state dict is
 
@@ -48,7 +49,12 @@ def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
     elif path is None:
         if backbone not in BACKBONES:
             raise unknown("backbone", backbone, BACKBONES)
-        path = asset(NANO) if backbone == "nano" else official_checkpoint(backbone)
+        path = asset(SHIPPED[backbone]) if backbone in SHIPPED else official_checkpoint(backbone)
+    if backbone == "nano_mobile" and not path.is_file():
+        raise InputError(
+            f"no weights of nano_mobile at {path}: make them by python -m samtune.nano.second_victim --out DIR, and "
+            "copy DIR/nano_mobile.safetensors there"
+        )
     return sam_of_state(read_state(path), path, backbone)
 
 
@@ -148,7 +154,7 @@ def guess_backbone(state: dict[str, Tensor], path: Path | str) -> str:
     has that width.
     """
     weight = state.get(PATCHES)
-    widths = {build.keywords["width"]: name for name, build in BACKBONES.items()}
+    widths = {build.keywords["width"]: name for name, build in BACKBONES.items() if hasattr(build, "keywords")}
     if weight is None or weight.shape[0] not in widths:
         found = "no image encoder" if weight is None else f"an encoder of width {weight.shape[0]}"
         hint = "; what samtune tune wrote has to be exported first" if weight is None else ""

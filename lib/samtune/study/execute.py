@@ -21,9 +21,11 @@ from samtune.evaluation import (
     predict_with,
 )
 from samtune.methods import METHODS, Method, build_method
+from samtune.methods.asam import PGD
 from samtune.metrics import MAP_METRICS, MASK_METRICS
 from samtune.prompts import parse_kind
 from samtune.sam.checkpoints import load_sam, save_safetensors
+from samtune.study.attacked import AttackedDataset
 from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, TrainingCell
 from samtune.study.false_alarms import false_alarms
 from samtune.study.profile import Profile
@@ -73,7 +75,10 @@ def executor(profile: Profile) -> Execute:
             workers=profile.workers,
             **{"batch_size": profile.batch_size, "learning_rate": method.learning_rate} | options,
         )
-        sources = [(open_dataset(name), "train") for name in cell.train_datasets]
+        opened = [open_dataset(name) for name in cell.train_datasets]
+        if isinstance(method, PGD):
+            opened = [AttackedDataset(one, method, results / "cache" / "attacked", device) for one in opened]
+        sources = [(dataset, "train") for dataset in opened]
         folder = files_folder(results, cell)
         result = train(method, sources, config, folder, EmbeddingCache(results / "cache"))
         save_safetensors(method.trainable_state(), folder / TUNED, torch.float32, {"cell": cell.key()})

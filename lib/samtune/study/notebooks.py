@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from samtune.common.errors import InputError, unknown
 from samtune.common.paths import results_root
-from samtune.study import baselines, sam_sp, spt
+from samtune.study import asam, baselines, sam_sp, spt
 from samtune.study.estimate import disk_bytes, estimate_seconds
 from samtune.study.profile import Profile
 from samtune.study.records import Record, read_records
@@ -24,6 +24,9 @@ ASKED: dict[str, Callable[[Profile, Sequence[str], Sequence[int], Parameters], l
     ),
     "20_sam_sp": lambda profile, names, seeds, given: sam_sp.run_main(profile, names, seeds),
     "21_sam_sp_ablations": lambda profile, names, seeds, given: sam_sp.run_ablations(
+        profile, names, seeds, given.get("groups", ())
+    ),
+    "31_asam_ablations": lambda profile, names, seeds, given: asam.run_ablations(
         profile, names, seeds, given.get("groups", ())
     ),
     "90_train_nano_models": lambda profile, names, seeds, given: baselines.run_nano_sam(profile, names),

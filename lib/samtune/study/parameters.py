@@ -167,6 +167,16 @@ class SamSpAblations(NotebookParameters):
     groups: list[Annotated[str, AfterValidator(partial(_known_group, "study.sam_sp"))]]
 
 
+class AsamAblations(NotebookParameters):
+    """Parameters of `31_asam_ablations`."""
+
+    notebook: ClassVar[str] = "31_asam_ablations"
+    profile: ProfileName
+    datasets: list[DatasetName]
+    seeds: list[Seed]
+    groups: list[Annotated[str, AfterValidator(partial(_known_group, "study.asam"))]]
+
+
 class TrainNanoModels(NotebookParameters):
     """Parameters of `90_train_nano_models`."""
 

@@ -1,6 +1,6 @@
 """The plan by which a study makes its cells: one learning rate for each method and data set, chosen on validation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
 
@@ -36,7 +36,11 @@ def place_of(dataset: str, method: str, options: Mapping[str, object] = MappingP
 
 
 def choose_learning_rates(
-    profile: Profile, places: Sequence[Place], hash: str, trained_with: str = BOX_AND_POINTS
+    profile: Profile,
+    places: Sequence[Place],
+    hash: str,
+    trained_with: str = BOX_AND_POINTS,
+    cells_of: Callable[[Place, float], list[EvaluationCell]] | None = None,
 ) -> dict[Place, float]:
     """For each place, the smallest rate of the profile's grid within half a point of the best mean IoU on validation.
 
@@ -55,9 +59,11 @@ def choose_learning_rates(
         places: see `place_of`.
         hash: of the backbone's weights.
         trained_with: kinds of prompts in training, joined by ",".
+        cells_of: the evaluation cells of a place and a rate, in place of `rate_cells`.
 
     The table `learning_rates` shows the scores.
     """
+    cells_of = cells_of or (lambda place, rate: rate_cells(profile, place, rate, hash, trained_with))
     grid = sorted(profile.learning_rates)
     own = {place: profile.rates.get(place[1], METHODS[place[1]].learning_rate) for place in places}
     if len(grid) <= 1:
@@ -72,7 +78,7 @@ def choose_learning_rates(
         return [(place, rate) for rate in nearest if (place, rate) not in scores][:1]
 
     while wanted := [tried for place in places for tried in untried(place)]:
-        cells = [rate_cells(profile, *tried, hash, trained_with) for tried in wanted]
+        cells = [cells_of(*tried) for tried in wanted]
         with suppress(FloatingPointError):  # the rate is too large; the other rates are run nevertheless
             run_cells([cell for one in cells for cell in one], profile.name, executor(profile))
         for tried, one in zip(wanted, cells, strict=True):

@@ -8,7 +8,7 @@ from types import ModuleType
 
 from samtune.evaluation import EvaluationConfig
 from samtune.methods import METHODS
-from samtune.study import sam_sp, spt
+from samtune.study import asam, sam_sp, spt
 from samtune.study.records import Record
 from samtune.training import TrainingConfig
 
@@ -43,9 +43,9 @@ def varied(record: Record, table: str, variant: str) -> dict[str, object]:
             found[name] = value
         elif value != as_trained[name]:
             found[f"test_{name}"] = value
-    if cell.get("target", "union") != "union":
-        found["target"] = cell["target"]
     study, plain = _study(table), variant.removeprefix(f"{sam_sp.ON_BOTH}, ")
+    if cell.get("target", "union") != study.USUAL.get("target", "union"):
+        found["target"] = cell["target"]
     found |= study.ALONG.get(plain, {})
     if plain in study.LENGTHS:
         found["images"] = 0 if training is None else training["images"]
@@ -66,7 +66,7 @@ def option_and_value(options: Mapping[str, object]) -> tuple[str, str]:
 
 
 def _study(table: str) -> ModuleType:
-    return sam_sp if table.startswith("sam_sp_") else spt
+    return next((study for name, study in (("sam_sp_", sam_sp), ("asam_", asam)) if table.startswith(name)), spt)
 
 
 @cache

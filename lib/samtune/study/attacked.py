@@ -1,0 +1,69 @@
+"""Training pictures whose pixels are attacked once each, before training: those of ASAM's rival PGD."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from samtune.common.atomic import write_atomically
+from samtune.data.pixels import read_image
+from samtune.data.sample import Dataset, Sample
+from samtune.methods.asam import PGD
+from samtune.prompts import Prompts, tight_boxes
+from samtune.sam.checkpoints import weights_hash
+from samtune.sam.preprocess import Preprocess
+
+MOST_MASKS = 140  # of a picture that are attacked, as in ASAM's code
+
+
+class AttackedDataset:
+    """`dataset` with every picture attacked; masks stay. A picture is attacked once, and kept in `folder`.
+
+    The victim is `method`'s SAM as it stands, before training, given every object's box. It sees the picture stretched
+    to its square; what the attack changes there is added to the original at its own size.
+    """
+
+    def __init__(self, dataset: Dataset, method: PGD, folder: Path, device: str) -> None:
+        self.name, self.dropped, self.ids = dataset.name, dataset.dropped, dataset.ids
+        self._dataset, self._victim, self._folder, self._device = dataset, method.to(device).eval(), folder, device
+        self._square = Preprocess(method.image_size, "stretch")
+        self._strength = {"eps": method.eps / 255, "step_size": method.step_size / 255, "steps": method.steps}
+        self._key = f"{method.name} {self._strength} {weights_hash(method.sam)}"
+
+    def load(self, id: str) -> Sample:
+        """The sample, its picture attacked. Without an object it stays as it is."""
+        sample = self._dataset.load(id)
+        masks = sample.masks[sample.masks.any((1, 2))][:MOST_MASKS]
+        if not len(masks):
+            return sample
+        original = self._square.resized(sample.image)
+        digest = hashlib.sha256(self._key.encode())
+        digest.update(original.tobytes())
+        digest.update(np.packbits(masks).tobytes())
+        path = self._folder / f"{digest.hexdigest()[:32]}.png"
+        if not path.is_file():
+            self._attack(path, original, masks)
+        change = read_image(path).astype(np.float32) - original
+        # Nearest: averaged down again to the model's square, it is what it was.
+        height, width = sample.image.shape[:2]
+        change = cv2.resize(change, (width, height), interpolation=cv2.INTER_NEAREST)
+        return replace(sample, image=(sample.image + change).clip(0, 255).round().astype(np.uint8))
+
+    def _attack(self, path: Path, original: np.ndarray, masks: np.ndarray) -> None:
+        from samtune.diffusion.pixel_attack import pixel_attack  # not above: it brings diffusers, seconds
+
+        boxes = Prompts(torch.zeros(len(masks), dtype=torch.int64), boxes=torch.from_numpy(tight_boxes(masks)))
+        image = torch.from_numpy(original).permute(2, 0, 1)[None].float() / 255
+        made = pixel_attack(
+            self._victim,
+            image.to(self._device),
+            self._square.prompts(boxes, masks.shape[1:]).to(self._device),
+            self._square.masks(masks, self._square.size).to(self._device),
+            **self._strength,
+        )
+        pixels = (255 * made[0].permute(1, 2, 0).cpu()).round().byte().numpy()
+        _, encoded = cv2.imencode(".png", pixels[..., ::-1])
+        write_atomically(path, encoded.tobytes())

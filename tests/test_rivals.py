@@ -1,0 +1,77 @@
+"""ASAM's rivals: the same parameters and schedule; pictures attacked once, within eps, that fool the victim."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from samtune.common.errors import InputError
+from samtune.methods import METHODS, build_method, options_in_key
+from samtune.prompts import Prompts, tight_boxes
+from samtune.study.attacked import AttackedDataset
+from samtune.training import augment
+from small_sam import ListedSamples, disc_sample, small_sam
+
+RIVALS = ("clean_tuning", "classical_augmentation", "pgd", "dat", "generated")
+
+
+@pytest.mark.parametrize("name", [*RIVALS, "asam"])
+def test_the_same_parameters_prompts_and_schedule(name: str) -> None:
+    asam, method = build_method("asam", small_sam()), build_method(name, small_sam())
+    assert list(method.trainable()) == list(asam.trainable()) and method.frozen_encoder
+    assert (method.prompts, method.learning_rate, method.recipe["schedule"]) == (asam.prompts, 2e-3, "slow_start")
+    assert METHODS[name].name == name and options_in_key(name, {}) == {}
+
+
+def test_what_is_tuned_can_be_chosen() -> None:
+    sizes = {tuned: build_method("asam", small_sam(), tuned=tuned).count_trainable() for tuned in
+             ("tokens", "mask_tokens", "iou_token", "decoder")}  # fmt: skip
+    assert sizes["mask_tokens"] == 4 * 32 and sizes["iou_token"] == 32 and sizes["tokens"] == 5 * 32
+    assert sizes["decoder"] == build_method("decoder_tuning", small_sam()).count_trainable()
+    with pytest.raises(InputError, match="unknown part to tune 'token'; known: tokens"):
+        build_method("asam", small_sam(), tuned="token")
+
+
+def test_pgd_stays_within_eps_is_made_once_and_fools_the_victim(tmp_path: Path) -> None:
+    data = ListedSamples([disc_sample(number, 64, 64) for number in range(3)])
+    method = build_method("pgd", small_sam())
+    made = AttackedDataset(data, method, tmp_path, "cpu")
+    worse = []
+    for id in made.ids("train"):
+        clean, wrong = data.load(id), made.load(id)
+        change = np.abs(wrong.image.astype(int) - clean.image).max()
+        assert 0 < change <= 8 and np.array_equal(wrong.masks, clean.masks)
+        worse.append(_loss(method, clean.image, clean.masks) < _loss(method, wrong.image, clean.masks))
+    assert all(worse)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(files) == 3
+    again = AttackedDataset(data, build_method("pgd", small_sam()), tmp_path, "cpu").load("000")
+    assert np.array_equal(again.image, made.load("000").image)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
+    AttackedDataset(data, build_method("pgd", small_sam(), eps=4), tmp_path, "cpu").load("000")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def _loss(method: torch.nn.Module, image: np.ndarray, masks: np.ndarray) -> float:
+    from samtune.diffusion.attack import normalised
+    from samtune.losses import binary_cross_entropy, dice_loss
+
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+    prompts = Prompts(torch.tensor([0]), boxes=torch.from_numpy(tight_boxes(masks)))
+    with torch.no_grad():
+        logits = method(normalised(pixels, 64), prompts)["final"]
+    truth = torch.nn.functional.interpolate(torch.from_numpy(masks)[None].float(), logits.shape[-2:], mode="area")
+    return float((dice_loss(logits, truth) + binary_cross_entropy(logits, truth)).sum())
+
+
+def test_strong_augmentation_changes_pictures_as_its_seed_says() -> None:
+    sample = disc_sample(1)
+    state = torch.get_rng_state()
+    image, masks = augment(sample.image, sample.masks, "strong", [0, 1], "a")
+    plain, plain_masks = augment(sample.image, sample.masks, "flip_jitter", [0, 1], "a")
+    assert image.dtype == np.uint8 and image.shape == plain.shape and np.array_equal(masks, plain_masks)
+    assert np.abs(image.astype(int) - plain).mean() > 2
+    assert np.array_equal(image, augment(sample.image, sample.masks, "strong", [0, 1], "a")[0])
+    assert not np.array_equal(image, augment(sample.image, sample.masks, "strong", [0, 2], "a")[0])
+    assert torch.equal(state, torch.get_rng_state())
