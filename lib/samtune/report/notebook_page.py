@@ -87,7 +87,7 @@ def _quiet(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
     kept, recorded = [], 0
     for output in outputs:
         if output.output_type == "stream":
-            lines = output.text.splitlines()
+            lines = output.text.rstrip("\n").split("\n")  # a progress bar's states, between carriage returns, stay one
             if output.name == "stderr" and "Warning" in output.text:
                 continue
             found = [match for line in lines if (match := _RECORDED.match(line))]
