@@ -25,7 +25,7 @@ class ASAM(Method):
     token only through the tokens' self-attention. The tuned tokens are SAM's own, so that `merged` is an ordinary SAM.
 
     Args:
-        tuned: one of `TUNED`: "tokens" is ASAM; "decoder" is the comparison for the claim that 1,280 parameters suffice.
+        tuned: one of `TUNED`: "tokens" is ASAM; "decoder" is for the claim that 1,280 parameters suffice.
 
     Raises `InputError` on an unknown `tuned`.
     """
