@@ -25,7 +25,6 @@ from samtune.report.contrasts import FEWEST_UNITS
 from samtune.report.figures import DPI, title_and_width
 from samtune.report.labels import GLOSSARY
 from samtune.report.notebook_page import write_page
-from samtune.report.provenance import record_list
 from samtune.report.readable_tables import (
     MEAN,
     NOT_AVAILABLE,
@@ -116,7 +115,7 @@ def build_report(profile: str, results: Path | None = None) -> Path:
     records = read_records(folder / "records")
     tables = build_tables(records)
     claims = build_claims(records, profile, chosen.backbone)
-    write_tables(tables | {"claims": claims, "records": record_list(records, chosen.name)}, folder / "tables")
+    write_tables(tables | {"claims": claims}, folder / "tables")
     write_pages(tables, folder / "tables")
     for notebook in sorted((folder / "notebooks").glob("*.ipynb")):
         write_page(notebook)

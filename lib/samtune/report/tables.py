@@ -61,7 +61,7 @@ def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
     """Every table of `TABLES`, and any other that a record names, with `COLUMNS` and `WHOLE`; no record: no rows.
 
     Where the same was measured on several sets, a row of dataset `MEAN` has their plain mean; `mean_of` names them.
-    `records` are the keys of a row's records (of `provenance.record_list`). `best` is "yes" where a method as it is
+    `records` are the keys of a row's records (the names of their files). `best` is "yes" where a method as it is
     stands above all others as they are by the paired interval (trained on that set, or not at all).
 
     For each table that has rows also `<name>_by_size` and `<name>_by_class` (where classes are known; not of
