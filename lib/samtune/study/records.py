@@ -158,7 +158,7 @@ def cell_of(record: Record) -> Cell:
 
 def trainings_of(records: Iterable[Record], results: Path) -> list[Record]:
     """The training records behind evaluation records, each once."""
-    keys = dict.fromkeys(need.key() for record in records for need in cell_of(record).needs)
+    keys = dict.fromkeys(need.key() for record in records for need in cell_of(record).needs if need.kind == "training")
     known = {record.key: record for record in read_records(results / "records")}
     return [known[key] for key in keys if key in known]
 
