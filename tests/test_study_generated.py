@@ -77,7 +77,7 @@ def test_an_attack_needs_its_inversion_and_both_open_as_data_sets(model: str, fo
         assert sample.caption == caption(original)
     assert describe("synthetic-natural").licence in describe(attack.name).licence
     assert describe(attack.name).committed_pictures
-    with pytest.raises(InputError, match="generated:0123 not found.*generation cell"):
+    with pytest.raises(InputError, match="(?s)generated:0123 not found.*generation cell"):
         open_dataset("generated:0123")
 
 
