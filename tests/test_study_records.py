@@ -61,7 +61,7 @@ def test_a_damaged_record_is_named_set_aside_and_run_again(tmp_path, damage):
         ({"format": 99}, f"written by SAMtune 7.0; this is SAMtune {__version__}, which reads format 1 and does not "
                          "know its format 99"),
         ({"temperature": 1}, "does not know its field 'temperature'"),
-        ({"kind": "generation"}, "does not know its kind 'generation'"),
+        ({"kind": "imagined"}, "does not know its kind 'imagined'"),
         ({"key": "x"}, "holds the record x"),
     ],
 )  # fmt: skip

@@ -16,6 +16,7 @@ from samtune.data import (
     polyps,
 )
 from samtune.data.files import walk
+from samtune.data.generated import PREFIX, describe_generated
 from samtune.data.listed import SPLITS
 from samtune.data.procedural import synthetic
 from samtune.data.registry_entry import Description, GitSource
@@ -34,7 +35,12 @@ DATASETS: dict[str, Description] = {
 
 
 def describe(name: str) -> Description:
-    """What the registry knows of one data set. Raises `InputError` with the known names, nearest first."""
+    """What the registry knows of one data set. Raises `InputError` with the known names, nearest first.
+
+    "generated:<key>" is the set of images that the generation cell of that key has made.
+    """
+    if name.startswith(PREFIX):
+        return describe_generated(name, describe, open_dataset)
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     return DATASETS[name]

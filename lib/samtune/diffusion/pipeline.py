@@ -45,6 +45,7 @@ class LatentDiffusion(nn.Module):
         self.tokenizer = tokenizer
         self.scheduler = DDIMScheduler.from_config(scheduler.config, **SCHEDULE)
         self.inverse_scheduler = DDIMInverseScheduler.from_config(self.scheduler.config, **SCHEDULE)
+        self.evaluations = 0  # of the noise prediction so far, one a picture
         self.requires_grad_(False).eval()
 
     @property
@@ -69,6 +70,7 @@ class LatentDiffusion(nn.Module):
 
     def noise(self, latents: Tensor, timestep: Tensor, text: Tensor, condition: Tensor | None = None) -> Tensor:
         """The predicted noise in `latents` at `timestep`, a number; gradients pass to latents and text."""
+        self.evaluations += len(latents)
         if condition is None or self.controlnet is None:
             return self.unet(latents, timestep, text).sample
         down, middle = self.controlnet(latents, timestep, text, condition, return_dict=False)

@@ -1,6 +1,7 @@
 """Cells: what to train and what to measure, as frozen dataclasses with a stable key.
 
-A *training cell* gives a checkpoint, an *evaluation cell* gives metrics per object; each has one record at most.
+A *training cell* gives a checkpoint, an *evaluation cell* gives metrics per object, a *generation cell* gives pictures
+that open as a data set; each has one record at most.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
 from samtune.common.errors import InputError
+from samtune.data.generated import PREFIX
 
 NO_BACKBONE = "none"  # of what has none: truth, ellipse, grabcut, unet
 Pairs = tuple[tuple[str, Any], ...]
@@ -28,6 +30,7 @@ class Cell:
 
     kind: ClassVar[str]
     keeps_files: ClassVar[bool] = False  # must files of its own be there, beside its record, for others to need it?
+    folder: ClassVar[str] = "checkpoints"  # of the profile's results, where it keeps them
     tables: tuple[str, ...]
 
     @property
@@ -58,6 +61,61 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class GenerationCell(Cell):
+    """Pictures made by a latent diffusion model from the first `pictures` of real sets, with their masks.
+
+    Fields:
+        method: "inversion", "attack", "random" (noise of the attack's size in its place) or "sample" (from noise).
+        dataset, split: what they are made from, several sets joined by "+", each giving as many.
+        pictures: of them; which, see `samtune.data.generated.chosen_pictures`.
+        diffusion, controlnet: as `load_diffusion` takes them. diffusion_hash: the hash of all their weights.
+        backbone, weights_hash: the victim's; "none" where there is none.
+        prompt: what the victim is given, one a mask.
+        seed: draws noise and prompts.
+        options: see `samtune.diffusion.generation`.
+        inversion: of the same pictures and perhaps more; what "attack" and "random" start from.
+    """
+
+    kind: ClassVar[str] = "generation"
+    keeps_files: ClassVar[bool] = True
+    folder: ClassVar[str] = "generated"
+
+    method: str
+    dataset: str
+    pictures: int
+    diffusion: str
+    diffusion_hash: str = ""
+    controlnet: str = ""
+    split: str = "train"
+    backbone: str = NO_BACKBONE
+    weights_hash: str = ""
+    prompt: str = "none"
+    seed: int = 0
+    options: Pairs = ()
+    inversion: "GenerationCell | None" = None
+    tables: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", _pairs(self.options))
+        object.__setattr__(self, "tables", tuple(self.tables))
+        for name in ("dataset", "split", "diffusion", "diffusion_hash", "controlnet"):
+            if self.inversion is not None and getattr(self, name) != getattr(self.inversion, name):
+                raise ValueError(f"{name} is {getattr(self, name)!r} here and not in the inversion")
+
+    @property
+    def name(self) -> str:
+        """Under which the pictures open as a data set."""
+        return f"{PREFIX}{self.key()}"
+
+    @property
+    def parts(self) -> int:
+        return self.pictures
+
+    def describe(self) -> str:
+        return f"{self.method} of {self.pictures} pictures of {self.dataset} by {self.diffusion}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
 class TrainingCell(Cell):
     """A method trained once. Precision and machine are no part of a cell.
 
@@ -72,6 +130,7 @@ class TrainingCell(Cell):
         target: "union" or "instances".
         hyper: all that differs from the method's defaults, as pairs or a dictionary.
         weights_hash: the hash of the backbone's weights.
+        generated: the cell that makes the generated set among `train_datasets`, under its `name`.
     """
 
     kind: ClassVar[str] = "training"
@@ -87,10 +146,12 @@ class TrainingCell(Cell):
     target: str = "union"
     hyper: Pairs = ()
     weights_hash: str = ""
+    generated: GenerationCell | None = None
     tables: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "train_datasets", tuple(self.train_datasets))
+        _check_generated(self.train_datasets, self.generated)
         object.__setattr__(self, "hyper", _pairs(self.hyper))
         object.__setattr__(self, "tables", tuple(self.tables))
 
@@ -122,6 +183,7 @@ class EvaluationCell(Cell):
         seed: also draws the prompts.
         max_images: measures the first so many only (0: all).
         options: what else differs at test time.
+        generated: the cell that makes `dataset`, where that is a generated set.
     """
 
     kind: ClassVar[str] = "evaluation"
@@ -138,9 +200,11 @@ class EvaluationCell(Cell):
     options: Pairs = ()
     weights_hash: str = ""
     training: TrainingCell | None = None
+    generated: GenerationCell | None = None
     tables: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
+        _check_generated((self.dataset,), self.generated)
         object.__setattr__(self, "options", _pairs(self.options))
         object.__setattr__(self, "tables", tuple(self.tables))
         for name in ("method", "backbone", "seed", "weights_hash"):
@@ -183,7 +247,8 @@ class TimingCell(Cell):
 
 
 _SHARED = ("method", "backbone", "seed", "weights_hash", "preprocess", "target")
-KINDS: dict[str, type[Cell]] = {kind.kind: kind for kind in (TrainingCell, EvaluationCell, TimingCell)}
+KINDS: dict[str, type[Cell]] = {kind.kind: kind for kind in (GenerationCell, TrainingCell, EvaluationCell, TimingCell)}
+_WITHIN = {"training": "training", "generated": "generation", "inversion": "generation"}  # fields that hold a cell
 
 
 def plain_cell(cell: Cell) -> dict[str, Any]:
@@ -200,11 +265,19 @@ def plain_cell(cell: Cell) -> dict[str, Any]:
 def cell_from_plain(kind: str, values: Mapping[str, Any], tables: tuple[str, ...] = ()) -> Cell:
     """The cell of which `plain_cell` gave `values`. Raises `InputError` on anything else."""
     try:
-        training = values.get("training")
-        within = {"training": cell_from_plain("training", training)} if training else {}
+        within = {
+            name: cell_from_plain(what, values[name]) for name, what in _WITHIN.items() if values.get(name) is not None
+        }
         return KINDS[kind](**{**values, **within}, tables=tables)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"not a cell of this version of SAMtune: {error}") from error
+
+
+def _check_generated(datasets: tuple[str, ...], generated: GenerationCell | None) -> None:
+    """A generated set is read only by cells that need the cell that makes it."""
+    named = [name for name in datasets if name.startswith(PREFIX)]
+    if named != ([generated.name] if generated else []):
+        raise ValueError(f"generated sets {named} are read, and {generated.name if generated else 'none'} is made")
 
 
 def _pairs(values: Mapping[str, Any] | Pairs) -> Pairs:

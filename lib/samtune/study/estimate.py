@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from samtune.common import provenance
 from samtune.data.registry import open_dataset
 from samtune.methods import METHODS, trainable_parameters
-from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, TimingCell, TrainingCell
+from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, GenerationCell, TimingCell, TrainingCell
 from samtune.study.records import Record, cell_of
 
 CHECKPOINT_COPIES = 4  # the trained weights; and to resume, the same with Adam's two averages
+PICTURE_BYTES = 1_000_000  # a generated picture with what its inversion keeps
 RECORD_BYTES = 10_000
 
 
@@ -58,7 +59,7 @@ def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | Non
     Zero-shot SAM takes as long as decoder tuning does to measure. Baselines without a network count as 0.
     """
     if cell.method not in METHODS:
-        return 0.0
+        return None if isinstance(cell, GenerationCell) else 0.0
     method = "decoder_tuning" if cell.method == "zero_shot" else cell.method
 
     def seconds(phase: str, images: int) -> float:
@@ -78,10 +79,11 @@ def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | Non
 
 
 def disk_bytes(cells: Sequence[Cell]) -> int:
-    """About how many bytes `cells` leave on disk: a record each, and the checkpoints of trainings."""
+    """About how many bytes `cells` leave on disk: a record each, the checkpoints of trainings, generated images."""
     checkpoints = sum(
         4 * CHECKPOINT_COPIES * trainable_parameters(cell.method, cell.backbone)
         for cell in cells
         if cell.kind == "training"
     )
-    return checkpoints + RECORD_BYTES * len(cells)
+    pictures = sum(cell.pictures for cell in cells if isinstance(cell, GenerationCell))
+    return checkpoints + PICTURE_BYTES * pictures + RECORD_BYTES * len(cells)

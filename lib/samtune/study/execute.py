@@ -1,16 +1,30 @@
-"""What running a cell means: a training leaves weights and a curve, an evaluation a row an object."""
+"""What running a cell means: a training leaves weights and a curve, an evaluation rows, a generation pictures."""
 
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from samtune.common.errors import unknown
+from samtune.common.errors import InputError, unknown
 from samtune.common.paths import results_root
 from samtune.common.provenance import choose_precision
+from samtune.data.generated import chosen_pictures, picture_name, read_facts
 from samtune.data.registry import describe, open_dataset
+from samtune.diffusion.generation import (
+    attacked,
+    check_options,
+    inverted,
+    read_inversion,
+    sampled,
+    scene,
+    write_picture,
+)
+from samtune.diffusion.pipeline import load_diffusion
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import (
     EvaluationConfig,
@@ -26,11 +40,11 @@ from samtune.metrics import MAP_METRICS, MASK_METRICS
 from samtune.prompts import parse_kind
 from samtune.sam.checkpoints import load_sam, save_safetensors
 from samtune.study.attacked import AttackedDataset
-from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, TrainingCell
+from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, GenerationCell, TrainingCell
 from samtune.study.false_alarms import false_alarms
 from samtune.study.profile import Profile
 from samtune.study.records import Record, cell_of
-from samtune.study.runner import Execute, Result, files_folder, run_cell
+from samtune.study.runner import Execute, Result, files_folder, needed_cells, run_cell
 from samtune.training import TrainingConfig, train, usable_device
 
 TUNED = "trainable.safetensors"
@@ -59,7 +73,8 @@ def executor(profile: Profile) -> Execute:
     known: dict[tuple, dict[str, Tensor]] = {}
 
     def execute(cell: Cell, results: Path) -> Result:
-        return {"training": run_training, "evaluation": run_evaluation}[cell.kind](cell, results)
+        run = {"training": run_training, "evaluation": run_evaluation, "generation": run_generation}
+        return run[cell.kind](cell, results)
 
     def run_training(cell: TrainingCell, results: Path) -> Result:
         method = cell_method(cell)
@@ -120,14 +135,61 @@ def executor(profile: Profile) -> Execute:
         extras = {"dropped": dropped} | ({"counts": dict(method.counts)} if method else {})
         return Result(objects=objects, precision=precision, extras=extras)
 
+    loaded = lru_cache(maxsize=1)(lambda source, controlnet: load_diffusion(source, controlnet).to(device))
+
+    def run_generation(cell: GenerationCell, results: Path) -> Result:
+        check_options(cell.method, options := dict(cell.options))
+        folder, start = files_folder(results, cell), cell.inversion
+        model = loaded(cell.diffusion, cell.controlnet or None)
+        victim = None if cell.backbone == NO_BACKBONE else cell_method(cell).to(device).eval()
+        chosen = chosen_pictures(cell.dataset, cell.split, cell.pictures, open_dataset)
+        batch = profile.generation.batch
+        empty = 0
+        for first in tqdm(range(0, len(chosen), batch), cell.describe(), mininterval=2, leave=False):
+            places = [
+                (dataset, id)
+                for dataset, id in chosen[first : first + batch]
+                if not (folder / f"{picture_name(dataset.name, id)}.json").is_file()
+            ]
+            samples = [sample for dataset, id in places if (sample := dataset.load(id)).masks.any()]
+            empty += len(places) - len(samples)
+            if not samples:
+                continue
+            given = scene(model, samples, dict(start.options) if start else options, device)
+            if cell.method == "inversion":
+                made = inverted(model, given, options)
+            elif cell.method == "sample":
+                made = sampled(model, given, options, cell.seed)
+            else:
+                stored = [read_inversion(files_folder(results, start), sample) for sample in samples]
+                made = attacked(
+                    model, victim, given, stored, dict(start.options), cell.method, options, cell.prompt, cell.seed
+                )
+            for sample, words, one in zip(samples, given.captions, made, strict=True):
+                write_picture(folder, sample, words, one)
+        facts = read_facts(folder)
+        if not facts:
+            raise InputError(f"{cell.dataset} {cell.split}: no picture with an object to generate from")
+        rows = [
+            {"image": f"{one['dataset']}/{one['id']}", "group": one["group"], "output": output, **numbers}
+            for one in facts
+            for output, numbers in one["numbers"].items()
+        ]
+        spent = sum(one["numbers"]["final"]["seconds"] for one in facts)  # an attack's holds its inversion's
+        extras = {"dropped": {"images without a mask": empty}, "seconds_with_inversion": spent}
+        return Result(objects=pd.DataFrame(rows), precision="fp32", extras=extras)
+
     return execute
 
 
-def cell_method(cell: TrainingCell | EvaluationCell, results: Path | None = None) -> Method:
+def cell_method(cell: TrainingCell | EvaluationCell | GenerationCell, results: Path | None = None) -> Method:
     """The method of a cell on its backbone; an evaluation's as trained, with `results`, where the training's files are.
 
     An evaluation's options that are none of the evaluation's are the method's (SAM-SP's `iterations` at test time).
+    A generation's is its victim.
     """
+    if isinstance(cell, GenerationCell):
+        return build_method("zero_shot", load_sam(cell.backbone))
     training = cell if isinstance(cell, TrainingCell) else cell.training
     given = {} if training is None else {k: v for k, v in training.hyper if k not in TRAINING_OPTIONS}
     if training is not cell:
@@ -148,6 +210,6 @@ def trained_method(record: Record, profile: Profile) -> Method:
     Records are committed and most checkpoints are not, so that a fresh clone has the one without the other.
     """
     cell, results = cell_of(record), results_root(profile.name)
-    for need in cell.needs:
+    for need in needed_cells(cell, results):
         run_cell(need, results, executor(profile))
     return cell_method(cell, results)

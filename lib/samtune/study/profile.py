@@ -93,6 +93,19 @@ class Pretraining(_Strict):
     processes: Count
 
 
+class Generation(_Strict):
+    """Generated pictures (notebooks 30, 31): `pictures` of `sets`, as many of each; ablations on the first
+    `ablation_pictures` of them; inversion by `recipe`, in `steps`; `attack_steps` of the attack. `batch`: at once."""
+
+    sets: Names = ("bsds500", "ccp", "car-parts")
+    pictures: Count = 200
+    ablation_pictures: Count = 40
+    recipe: str = "direct"
+    steps: Count = 50
+    attack_steps: Count = 10
+    batch: Count = 1
+
+
 class Profile(_Strict):
     """Everything that differs between a smoke test and the paper's own scale.
 
@@ -141,6 +154,7 @@ class Profile(_Strict):
     rates: dict[str, Annotated[float, Field(gt=0)]] = {}
     evaluation: Evaluation
     pretraining: Pretraining
+    generation: Generation = Generation()
     datasets: dict[str, Names]
     notebooks: dict[str, Notebook]
 

@@ -168,7 +168,7 @@ def trainings_of(records: Iterable[Record], results: Path) -> list[Record]:
         records: of evaluations.
         results: the folder `results/<profile>`.
     """
-    keys = dict.fromkeys(need.key() for record in records for need in cell_of(record).needs)
+    keys = dict.fromkeys(need.key() for record in records for need in cell_of(record).needs if need.kind == "training")
     known = {record.key: record for record in read_records(results / "records")}
     return [known[key] for key in keys if key in known]
 

@@ -56,7 +56,7 @@ Execute = Callable[[Cell, Path], Result]
 
 def files_folder(results: Path, cell: Cell) -> Path:
     """The folder of a cell's own files (a training's checkpoints), in the folder `results`."""
-    return results / "checkpoints" / cell.key()
+    return results / cell.folder / cell.key()
 
 
 def run_cells(
@@ -174,6 +174,11 @@ def is_only_planned() -> bool:
 def missing_cells(cells: Sequence[Cell], folder: Path) -> list[Cell]:
     """The cells without a record, each once, and before each one the cells it needs that are missing too."""
     return _queue([cell for cell in cells if _read(cell, folder) is None], folder)
+
+
+def needed_cells(cell: Cell, folder: Path) -> list[Cell]:
+    """What `cell` needs and what is missing of it, each after what it needs itself."""
+    return _queue([need for need in cell.needs if _missing(need, folder)], folder)
 
 
 def _queue(cells: Sequence[Cell], folder: Path) -> list[Cell]:

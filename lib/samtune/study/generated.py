@@ -1,0 +1,131 @@
+"""Which pictures a profile generates: ASAM's adversarial ones, inversions side by side, samples from noise."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from samtune.diffusion.generation import AUTOENCODER
+from samtune.diffusion.pipeline import load_diffusion
+from samtune.sam.checkpoints import weights_hash
+from samtune.study.cells import GenerationCell
+from samtune.study.execute import executor
+from samtune.study.plan import backbone_hash
+from samtune.study.profile import Profile
+from samtune.study.records import Record
+from samtune.study.runner import run_cells
+
+TABLE = "asam_inversion"
+# The authors' recipe: null-text optimisation at guidance 7.5, 10 x 50 guided steps, the worst picture rendered again.
+# Here the eleventh rendering is of one more update, so that it costs the same.
+AUTHORS = "null-text"
+INVERSIONS: dict[str, dict[str, object]] = {
+    "DDIM": {"recipe": "ddim"},
+    AUTHORS: {"recipe": "null_text"},
+    "direct": {"recipe": "direct"},
+    "negative-prompt": {"recipe": "negative_prompt"},
+    "fixed-point, negative-prompt": {"recipe": "negative_prompt", "rounds": 3},
+    "without diffusion": {"recipe": AUTOENCODER},  # the attack is then DAT's
+}
+LEAN = "lean"  # no guidance, two fifths of the denoising steps
+LEAN_SHARE = 0.4
+
+
+class Generation:
+    """The generation cells of a profile. Making one reads the weights of both models, for their hashes.
+
+    Raises `InputError` where the diffusion model or the backbone is not here.
+    """
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        controlnet = "" if profile.controlnet == profile.diffusion else profile.controlnet
+        self.models = {
+            "diffusion": profile.diffusion,
+            "diffusion_hash": weights_hash(load_diffusion(profile.diffusion, controlnet or None)),
+            "controlnet": controlnet,
+        }
+        self.victim = {"backbone": profile.backbone, "weights_hash": backbone_hash(profile.backbone)}
+        self.dataset = "+".join(profile.generation.sets)
+
+    def inversion(self, pictures: int = 0, tables: Sequence[str] = (), **options: object) -> GenerationCell:
+        """The profile's inversion, `options` changed, of so many pictures (0: all)."""
+        asked = self.profile.generation
+        options = {"recipe": asked.recipe, "steps": asked.steps} | options
+        if options["recipe"] == AUTOENCODER:
+            options = {"recipe": AUTOENCODER}
+        return GenerationCell(
+            "inversion", self.dataset, pictures or asked.pictures, **self.models, options=options, tables=tuple(tables)
+        )
+
+    def attack(
+        self,
+        inversion: GenerationCell,
+        pictures: int = 0,
+        tables: Sequence[str] = (),
+        prompt: str = "box",
+        method: str = "attack",
+        **options: object,
+    ) -> GenerationCell:
+        """The profile's attack from stored inversions; "random": noise of its size."""
+        if method == "attack":
+            options = {"steps": self.profile.generation.attack_steps} | options
+        return GenerationCell(
+            method, self.dataset, pictures or inversion.pictures, **self.models, **self.victim, prompt=prompt,
+            options=options, inversion=inversion, tables=tuple(tables),
+        )  # fmt: skip
+
+    def sample(self, pictures: int = 0, tables: Sequence[str] = (), seed: int = 0, **options: object) -> GenerationCell:
+        """Pictures from noise with the same masks and captions."""
+        asked = self.profile.generation
+        options = {"steps": asked.steps} | options
+        return GenerationCell(
+            "sample", self.dataset, pictures or asked.pictures, **self.models, seed=seed, options=options,
+            tables=tuple(tables),
+        )  # fmt: skip
+
+
+def adversarial_cells(profile: Profile) -> dict[str, GenerationCell]:
+    """What tuning is done on, by name: "asam", "reconstructed", "generated" (from noise), "dat" (without diffusion)."""
+    made = Generation(profile)
+    inversion = made.inversion()
+    return {
+        "asam": made.attack(inversion),
+        "reconstructed": inversion,
+        "generated": made.sample(),
+        "dat": made.attack(made.inversion(recipe=AUTOENCODER)),
+    }
+
+
+def inversion_cells(profile: Profile) -> list[GenerationCell]:
+    """Table `asam_inversion`: by inversion, the reconstruction and the attack from it; random noise too."""
+    made, few = Generation(profile), profile.generation.ablation_pictures
+    lean = {"recipe": "negative_prompt", "steps": max(1, round(LEAN_SHARE * profile.generation.steps))}
+    cells = []
+    for name, options in (INVERSIONS | {LEAN: lean}).items():
+        shown = {"pictures": few, "tables": (f"{TABLE}:{name}",)}
+        inversion = made.inversion(**shown, **options)
+        cells += [inversion, made.attack(inversion, **shown)]
+        if name == AUTHORS:
+            cells.append(made.attack(inversion, method="random", **shown))
+    return cells
+
+
+def run_generated(profile: Profile) -> list[Record]:
+    """The records of `adversarial_cells` and `inversion_cells`; what has none is run."""
+    cells = [*adversarial_cells(profile).values(), *inversion_cells(profile)]
+    return run_cells(cells, profile.name, executor(profile))
+
+
+def costs(table: pd.DataFrame) -> pd.DataFrame:
+    """Of the long table `asam_inversion`: what an adversarial picture costs by way of inversion, against `AUTHORS`.
+
+    A row a variant: psnr, iou_drop, evaluations, seconds (inversion and attack together), and how many times fewer
+    evaluations and less time than the authors' way.
+    """
+    chosen = table[(table["method"] == "attack") & (table["output"] == "final")]
+    wide = chosen.pivot_table(index="variant", columns="metric", values="mean", sort=False)
+    wide = wide[["psnr", "iou_drop", "evaluations", "seconds"]]
+    if AUTHORS in wide.index:
+        for name in ("evaluations", "seconds"):
+            wide[f"times fewer {name}"] = wide.loc[AUTHORS, name] / wide[name]
+    return wide

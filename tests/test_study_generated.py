@@ -1,0 +1,143 @@
+"""Generated pictures: made once, resumed where they were killed, opened as a data set, needed by what reads them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samtune.common.errors import InputError
+from samtune.data.generated import read_facts
+from samtune.data.pixels import read_image
+from samtune.data.registry import describe, open_dataset
+from samtune.diffusion.conditions import caption
+from samtune.report.tables import build_tables
+from samtune.study.cells import Cell, GenerationCell, TrainingCell, cell_from_plain, plain_cell
+from samtune.study.execute import executor
+from samtune.study.generated import AUTHORS, TABLE, adversarial_cells, costs, inversion_cells
+from samtune.study.profile import Generation, Profile, load_profile
+from samtune.study.records import Record
+from samtune.study.runner import files_folder, missing_cells, run_cells
+from tiny_diffusion import save_tiny_diffusion
+
+SETS = "synthetic-natural+synthetic-industrial"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_diffusion(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A results folder where generated sets are found."""
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path))
+    return tmp_path / "smoke"
+
+
+def profile(model: str, pictures: int = 3, batch: int = 1) -> Profile:
+    asked = Generation(sets=tuple(SETS.split("+")), pictures=pictures, ablation_pictures=2, steps=2, attack_steps=1,
+                       batch=batch)  # fmt: skip
+    return load_profile("smoke").model_copy(update={"diffusion": model, "controlnet": model, "generation": asked})
+
+
+def cells(model: str, pictures: int = 4) -> list[GenerationCell]:
+    """An inversion, and the attack from it."""
+    shared = {"dataset": SETS, "pictures": pictures, "diffusion": model}
+    inversion = GenerationCell("inversion", options={"recipe": "direct", "steps": 2}, **shared)
+    victim = {"backbone": "nano", "prompt": "box", "options": {"steps": 1}}
+    return [inversion, GenerationCell("attack", inversion=inversion, **shared, **victim)]
+
+
+def quiet_run(asked: Sequence[Cell], folder: Path, model: str = "nano", batch: int = 1) -> list[Record]:
+    return run_cells(asked, folder, executor(profile(model, batch=batch)), say=lambda line: None)
+
+
+def test_an_attack_needs_its_inversion_and_both_open_as_data_sets(model: str, folder: Path) -> None:
+    inversion, attack = cells(model)
+    (record,) = quiet_run([attack], folder, batch=3)  # the inversion is run first; a batch that is not full too
+    assert missing_cells([inversion, attack], folder) == []
+    objects = record.objects.set_index(["output", "image"])
+    assert len(objects) == 8 and (objects.loc["final", "iou"] <= objects.loc["before", "iou"] + 1e-6).all()
+    assert np.allclose(
+        objects.loc["final", "iou_drop"], objects.loc["before", "iou"] - objects.loc["final", "iou"], atol=1e-5
+    )
+    assert (objects.loc["final", "evaluations"] == (2 + 2 * 2) + 2 * 2 * 2).all()  # inversion, offsets; two renderings
+    made = open_dataset(attack.name)
+    assert len(made.ids("train")) == 4 and made.ids("test") == []
+    for id in made.ids("train"):
+        sample, (source, _, name) = made.load(id), id.partition("/")
+        original = open_dataset(source).load(name)
+        assert np.array_equal(sample.masks, original.masks) and sample.object_class == original.object_class
+        assert sample.image.shape == original.image.shape and not np.array_equal(sample.image, original.image)
+        assert (sample.dataset, sample.group, sample.split) == (attack.name, original.group, "train")
+        assert sample.caption == caption(original)
+    assert describe("synthetic-natural").licence in describe(attack.name).licence
+    assert describe(attack.name).committed_pictures
+    with pytest.raises(InputError, match="(?s)generated:0123 not found.*generation cell"):
+        open_dataset("generated:0123")
+
+
+def test_a_killed_generation_goes_on_at_the_same_picture(model: str, folder: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parent / "killed_generation.py"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script, folder, model, str(np.random.default_rng().integers(2**31))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    killed, before = map(int, done.stdout.split())
+    assert killed >= 1
+    quiet_run(cells(model), tmp_path / "whole")
+    for cell in cells(model):
+        ours, theirs = (files_folder(place, cell) for place in (folder, tmp_path / "whole"))
+        names = sorted(path.name for path in theirs.glob("*") if path.suffix in (".png", ".safetensors"))
+        assert len(names) == 8
+        for name in names:
+            assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+        assert [one["id"] for one in read_facts(ours)] == [one["id"] for one in read_facts(theirs)]
+
+
+def test_a_training_on_generated_pictures_needs_them(model: str, folder: Path) -> None:
+    inversion, attack = cells(model, pictures=2)
+    training = TrainingCell("asam", (attack.name,), "nano", images=2, prompt="box", target="instances",
+                            hyper={"batch_size": 2, "learning_rate": 1e-3}, generated=attack)  # fmt: skip
+    measured = training.evaluation("synthetic-industrial", max_images=1)
+    queue = missing_cells([measured], folder)
+    assert [cell.key() for cell in queue] == [cell.key() for cell in (inversion, attack, training, measured)]
+    (record,) = quiet_run([measured], folder)
+    assert record.objects is not None and cell_from_plain("evaluation", record.cell).key() == measured.key()
+    assert cell_from_plain("training", plain_cell(training)) == training
+    with pytest.raises(ValueError, match="none is made"):
+        TrainingCell("asam", (attack.name,), "nano")
+
+
+def test_keys_hold_all_that_the_pictures_depend_on(model: str) -> None:
+    inversion, attack = cells(model)
+    other = GenerationCell("inversion", SETS, 4, model, options={"recipe": "ddim", "steps": 2})
+    keys = {cell.key() for cell in (inversion, attack, other)}
+    keys.add(GenerationCell("attack", SETS, 4, model, backbone="nano", prompt="box", options={"steps": 1},
+                            inversion=other).key())  # fmt: skip
+    assert len(keys) == 4
+
+
+def test_the_profiles_cells_fill_the_table_of_inversions(model: str, folder: Path) -> None:
+    small = profile(model, pictures=2)
+    asked = [*adversarial_cells(small).values(), *inversion_cells(small)]
+    records = quiet_run(asked, folder)
+    table = build_tables(records)[TABLE]
+    assert set(table["variant"]) > {AUTHORS, "direct", "lean"}
+    psnr = table[(table["metric"] == "psnr") & (table["method"] == "inversion")].set_index(["variant", "output"])[
+        "mean"
+    ]
+    assert psnr["direct", "final"] == pytest.approx(psnr["direct", "autoencoder"], abs=0.05)  # exact by construction
+    assert psnr["without diffusion", "final"] == pytest.approx(psnr["direct", "autoencoder"], abs=1e-6)
+    random = table[table["method"] == "random"]
+    assert set(random["metric"]) >= {"iou", "iou_drop", "evaluations"}
+    cost = costs(table)
+    # Guidance 7.5 in 2 steps: 2 + 2 (1 + 10 + 1) for null-text at most, and 2 renderings of 4; lean: 1 step, 1 + 2.
+    assert cost.loc["lean", "evaluations"] == 3 and cost.loc[AUTHORS, "evaluations"] <= 2 + 2 * 12 + 8
+    assert cost.loc[AUTHORS, "times fewer evaluations"] == 1 and cost.loc["lean", "times fewer seconds"] > 1
+    made = read_image(next(folder.glob("generated/*/*.png")))
+    assert made.shape == (32, 32, 3)
