@@ -34,6 +34,7 @@ TABLES = {
     "sam_sp_choices": "SAM-SP: what the paper leaves open, one change at a time, on validation pictures",
     "asam_main": "ASAM on data that it was not tuned on",
     "asam_ablation": "ASAM: what each part contributes",
+    "asam_inversion": "ASAM: inversions and attacks, and what they cost",
     "learning_rates": "Learning rates on validation pictures: the smallest within half a point of the best is taken",
     "speed": "Pictures a second and memory, of encoding, decoding and a training step, by device",
 }

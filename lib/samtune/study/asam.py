@@ -135,7 +135,7 @@ def tuning(profile: Profile) -> tuple[Tuning, str]:
         from samtune.study.generated import adversarial_cells  # not above: it brings diffusers, seconds
 
         made = adversarial_cells(profile)
-    except (InputError, ModuleNotFoundError) as error:
+    except InputError as error:
         return plan, str(error).splitlines()[0]
     plan.generated = {method: made[method] for method in ON_GENERATED}
     return plan, ""

@@ -94,8 +94,17 @@ class Pretraining(_Strict):
 
 
 class Generation(_Strict):
-    """Generated pictures (notebooks 30, 31): `pictures` of `sets`, as many of each; ablations on the first
-    `ablation_pictures` of them; inversion by `recipe`, in `steps`; `attack_steps` of the attack. `batch`: at once."""
+    """The images that are generated for ASAM.
+
+    Fields:
+        sets: the originals' data sets, as many images of each.
+        pictures: how many images in all.
+        ablation_pictures: the first so many of them, for ablations.
+        recipe: of the inversion.
+        steps: of denoising.
+        attack_steps: of the attack.
+        batch: images at once.
+    """
 
     sets: Names = ("bsds500", "ccp", "car-parts")
     pictures: Count = 200
@@ -130,6 +139,7 @@ class Profile(_Strict):
         rates: by method, used without a grid in place of the method's own.
         evaluation: what is measured.
         pretraining: of the nano SAM.
+        generation: of ASAM's images.
         datasets: by notebook.
         notebooks: in the order in which they are run.
     """
