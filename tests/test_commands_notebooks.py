@@ -283,7 +283,7 @@ def test_bad_parameters_are_named_with_value_and_expected_type(change: dict, mes
 
 def test_what_is_left_empty_is_the_profiles() -> None:
     given = {"profile": "quick", "datasets": [], "seeds": [], "groups": [], "transfer": []}
-    assert SptAblations.from_notebook(given).groups == ["parts", "robustness"]
+    assert SptAblations.from_notebook(given).groups == ["robustness"]
     assert SptAblations.from_notebook(given | {"groups": ["size"]}).groups == ["size"]
     assert SptAblations.from_notebook(given | {"profile": "cpu"}).groups == []  # there: all
     main = {"profile": "cpu", "datasets": [], "seeds": [], "controls": [], "union": False}

@@ -20,7 +20,7 @@ def test_all_that_ship_are_valid_and_as_designed():
             parse_kind(prompt)
         evaluation = profile.evaluation
         assert {*evaluation.metrics, *evaluation.medical_metrics, *evaluation.camouflage_metrics} <= set(METRICS)
-        notebooks = {*NOTEBOOKS.values(), "90_train_nano_models"}
+        notebooks = {*NOTEBOOKS.values(), "31_asam_ablations", "90_train_nano_models"}
         assert {*profile.datasets, *profile.notebooks} <= notebooks
         assert set(profile.notebooks) <= set(profile.datasets)
     smoke, quick, cpu, gpu, paper = (load_profile(name) for name in ("smoke", "quick", "cpu", "gpu", "paper"))

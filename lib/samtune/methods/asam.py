@@ -52,7 +52,7 @@ class CleanTuning(ASAM):
 
     name = "clean_tuning"
     title = "clean tuning"
-    colour = "#E69F00"
+    colour = "#8c564b"
 
 
 class ClassicalAugmentation(ASAM):
@@ -60,7 +60,7 @@ class ClassicalAugmentation(ASAM):
 
     name = "classical_augmentation"
     title = "classical augmentation"
-    colour = "#a98600"
+    colour = "#7b9e00"
     recipe = MappingProxyType({"schedule": "slow_start", "augmentation": "strong"})
 
 
@@ -80,7 +80,7 @@ class PGD(ASAM):
     name = "pgd"
     title = "PGD tuning"
     makes_pictures = True
-    colour = "#D55E00"
+    colour = "#9467bd"
 
     def __init__(self, sam: Sam, eps: float = 8.0, step_size: float = 2.0, steps: int = 10) -> None:
         super().__init__(sam)
@@ -99,7 +99,7 @@ class DAT(ASAM):
 
     name = "dat"
     title = "DAT tuning"
-    colour = "#009E73"
+    colour = "#17a2b8"
     makes_pictures = True
 
 
@@ -112,4 +112,4 @@ class Generated(ASAM):
     name = "generated"
     title = "generated pictures"
     makes_pictures = True
-    colour = "#0072B2"
+    colour = "#e07b91"

@@ -147,15 +147,22 @@ def write_all(
     write("claims.md", "tables/claims.md")
     for view in context["tables"]:
         rows = records_of(view.name, records)
+        listed = rows.to_numpy().tolist()
         write_atomically(folder / "tables" / f"{view.name}_records.csv", rows.to_csv(index=False).encode())
         notebook = NOTEBOOKS.get(view.name, "")
         command = f"samtune results --profile {profile.name}"
         if notebook:
             command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p profile {profile.name}"
         write("report_records.html", f"tables/{view.name}_records.html", name=view.name, title=view.title,
-              command=command, columns=list(rows), rows=rows.to_numpy().tolist())  # fmt: skip
+              command=command, columns=list(rows), rows=listed)  # fmt: skip
         for one in (view, *(part for part in view.parts if part.shown)):
-            write("report_table.html", f"tables/{one.name}.html", view=one, records_page=f"{view.name}_records.html")
+            write(
+                "report_table.html",
+                f"tables/{one.name}.html",
+                view=one,
+                records_page=f"{view.name}_records.html",
+                records=listed,
+            )
 
 
 def interval_picture(effect: float, low: float, high: float, reach: float, width: int = 150) -> str:

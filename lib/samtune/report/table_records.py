@@ -5,14 +5,14 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from samtune.report.labels import label, row_label
 from samtune.report.readable_tables import Pivot
 from samtune.study.records import Record
 
 COLUMNS = [
-    "key", "dataset", "method", "prompt", "variant", "train_dataset", "split", "backbone", "seed", "images", "date",
-    "commit", "machine",
+    "key", "row", "title", "dataset", "method", "prompt", "variant", "train_dataset", "split", "backbone", "seed",
+    "images", "date", "commit", "machine",
 ]  # fmt: skip
-ROW = ("dataset", "method", "variant", "train dataset", "backbone", "split")  # labels of a pivot that records have too
 
 
 def records_of(table: str, records: Sequence[Record]) -> pd.DataFrame:
@@ -26,14 +26,22 @@ def records_of(table: str, records: Sequence[Record]) -> pd.DataFrame:
             cell = record.cell
             commit = f"{record.commit[:9]}{' + changes' if record.dirty else ''}"
             rows.append((
-                record.key, record.dataset, record.method, cell.get("prompt", ""), variant,
+                record.key, row_label(record.method, variant), label(record.method), record.dataset, record.method,
+                cell.get("prompt", ""), variant,
                 "+".join(record.train_datasets), cell.get("split", ""), record.backbone, record.seed, record.images,
                 record.date[:16], commit, record.hardware,
             ))  # fmt: skip
-    return pd.DataFrame(sorted(rows, key=lambda row: row[1:9] + row[:1]), columns=COLUMNS)
+    return pd.DataFrame(sorted(rows, key=lambda row: row[3:11] + row[:1]), columns=COLUMNS)
 
 
-def address(pivot: Pivot, row: Sequence[str]) -> str:
-    """What a page of records is asked for to show those of one row: the cells that name it, between bars."""
+def address(pivot: Pivot, row: Sequence[str], records: Sequence[Sequence[str]]) -> str:
+    """What a page of `records` (rows of `records_of`) is asked for to show those of one row: cells, between bars.
+
+    A row's name goes on with the output ("SPT, draft"), which its records do not have: the longest name of records that
+    it begins with is taken.
+    """
     names = dict(zip(pivot.header[: pivot.labels], row, strict=False))
-    return quote("|".join(names[name] for name in ROW if names.get(name)))
+    known = {name for record in records for name in record[1:3]}
+    fits = [name for name in known if f"{names.get('method', '')}, ".startswith(f"{name}, ")]
+    places = [names[name] for name in ("set", "dataset") if names.get(name)]
+    return quote("|".join([*places, *([max(fits, key=len)] if fits else [])]))
