@@ -76,37 +76,6 @@ def learning_curves(records: Iterable[Record], title: str, y: str | Sequence[str
 
 
 @matplotlib.rc_context(STYLE)
-def metric_bars(table: pd.DataFrame, title: str, metric: str = "iou", by: str = "method") -> Figure:
-    """Rows of a table (one prompt, output and variant) as bars with their 95% intervals, sets side by side.
-
-    `by`: the column that is told apart by colour, "method", "variant", "output" or "prompt".
-    """
-    rows = table[table["metric"] == metric]
-    sets, names = sorted(rows["dataset"].unique()), in_order(rows[by].unique())
-    figure, (axis,) = panels(title, 1, width=max(4.8, 0.34 * len(sets) * (len(names) + 1.2) + 1.2), height=3.3)
-    width = 0.8 / max(len(names), 1)
-    for number, name in enumerate(names):
-        chosen = rows[rows[by] == name].drop_duplicates("dataset").set_index("dataset").reindex(sets)
-        places = np.arange(len(sets)) + (number - (len(names) - 1) / 2) * width
-        axis.bar(places, chosen["mean"], width * 0.92, color=colours(names)[name], label=label(name))
-        known = chosen["low"].notna().to_numpy()
-        reach = np.abs(np.stack([chosen["mean"] - chosen["low"], chosen["high"] - chosen["mean"]]))
-        axis.errorbar(places[known], chosen["mean"][known], reach[:, known], fmt="none", ecolor=INK, elinewidth=1)
-        tops = chosen[["mean", "high"]].max(axis=1)
-        digits = 1 if rows["mean"].max() > 2 else 3
-        for place, top, value in zip(places, tops, chosen["mean"], strict=True):
-            if np.isfinite(value) and len(sets) * len(names) <= 30:
-                style = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": SOFT}
-                axis.annotate(f"{value:.{digits}f}", (place, top), (0, 2), textcoords="offset points", **style)
-    axis.margins(y=0.1)
-    axis.set_xticks(range(len(sets)), sets, color=INK)
-    axis.grid(axis="x", visible=False)
-    axis.set_ylabel(METRIC_LABELS.get(metric, metric.replace("_", " ")))
-    _legend(figure, axis)
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
 def image_scatter(a: pd.Series, b: pd.Series, names: tuple[str, str], title: str, metric: str = "iou") -> Figure:
     """Each image a point: its value under A (across) and under B (up); above the diagonal B is better.
 
