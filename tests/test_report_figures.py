@@ -58,7 +58,7 @@ def test_a_long_curve_soon_forgets_its_start(records):
     curve = tuple({"images": place, "loss": 1.0 if place < 5 else 0.0} for place in range(3000))
     line = figures.learning_curves([replace(training, curve=curve)], "Long").axes[0].lines[0].get_ydata()
     assert len(line) == figures.MOST_POINTS
-    assert line[0] == 1 and 0 < line[1] < 1 and not line[7:].any()
+    assert line[0] == 1 and 0 < line[1] < 1 and not line[5:].any()
 
 
 def test_scatter_says_who_wins_where(records):
@@ -81,11 +81,19 @@ def test_bands_that_would_overlap_have_a_panel_each_and_grey_lines_of_the_others
     axes = figures.robustness_curve(frame.assign(low=0.3, high=0.7), "Two", "x").axes
     assert [axis.get_title(loc="left") for axis in axes] == ["LoRA", "SPT"]
     assert [len(axis.collections) for axis in axes] == [1, 1]
-    assert [[line.get_color() == figures.LINE for line in axis.lines] for axis in axes] == [
+    assert [[line.get_color() == figures.SOFT for line in axis.lines] for axis in axes] == [
         [False, True],
         [True, False],
     ]
     assert len(figures.robustness_curve(frame, "No bands", "x").axes) == 1
+
+
+def test_a_line_figure_names_the_set_prompt_and_seeds_that_all_rows_share():
+    frame = pd.DataFrame({"x": [0, 1], "method": "lora", "mean": 0.4, "dataset": "neu-seg", "prompt": "box"})
+    title = figures.robustness_curve(frame.assign(seeds=3), "Size", "x").get_suptitle()
+    assert title == "Size: neu-seg, box prompt, 3 seeds"
+    several = frame.assign(seeds=[1, 3], prompt=["point1", "point2"])
+    assert figures.robustness_curve(several, "Clicks", "x").get_suptitle() == "Clicks: neu-seg"
 
 
 def test_every_method_keeps_its_colour_and_others_get_distinct_ones():

@@ -39,7 +39,7 @@ DPI = 144
 WEBP = {"method": 6, "use_sharp_yuv": True}  # thin outlines keep their colour
 QUALITIES = (92, 84, 76, 68, 60)  # of WebP: the first that keeps a figure below `LARGEST`, else the last
 LARGEST = 200_000  # bytes of a figure: a phone loads many
-MOST_POINTS = 200  # of a drawn curve: more are not seen at the width of a panel
+MOST_POINTS = 120  # of a drawn curve: more are not seen at the width of a panel
 PRIVATE = "private"  # the folder of figures that show pictures which may not be passed on
 
 
@@ -59,8 +59,6 @@ def learning_curves(records: Iterable[Record], title: str, y: str | Sequence[str
                 values = frame.dropna(subset=[column]).set_index("images")[column].astype(float)
                 window = max(1, min(len(values) // 15, 75))  # wider, a steep start would reach far into training
                 values = values.rolling(window, min_periods=1).mean()
-                places = np.linspace(0, len(values) - 1, min(len(values), MOST_POINTS)).round().astype(int)
-                values = values.iloc[places]
                 name = record.method if isinstance(y, str) else f"{record.method} {column.removeprefix('iou_')}"
                 place = "+".join(record.train_datasets)
                 curves.setdefault(place, {}).setdefault(name, []).append(values)
@@ -71,9 +69,9 @@ def learning_curves(records: Iterable[Record], title: str, y: str | Sequence[str
         for name in (name for name in names if name in lines):
             colour, seeds = colours(names)[name], lines[name]
             if len(seeds) > 1:
-                for seed in seeds:
+                for seed in map(_thinned, seeds):
                     axis.plot(seed.index, seed.to_numpy(), color=colour, linewidth=0.7, alpha=0.45)
-            mean = pd.concat(seeds, axis=1).mean(axis=1).sort_index()
+            mean = _thinned(pd.concat(seeds, axis=1).mean(axis=1).sort_index())
             axis.plot(mean.index, mean.to_numpy(), color=colour, label=label(name))
         axis.set_title(f"{dataset}\n{_runs(runs[dataset])}", fontsize=8.5)
         axis.set_xlabel("images seen")
@@ -114,17 +112,20 @@ def image_scatter(a: pd.Series, b: pd.Series, names: tuple[str, str], title: str
 def robustness_curve(frame: pd.DataFrame, title: str, x_label: str, metric: str = "iou", by: str = "method") -> Figure:
     """How a metric falls, or holds, along `x`: columns x, `by`, mean and, where known, low and high (a band).
 
-    Bands would overlap: with them, each name has a panel of its own, the others' lines in grey.
+    Bands would overlap: with them, each name has a panel of its own, the others' lines in grey. The title ends in the
+    data set, prompt and seeds of the columns `dataset`, `prompt` and `seeds`, where they are there and the same.
     """
     names = in_order(frame[by].unique())
     bands = {"low", "high"} <= set(frame) and frame["low"].notna().any()
     shown = [[name] for name in names] if bands else [names]
-    figure, axes = panels(title, len(shown), width=5.4 if len(shown) == 1 else 3.2, height=3.3)
+    figure, axes = panels(
+        f"{title}{_measured_on(frame)}", len(shown), width=5.4 if len(shown) == 1 else 3.2, height=3.3
+    )
     for axis, bold in zip(axes, shown, strict=True):
         for name in names:
             rows = frame[frame[by] == name].sort_values("x")
             if name not in bold:
-                axis.plot(rows["x"], rows["mean"], color=LINE, linewidth=1, zorder=1)
+                axis.plot(rows["x"], rows["mean"], color=SOFT, linewidth=0.7, zorder=1)
                 continue
             colour = colours(names)[name]
             axis.plot(rows["x"], rows["mean"], color=colour, marker="o", markersize=4, label=label(name))
@@ -252,6 +253,24 @@ def set_title(figure: Figure, title: str) -> None:
     """The figure's title, in lines that fit its width."""
     lines = textwrap.wrap(title, max(30, int(figure.get_figwidth() * 12)))
     figure.suptitle("\n".join(lines), x=0.012, ha="left", fontsize=11, fontweight="bold", color=INK)
+
+
+def _measured_on(frame: pd.DataFrame) -> str:
+    """What all rows of a table share of it, to end a title: ": magnetic-tile, box prompt, 3 seeds"."""
+    shared = {name: frame[name].iloc[0] for name in ("dataset", "prompt", "seeds") if name in frame}
+    shared = {name: value for name, value in shared.items() if frame[name].nunique() == 1}
+    if "prompt" in shared:
+        words = PROMPTS.get(shared["prompt"], shared["prompt"])
+        shared["prompt"] = f"{words} prompt" if shared["prompt"] == "box" else words
+    if "seeds" in shared:
+        seeds = int(shared["seeds"])
+        shared["seeds"] = f"{seeds} seed{'s' * (seeds > 1)}"
+    return ": " + ", ".join(shared.values()) if shared else ""
+
+
+def _thinned(curve: pd.Series) -> pd.Series:
+    """`MOST_POINTS` of a curve at most, with its first and last."""
+    return curve.iloc[np.linspace(0, len(curve) - 1, min(len(curve), MOST_POINTS)).round().astype(int)]
 
 
 def _runs(runs: set[tuple[int, str]]) -> str:
