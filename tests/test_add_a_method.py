@@ -8,7 +8,7 @@ from matplotlib.colors import to_hex
 
 from own_pictures import run, tiny_sam, write_pictures
 from samtune.methods import METHODS, Method
-from samtune.report.figures import metric_bars
+from samtune.report.figures import robustness_curve
 from samtune.report.readable_tables import table_page
 from samtune.report.tables import build_tables
 from samtune.study.plan import Plan
@@ -42,8 +42,8 @@ def test_it_is_trained_and_stands_in_a_table_and_its_figure_in_its_own_colour(pr
     table = build_tables(records)["toy_main"]
     assert set(table["method"]) == {"toy"} and np.isfinite(table["mean"]).any()
     assert "| toy tuning |" in table_page("toy_main", table, {})
-    axis = metric_bars(table[table["prompt"] == "box"], "toy").axes[0]
-    assert to_hex(axis.patches[0].get_facecolor()) == "#123456"
+    axis = robustness_curve(table[table["prompt"] == "box"].assign(x=0), "toy", "nothing").axes[0]
+    assert to_hex(axis.lines[0].get_color()) == "#123456"
     assert axis.get_legend_handles_labels()[1] == ["toy tuning"]
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from fake_records import fake_cells, fake_execute
 from samtune.data.registry_entry import Description
 from samtune.report import figures, labels
-from samtune.report.tables import build_tables, image_values
+from samtune.report.tables import image_values
 from samtune.study.records import read_records
 from samtune.study.runner import run_cells
 
@@ -24,31 +24,18 @@ def records(tmp_path_factory):
     return read_records(folder / "records")
 
 
-def test_bars_have_the_tables_heights_and_intervals(records):
-    table = build_tables(records)["spt_main"].query("output == 'final'")
-    figure = figures.metric_bars(table, "LoRA helps, SPT more")
-    (axis,) = figure.axes
-    heights = sorted(round(bar.get_height(), 6) for bar in axis.patches)
-    rows = table.query("metric == 'iou'")
-    np.testing.assert_allclose(heights, sorted(rows["mean"]), atol=1e-5)
-    ends = np.concatenate([segment for line in axis.collections for segment in line.get_segments()])[:, 1]
-    np.testing.assert_allclose(sorted(ends), sorted([*rows["low"], *rows["high"]]), atol=1e-6)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["zero-shot SAM", "LoRA", "SPT"]
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["magnetic-tile", "neu-seg"]
-    assert figure.get_suptitle() == "LoRA helps, SPT more" and axis.get_ylabel() == "IoU"
-
-
 def test_a_legend_of_long_names_stays_inside_the_figure(records):
-    table = build_tables(records)["spt_main"].query("output == 'final'")
-    names = {"zero_shot": "true box in training and test", "lora": "first pass twice, no distillation", "spt": 30 * "b"}
-    figure = figures.metric_bars(table.replace({"method": names}), "Long names")
+    names = ["true box in training and test", "first pass twice, no distillation", 30 * "b"]
+    figure = figures.robustness_curve(pd.DataFrame({"x": 0, "method": names, "mean": 0.5}), "Long names", "x")
     assert len(figure.legends) == 1 and figure.legends[0].get_window_extent().width <= figure.bbox.width
     assert len(figure.legends[0].get_texts()) == 3
 
 
 def test_curves_are_means_over_seeds(records):
     figure = figures.learning_curves([r for r in records if r.kind == "training"], "They learn", y="validation_iou")
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["magnetic-tile", "neu-seg"]
+    assert [axis.get_title(loc="left") for axis in figure.axes] == [
+        f"{name}\nbox; 3 seeds" for name in ("magnetic-tile", "neu-seg")
+    ]
     bold = [line for line in figure.axes[0].lines if not line.get_label().startswith("_")]
     assert [line.get_label() for line in bold] == ["LoRA", "SPT"]
     assert len(figure.axes[0].lines) == 2 * (3 + 1)  # three seeds and their mean
@@ -70,7 +57,8 @@ def test_a_long_curve_soon_forgets_its_start(records):
     training = next(record for record in records if record.kind == "training")
     curve = tuple({"images": place, "loss": 1.0 if place < 5 else 0.0} for place in range(3000))
     line = figures.learning_curves([replace(training, curve=curve)], "Long").axes[0].lines[0].get_ydata()
-    assert line[4] == 1 and 0 < line[10] < 1 and not line[100:].any()
+    assert len(line) == figures.MOST_POINTS
+    assert line[0] == 1 and 0 < line[1] < 1 and not line[5:].any()
 
 
 def test_scatter_says_who_wins_where(records):
@@ -88,6 +76,26 @@ def test_robustness_curve_sorts_and_bands():
     assert axis.lines[0].get_ydata().tolist() == [0.6, 0.5, 0.4] and len(axis.collections) == 1
 
 
+def test_bands_that_would_overlap_have_a_panel_each_and_grey_lines_of_the_others():
+    frame = pd.DataFrame({"x": [0, 1, 0, 1], "method": ["lora", "lora", "spt", "spt"], "mean": [0.4, 0.5, 0.5, 0.6]})
+    axes = figures.robustness_curve(frame.assign(low=0.3, high=0.7), "Two", "x").axes
+    assert [axis.get_title(loc="left") for axis in axes] == ["LoRA", "SPT"]
+    assert [len(axis.collections) for axis in axes] == [1, 1]
+    assert [[line.get_color() == figures.SOFT for line in axis.lines] for axis in axes] == [
+        [False, True],
+        [True, False],
+    ]
+    assert len(figures.robustness_curve(frame, "No bands", "x").axes) == 1
+
+
+def test_a_line_figure_names_the_set_prompt_and_seeds_that_all_rows_share():
+    frame = pd.DataFrame({"x": [0, 1], "method": "lora", "mean": 0.4, "dataset": "neu-seg", "prompt": "box"})
+    title = figures.robustness_curve(frame.assign(seeds=3), "Size", "x").get_suptitle()
+    assert title == "Size: neu-seg, box prompt, 3 seeds"
+    several = frame.assign(seeds=[1, 3], prompt=["point1", "point2"])
+    assert figures.robustness_curve(several, "Clicks", "x").get_suptitle() == "Clicks: neu-seg"
+
+
 def test_every_method_keeps_its_colour_and_others_get_distinct_ones():
     assert labels.colours(["spt", "lora"])["spt"] == labels.colours(["zero_shot", "spt"])["spt"]
     names = ["SDT", "VRA", "both", "neither"]
@@ -95,17 +103,20 @@ def test_every_method_keeps_its_colour_and_others_get_distinct_ones():
     assert labels.label("lora") == "LoRA" and labels.label("spt draft") == "SPT draft"
 
 
+@pytest.mark.parametrize("words", ["", "A line <rises> — from 0 to 1"])
 @pytest.mark.parametrize(("pictures", "file"), [(False, "figure.svg"), (True, "figure.webp")])
-def test_saved_twice_the_file_is_the_same_and_carries_its_title(tmp_path, pictures, file):
+def test_saved_twice_the_file_is_the_same_and_carries_its_title_and_words(tmp_path, pictures, file, words):
     for name in ("a", "b"):
         figure, (axis,) = figures.panels("Look at\n<this> — 3 ± 1", 1, width=4, height=2)
         axis.plot([0, 1])
         if pictures:
             axis.imshow(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
+        figure.alt = words
         path = figures.save(figure, tmp_path / name, "figure")
         assert [one.name for one in (tmp_path / name).iterdir()] == [path.name] == [file]
     assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    assert figures.title_and_width(path) == ("Look at <this> — 3 ± 1", pytest.approx(4))
+    title = "Look at <this> — 3 ± 1"
+    assert figures.title_alt_and_width(path) == (title, words or title, pytest.approx(4))
     picture, about = figure._repr_png_()
     assert picture.startswith(b"\x89PNG") and about == {"file": str(path)}
 
@@ -121,10 +132,25 @@ def test_a_saved_picture_looks_as_it_is_drawn(tmp_path):
     assert difference.mean() < 2
 
 
+def test_figures_of_the_usual_kind_stay_below_200_kb(tmp_path, records):
+    noise = np.random.default_rng(0)
+    trainings = []
+    for record in records:
+        if record.kind == "training":
+            curve = tuple({"images": place, "loss": value} for place, value in enumerate(noise.random(2000)))
+            trainings += [replace(record, curve=curve, cell=record.cell | {"train_datasets": [name]}) for name in "abc"]
+    drawn = figures.learning_curves(trainings, "Three sets, two methods, three seeds")
+    assert figures.save(drawn, tmp_path, "curves").stat().st_size < 200_000
+    figure, axes = figures.panels("Grainy photographs", 6, width=2.5, height=2.5)
+    for axis in axes:
+        axis.imshow(noise.normal(128, 25, (128, 128, 3)).clip(0, 255).astype(np.uint8))
+    assert figures.save(figure, tmp_path, "pictures").stat().st_size < 200_000
+
+
 @pytest.mark.parametrize("content", ["<svg>", '<svg xmlns="x" width="100%"></svg>'])
 def test_a_figure_of_another_program_is_called_by_its_file(tmp_path, content):
     (tmp_path / "my_own.svg").write_text(content)
-    assert figures.title_and_width(tmp_path / "my_own.svg") == ("my own", 0)
+    assert figures.title_alt_and_width(tmp_path / "my_own.svg") == ("my own", "my own", 0)
 
 
 def test_pictures_are_committed_only_where_their_licence_allows(tmp_path, monkeypatch):

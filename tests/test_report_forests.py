@@ -55,3 +55,16 @@ def test_words_name_the_comparison_and_its_mean(records):
     figure = forests.paper_forest(records, "nano", "spt_forest")
     assert figure.alt.startswith("SPT minus LoRA, equal training. box prompt, mean of 2 sets: +")
     assert forests.paper_forest([], "nano", "asam_forest").alt.endswith("Not run.")
+
+
+def test_the_last_panel_of_each_measure_names_it():
+    rows = [row(comparison=name, metric=metric) for name, metric in (("a", "iou"), ("b", "iou"), ("c", "dice"))]
+    axes = forests.forest(pd.DataFrame(rows), "Two measures").axes
+    assert [axis.get_xlabel() for axis in axes] == ["", "points of IoU", "points of Dice"]
+
+
+@pytest.mark.parametrize("name", forests.FORESTS)
+def test_each_comparison_of_a_figure_has_its_own_name_and_its_controls_differ(name):
+    comparisons = forests.FORESTS[name][1]
+    assert len({words for words, *_ in comparisons}) == len(comparisons)
+    assert all(terms[0][1] != terms[1][1] for _, _, terms, _ in comparisons)

@@ -19,7 +19,7 @@ import yaml
 
 from samtune.common.errors import InputError, unknown
 from samtune.common.paths import repository_root, resolve, results_root
-from samtune.report.figures import PRIVATE, title_and_width
+from samtune.report.figures import PRIVATE, title_alt_and_width
 from samtune.report.notebook_page import write_page
 from samtune.study.profile import load_profile
 
@@ -201,10 +201,10 @@ def _link(output: nbformat.NotebookNode, folder: Path) -> nbformat.NotebookNode:
         return LEFT_OUT
     if not file.is_file():  # saved in a folder that is gone again
         return output
-    title = re.sub(r"([\\`*_$<\[\]])", r"\\\1", title_and_width(file)[0])
+    alt = re.sub(r"([\\`*_$<\[\]])", r"\\\1", title_alt_and_width(file)[1])
     link = quote(Path(os.path.relpath(file, folder.absolute())).as_posix())
     # Markdown, not HTML: GitHub has been seen to leave out the pictures of HTML in notebooks.
-    return nbformat.v4.new_output("display_data", {"text/markdown": f"![{title}]({link})"})
+    return nbformat.v4.new_output("display_data", {"text/markdown": f"![{alt}]({link})"})
 
 
 def _short(path: Path) -> str:

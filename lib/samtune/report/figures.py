@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 
 from samtune.common.atomic import write_atomically
 from samtune.data import registry
-from samtune.report.labels import colours, in_order, label
+from samtune.report.labels import PROMPTS, colours, in_order, label
 from samtune.report.readable_tables import METRIC_LABELS
 from samtune.report.statistics import paired_bootstrap
 from samtune.study.records import Record
@@ -36,7 +36,10 @@ STYLE = {
     "svg.hashsalt": "samtune",
 }  # fmt: skip
 DPI = 144
-WEBP = {"quality": 92, "method": 6, "use_sharp_yuv": True}  # thin outlines keep their colour
+WEBP = {"method": 6, "use_sharp_yuv": True}  # thin outlines keep their colour
+QUALITIES = (92, 84, 76, 68, 60)  # of WebP: the first that keeps a figure below `LARGEST`, else the last
+LARGEST = 200_000  # bytes of a figure: a phone loads many
+MOST_POINTS = 120  # of a drawn curve: more are not seen at the width of a panel
 PRIVATE = "private"  # the folder of figures that show pictures which may not be passed on
 
 
@@ -48,6 +51,7 @@ def learning_curves(records: Iterable[Record], title: str, y: str | Sequence[str
     """
     columns = [y] if isinstance(y, str) else list(y)
     curves: dict[str, dict[str, list[pd.Series]]] = {}
+    runs: dict[str, set[tuple[int, str]]] = {}
     for record in records:
         frame = pd.DataFrame(list(record.curve))
         for column in columns:
@@ -56,53 +60,24 @@ def learning_curves(records: Iterable[Record], title: str, y: str | Sequence[str
                 window = max(1, min(len(values) // 15, 75))  # wider, a steep start would reach far into training
                 values = values.rolling(window, min_periods=1).mean()
                 name = record.method if isinstance(y, str) else f"{record.method} {column.removeprefix('iou_')}"
-                curves.setdefault("+".join(record.train_datasets), {}).setdefault(name, []).append(values)
+                place = "+".join(record.train_datasets)
+                curves.setdefault(place, {}).setdefault(name, []).append(values)
+                runs.setdefault(place, set()).add((record.seed, record.cell["prompt"]))
     figure, axes = panels(title, max(len(curves), 1), width=4.2, height=3.1)
     names = in_order(dict.fromkeys(name for lines in curves.values() for name in lines))
     for axis, (dataset, lines) in zip(axes, sorted(curves.items()), strict=False):
         for name in (name for name in names if name in lines):
             colour, seeds = colours(names)[name], lines[name]
             if len(seeds) > 1:
-                for seed in seeds:
+                for seed in map(_thinned, seeds):
                     axis.plot(seed.index, seed.to_numpy(), color=colour, linewidth=0.7, alpha=0.45)
-            mean = pd.concat(seeds, axis=1).mean(axis=1).sort_index()
+            mean = _thinned(pd.concat(seeds, axis=1).mean(axis=1).sort_index())
             axis.plot(mean.index, mean.to_numpy(), color=colour, label=label(name))
-        axis.set_title(dataset)
+        axis.set_title(f"{dataset}\n{_runs(runs[dataset])}", fontsize=8.5)
         axis.set_xlabel("images seen")
         axis.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
     axes[0].set_ylabel("IoU with the batch's masks" if columns[0].startswith("iou_") else columns[0].replace("_", " "))
     _legend(figure, axes[0])
-    return figure
-
-
-@matplotlib.rc_context(STYLE)
-def metric_bars(table: pd.DataFrame, title: str, metric: str = "iou", by: str = "method") -> Figure:
-    """Rows of a table (one prompt, output and variant) as bars with their 95% intervals, sets side by side.
-
-    `by`: the column that is told apart by colour, "method", "variant", "output" or "prompt".
-    """
-    rows = table[table["metric"] == metric]
-    sets, names = sorted(rows["dataset"].unique()), in_order(rows[by].unique())
-    figure, (axis,) = panels(title, 1, width=max(4.8, 0.34 * len(sets) * (len(names) + 1.2) + 1.2), height=3.3)
-    width = 0.8 / max(len(names), 1)
-    for number, name in enumerate(names):
-        chosen = rows[rows[by] == name].drop_duplicates("dataset").set_index("dataset").reindex(sets)
-        places = np.arange(len(sets)) + (number - (len(names) - 1) / 2) * width
-        axis.bar(places, chosen["mean"], width * 0.92, color=colours(names)[name], label=label(name))
-        known = chosen["low"].notna().to_numpy()
-        reach = np.abs(np.stack([chosen["mean"] - chosen["low"], chosen["high"] - chosen["mean"]]))
-        axis.errorbar(places[known], chosen["mean"][known], reach[:, known], fmt="none", ecolor=INK, elinewidth=1)
-        tops = chosen[["mean", "high"]].max(axis=1)
-        digits = 1 if rows["mean"].max() > 2 else 3
-        for place, top, value in zip(places, tops, chosen["mean"], strict=True):
-            if np.isfinite(value) and len(sets) * len(names) <= 30:
-                style = {"ha": "center", "va": "bottom", "fontsize": 7.5, "color": SOFT}
-                axis.annotate(f"{value:.{digits}f}", (place, top), (0, 2), textcoords="offset points", **style)
-    axis.margins(y=0.1)
-    axis.set_xticks(range(len(sets)), sets, color=INK)
-    axis.grid(axis="x", visible=False)
-    axis.set_ylabel(METRIC_LABELS.get(metric, metric.replace("_", " ")))
-    _legend(figure, axis)
     return figure
 
 
@@ -134,26 +109,38 @@ def image_scatter(a: pd.Series, b: pd.Series, names: tuple[str, str], title: str
 
 
 @matplotlib.rc_context(STYLE)
-def robustness_curve(
-    frame: pd.DataFrame, title: str, x_label: str, metric: str = "iou", by: str = "method", note: str = ""
-) -> Figure:
-    """How a metric falls, or holds, along `x`: columns x, `by`, mean and, where known, low and high (a band)."""
+def robustness_curve(frame: pd.DataFrame, title: str, x_label: str, metric: str = "iou", by: str = "method") -> Figure:
+    """How a metric falls, or holds, along `x`: columns x, `by`, mean and, where known, low and high (a band).
+
+    Bands would overlap: with them, each name has a panel of its own, the others' lines in grey. The title ends in the
+    data set, prompt and seeds of the columns `dataset`, `prompt` and `seeds`, where they are there and the same.
+    """
     names = in_order(frame[by].unique())
-    figure, (axis,) = panels(title, 1, width=5.4, height=3.3)
-    for name in names:
-        rows = frame[frame[by] == name].sort_values("x")
-        colour = colours(names)[name]
-        axis.plot(rows["x"], rows["mean"], color=colour, marker="o", markersize=4, label=label(name))
-        if {"low", "high"} <= set(rows) and rows["low"].notna().any():
-            axis.fill_between(rows["x"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
-    if frame["x"].nunique() <= 12:  # what was measured, in place of round numbers between
-        axis.set_xticks(sorted(frame["x"].unique()))
-        axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_xlabel(x_label)
-    axis.set_ylabel(METRIC_LABELS.get(metric, metric))
-    if note:
-        axis.set_title(note, fontweight="normal", fontsize=8.5, color=SOFT)
-    _legend(figure, axis)
+    bands = {"low", "high"} <= set(frame) and frame["low"].notna().any()
+    shown = [[name] for name in names] if bands else [names]
+    figure, axes = panels(
+        f"{title}{_measured_on(frame)}", len(shown), width=5.4 if len(shown) == 1 else 3.2, height=3.3
+    )
+    for axis, bold in zip(axes, shown, strict=True):
+        for name in names:
+            rows = frame[frame[by] == name].sort_values("x")
+            if name not in bold:
+                axis.plot(rows["x"], rows["mean"], color=SOFT, linewidth=0.7, zorder=1)
+                continue
+            colour = colours(names)[name]
+            axis.plot(rows["x"], rows["mean"], color=colour, marker="o", markersize=4, label=label(name))
+            if bands:
+                axis.fill_between(rows["x"], rows["low"], rows["high"], color=colour, alpha=0.15, linewidth=0)
+        axis.sharey(axes[0])
+        if frame["x"].nunique() <= 12:  # what was measured, in place of round numbers between
+            axis.set_xticks(sorted(frame["x"].unique()))
+            axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xlabel(x_label)
+        if bands:
+            axis.set_title(label(bold[0]))
+    axes[0].set_ylabel(METRIC_LABELS.get(metric, metric))
+    if not bands:
+        _legend(figure, axes[0])
     return figure
 
 
@@ -179,37 +166,58 @@ def save(figure: Figure, folder: Path, name: str) -> Path:
     """Write a figure into `folder` as one file; returns its path. The same figure gives the same file.
 
     A drawing becomes `<name>.svg`: sharp at any size, and shown by browsers and git hosts. A figure that shows images
-    (`Axes.images`) becomes `<name>.webp`, with a loss that is not seen even at twice its size; as PNG it would be five
-    times as large, as SVG more. Both carry the figure's title, which `title_and_width` reads.
+    (`Axes.images`) becomes `<name>.webp`, of the first of `QUALITIES` that keeps it below 200 kB; as PNG it would be
+    five times as large, as SVG more. Both carry the figure's title and `Picture.alt`, for `title_alt_and_width`.
     """
     title = figure.get_suptitle().replace("\n", " ") or name
+    alt = getattr(figure, "alt", "")
     shows_images = any(axis.images for axis in figure.axes)
     path = folder / f"{name}{'.webp' if shows_images else '.svg'}"
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         if shows_images:
             exif = Image.Exif()
-            exif[ExifTags.Base.ImageDescription] = title.encode()
-            figure.savefig(buffer, format="webp", dpi=DPI, pil_kwargs=WEBP | {"exif": exif})
+            exif[ExifTags.Base.ImageDescription] = f"{title}\n{alt}".strip().encode()
+            figure.savefig(buffer, format="png", dpi=DPI)
+            picture = Image.open(buffer).convert("RGB")
+            for quality in QUALITIES:
+                buffer = io.BytesIO()
+                picture.save(buffer, format="webp", quality=quality, exif=exif, **WEBP)
+                if buffer.tell() <= LARGEST:
+                    break
+            content = buffer.getvalue()
         else:
             figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
-    write_atomically(path, buffer.getvalue())
+            content = _lean(buffer.getvalue().decode(), alt).encode()
+    write_atomically(path, content)
     figure.file = path.absolute()
     return path
 
 
-def title_and_width(path: Path) -> tuple[str, float]:
-    """Title of a figure that `save` wrote (of any other: its file's name), and its width in inches (0: not known)."""
+def _lean(svg: str, alt: str) -> str:
+    """An SVG of matplotlib's with two decimals (of 1/72 inch) in its paths, and with `alt` as its description."""
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
+    return svg.replace("</title>", f"</title>\n <desc>{html.escape(alt)}</desc>", 1) if alt else svg
+
+
+def title_alt_and_width(path: Path) -> tuple[str, str, float]:
+    """Of a figure that `save` wrote: its title (of any other: its file's name), what it shows in words (else its
+    title), and its width in inches (0: not known)."""
     if path.suffix == ".webp":
         with Image.open(path) as image:
-            title = image.getexif().get(ExifTags.Base.ImageDescription, "").encode("latin-1").decode(errors="replace")
+            words = image.getexif().get(ExifTags.Base.ImageDescription, "").encode("latin-1").decode(errors="replace")
+            title, _, alt = words.partition("\n")
             width = image.width / DPI
     else:
-        head = path.read_text(encoding="utf-8", errors="replace")[:4000]
-        found = re.search(r"<title>(.*?)</title>", head, re.DOTALL)
+        head = path.read_text(encoding="utf-8", errors="replace")[:8000]
+        title, alt = (
+            html.unescape(found[1]) if (found := re.search(f"<{tag}>(.*?)</{tag}>", head, re.DOTALL)) else ""
+            for tag in ("title", "desc")
+        )
         points = re.search(r'<svg[^>]* width="([\d.]+)pt"', head)
-        title, width = html.unescape(found[1]) if found else "", float(points[1]) / 72 if points else 0.0
-    return title or path.stem.replace("_", " "), width
+        width = float(points[1]) / 72 if points else 0.0
+    title = title or path.stem.replace("_", " ")
+    return title, alt or title, width
 
 
 class Picture(Figure):
@@ -245,6 +253,31 @@ def set_title(figure: Figure, title: str) -> None:
     """The figure's title, in lines that fit its width."""
     lines = textwrap.wrap(title, max(30, int(figure.get_figwidth() * 12)))
     figure.suptitle("\n".join(lines), x=0.012, ha="left", fontsize=11, fontweight="bold", color=INK)
+
+
+def _measured_on(frame: pd.DataFrame) -> str:
+    """What all rows of a table share of it, to end a title: ": magnetic-tile, box prompt, 3 seeds"."""
+    shared = {name: frame[name].iloc[0] for name in ("dataset", "prompt", "seeds") if name in frame}
+    shared = {name: value for name, value in shared.items() if frame[name].nunique() == 1}
+    if "prompt" in shared:
+        words = PROMPTS.get(shared["prompt"], shared["prompt"])
+        shared["prompt"] = f"{words} prompt" if shared["prompt"] == "box" else words
+    if "seeds" in shared:
+        seeds = int(shared["seeds"])
+        shared["seeds"] = f"{seeds} seed{'s' * (seeds > 1)}"
+    return ": " + ", ".join(shared.values()) if shared else ""
+
+
+def _thinned(curve: pd.Series) -> pd.Series:
+    """`MOST_POINTS` of a curve at most, with its first and last."""
+    return curve.iloc[np.linspace(0, len(curve) - 1, min(len(curve), MOST_POINTS)).round().astype(int)]
+
+
+def _runs(runs: set[tuple[int, str]]) -> str:
+    """Seeds and prompts of trainings, in words."""
+    seeds = len({seed for seed, _ in runs})
+    prompts = dict.fromkeys(part for _, prompt in sorted(runs) for part in prompt.split(","))
+    return f"{', '.join(PROMPTS.get(one, one) for one in prompts)}; {seeds} seed{'s' * (seeds > 1)}"
 
 
 def _legend(figure: Figure, axis: Axes) -> None:

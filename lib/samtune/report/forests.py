@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from samtune.methods import METHODS
 from samtune.report.contrasts import FEWEST_UNITS, Side, above, contrasts, interval
 from samtune.report.figures import INK, SOFT, STYLE, panels
+from samtune.report.labels import label
 from samtune.report.readable_tables import MEAN, METRIC_LABELS
-from samtune.study import sam_sp
+from samtune.study import asam, sam_sp
 from samtune.study.records import Record
 
 POINT = 0.01  # a difference that is hardly seen in use
@@ -27,6 +28,18 @@ def _sam_sp(method: str = "sam_sp", output: str = "final", **options: object) ->
 
 def _asam(method: str) -> Side:
     return Side("asam_main", method, "box")
+
+
+def _part(method: str = "spt", **options: object) -> Side:
+    return Side("spt_ablation", method, "box", options)
+
+
+def _control(prompt: str = "none", **options: object) -> Side:
+    return Side("sam_sp_ablation", "sam_sp", prompt, options)
+
+
+def _tuned(method: str, **options: object) -> Side:
+    return Side("asam_ablation", method, "box", options)
 
 
 _FIRST_VERSION = sam_sp.TRUTH_ON_BOTH
@@ -54,6 +67,47 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
                 "first version minus its own first pass", "dice",
                 above(_sam_sp(output="pass1", **_FIRST_VERSION), _sam_sp(output="pass0", **_FIRST_VERSION)), False,
             ),
+        ],
+    ),
+    "spt_parts_forest": (
+        "SPT minus SPT without a part",
+        [
+            ("without the relation-aware adapter, box prompt", "iou", above(_part(), _part(relation=False)), False),
+            ("without the draft, box prompt", "iou", above(_part(), _part(draft=False)), False),
+            ("without both (LoRA), box prompt", "iou", above(_part(), _part("lora")), False),
+        ],
+    ),
+    "sam_sp_controls_forest": (
+        "SAM-SP minus its controls, no prompt",
+        [
+            ("minus LoRA taught by the same Dice loss", "dice", above(_control(), _DIRECT), False),
+            *(
+                (f"{words} {name}", "dice", above(_control(**first), _control(**first | changes)), False)
+                for words, first in (("minus", {}), ("first version minus", _FIRST_VERSION))
+                for name, changes in sam_sp.CONTROLS.items()
+            ),
+            *(
+                (f"{words} its second pass in the true box", "dice",
+                 above(_control(**first), _control("box", **first, test_self_prompt="given")), False)
+                for words, first in (("minus", {}), ("first version minus", _FIRST_VERSION))
+            ),
+        ],
+    ),
+    "asam_tokens_forest": (
+        "Both kinds of tokens tuned, minus other parameters tuned",
+        [
+            (f"{METHODS[method].title} minus {tuned}, sets not tuned on, box prompt", "iou",
+             above(_tuned(method), _tuned(method, **changes)), True)
+            for method in ("asam", "clean_tuning")
+            for tuned, changes in asam.GROUPS["tokens"].items()
+        ],
+    ),
+    "nano_forest": (
+        "The nano SAM before tuning, minus baselines without a network",
+        [
+            (f"minus {label(rival)}, box prompt", "iou",
+             above(Side("nano_sam", "zero_shot", "box"), Side("nano_sam", rival, "box")), False)
+            for rival in ("ellipse", "grabcut")
         ],
     ),
     "asam_forest": (
@@ -114,7 +168,7 @@ def forest(rows: pd.DataFrame, title: str) -> Figure:
     furthest = max(1.15 * rows["effect"].abs().max(), NARROW) if len(rows) else NARROW
     most = max(rows["high"].max(), 0) * 1.08 if furthest > 5 * NARROW else furthest
     least = min(rows["low"].min(), 0) * 1.08 - POINT if furthest > 5 * NARROW else -furthest
-    for axis, one in zip(axes, shown, strict=False):
+    for number, (axis, one) in enumerate(zip(axes, shown, strict=False)):
         axis.axvspan(-POINT, POINT, color="#f0f1f4", linewidth=0)
         axis.axvline(0, color=SOFT, linewidth=1)
         for place, row in enumerate(one.to_dict("records")):
@@ -139,7 +193,9 @@ def forest(rows: pd.DataFrame, title: str) -> Figure:
         seeds = sorted(set(one["seeds"]))
         seeds = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
         axis.set_title(f"{one['comparison'].iloc[0]}, {seeds}")
-        axis.set_xlabel(f"points of {METRIC_LABELS[one['metric'].iloc[0]]}" if one is shown[-1] else "")
+        metric = one["metric"].iloc[0]
+        if one is shown[-1] or metric != shown[number + 1]["metric"].iloc[0]:
+            axis.set_xlabel(f"points of {METRIC_LABELS[metric]}")
     if not shown:
         axes[0].set_axis_off()
         axes[0].text(0, 0.5, "not run", color=SOFT)

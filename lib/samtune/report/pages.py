@@ -22,7 +22,7 @@ from samtune.report.answers import answers
 from samtune.report.claim_list import CLAIMS
 from samtune.report.claims import NO_REFERENCE, NOT_RUN, NOTEBOOKS, VERDICTS, build_claims, effect_text, paper_effect
 from samtune.report.contrasts import FEWEST_UNITS
-from samtune.report.figures import DPI, title_and_width
+from samtune.report.figures import DPI, title_alt_and_width
 from samtune.report.labels import GLOSSARY
 from samtune.report.notebook_page import write_page
 from samtune.report.readable_tables import (
@@ -90,7 +90,8 @@ class ClaimView:
 @dataclass(frozen=True)
 class FileView:
     """A figure or an executed notebook's page: `path` relative to the report, `other` the notebook itself where it is
-    there; `wide` figures need the page's whole width; `photograph`: it shows images; size in pixels, 0: not known."""
+    there; `wide` figures need the page's whole width; `photograph`: it shows images; size in pixels, 0: not known;
+    `alt` what a figure shows, in words."""
 
     path: str
     title: str
@@ -99,6 +100,7 @@ class FileView:
     photograph: bool = False
     width: int = 0
     height: int = 0
+    alt: str = ""
 
     @property
     def stem(self) -> str:
@@ -339,7 +341,7 @@ def _counts(row: dict[str, Any]) -> str:
 def _figures(folder: Path) -> list[FileView]:
     views = []
     for path in sorted((*(folder / "figures").glob("*.svg"), *(folder / "figures").glob("*.webp"))):
-        words, inches = title_and_width(path)
+        words, alt, inches = title_alt_and_width(path)
         photograph = path.suffix == ".webp"
         if photograph:
             with Image.open(path) as image:
@@ -347,7 +349,7 @@ def _figures(folder: Path) -> list[FileView]:
         else:
             box = re.search(r'<svg[^>]* viewBox="0 0 ([\d.]+) ([\d.]+)"', path.read_text(encoding="utf-8")[:4000])
             width, height = (round(float(side) / 72 * DPI) for side in box.groups()) if box else (0, 0)
-        views.append(FileView(f"figures/{path.name}", words, "", inches > WIDE, photograph, width, height))
+        views.append(FileView(f"figures/{path.name}", words, "", inches > WIDE, photograph, width, height, alt))
     return views
 
 

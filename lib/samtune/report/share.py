@@ -85,7 +85,11 @@ def _part(path: Path, name: str, held: set[str]) -> str:
     def picture(found: re.Match) -> str:
         stem = Path(unquote(re.search(r'src="([^"]*)"', found[0])[1])).stem
         alt = re.search(r'alt="([^"]*)"', found[0])
-        return f'<a href="#figure-{stem}">figure: {alt[1] if alt else stem}</a>' if stem in held else found[0]
+        return (
+            f'<a href="#figure-{stem}">figure: {alt[1].split(". ")[0] if alt else stem}</a>'
+            if stem in held
+            else found[0]
+        )
 
     def moved(found: re.Match) -> str:
         kind, address = found.groups()
