@@ -27,11 +27,11 @@ def records_of(table: str, records: Sequence[Record]) -> pd.DataFrame:
             commit = f"{record.commit[:9]}{' + changes' if record.dirty else ''}"
             rows.append((
                 record.key, row_label(record.method, variant), label(record.method), record.dataset, record.method,
-                cell.get("prompt", ""), variant,
-                "+".join(record.train_datasets), cell.get("split", ""), record.backbone, record.seed, record.images,
+                cell.get("prompt", ""), variant, "+".join(record.train_datasets), cell.get("split", ""),
+                record.backbone, cell.get("seed", ""), record.images,
                 record.date[:16], commit, record.hardware,
             ))  # fmt: skip
-    return pd.DataFrame(sorted(rows, key=lambda row: row[3:11] + row[:1]), columns=COLUMNS)
+    return pd.DataFrame(sorted(rows, key=lambda row: [str(value) for value in row[3:11] + row[:1]]), columns=COLUMNS)
 
 
 def address(pivot: Pivot, row: Sequence[str], records: Sequence[Sequence[str]]) -> str:

@@ -44,7 +44,7 @@ def varied(record: Record, table: str, variant: str) -> dict[str, object]:
         elif value != as_trained[name]:
             found[f"test_{name}"] = value
     study, plain = _study(table), variant.removeprefix(f"{sam_sp.ON_BOTH}, ")
-    if cell.get("target", "union") != study.USUAL.get("target", "union"):
+    if cell.get("target", usual := study.USUAL.get("target", "union")) != usual:  # generated images have none
         found["target"] = cell["target"]
     found |= study.ALONG.get(plain, {})
     if plain in study.LENGTHS:
