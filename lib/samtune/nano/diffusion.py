@@ -11,6 +11,7 @@ import copy
 import io
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Batch:
     captions: Sequence[str]
 
 
-class Stage:
+class Stage(ABC):
     """Base of the three stages: `trained` has the parts that it trains, by the names of their folders
     in the pipeline.
     """
@@ -76,13 +77,13 @@ class Stage:
         self.folder, self.device = folder, device
         self.trained = nn.ModuleDict()
 
+    @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """The training loss, float32; random numbers come from `generator` (on the CPU)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def scores(self, pictures: Pictures) -> dict[str, float]:
         """Scores on the validation images, by name."""
-        raise NotImplementedError
 
     def autocast(self) -> AbstractContextManager:
         """bfloat16 on CUDA, float32 elsewhere."""
@@ -133,7 +134,7 @@ class AutoencoderStage(Stage):
         return {f"psnr {name}": float(psnr[sets == name].mean()) for name in dict.fromkeys(pictures.sets)}
 
 
-class NoiseStage(Stage):
+class NoiseStage(Stage, ABC):
     """What U-Net and ControlNet share: the loss is the mean squared error of the noise predicted in the latents."""
 
     def __init__(self, folder: Path, device: str) -> None:
@@ -141,9 +142,9 @@ class NoiseStage(Stage):
         self.vae = self.part(AutoencoderKL, "vae", "autoencoder")
         self.scheduler = new_scheduler()
 
+    @abstractmethod
     def predict(self, latents: Tensor, timesteps: Tensor, batch: Batch, captions: Sequence[str]) -> Tensor:
         """The noise in `latents (B, 4, 32, 32)` at `timesteps (B,)`, of the same shape."""
-        raise NotImplementedError
 
     def embed(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, captions: Sequence[str]) -> Tensor:
         """Embeddings of B captions, `(B, T, C)`."""

@@ -128,11 +128,12 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
     if not found:
         sentence = f"{chosen.words}: not run."
         return Answer(question.paper, question.words, sentence, verdict, NOT_RUN, question.figure, pd.DataFrame())
-    names = [place[1] if question.transfer is False else _place(place, found) for place in found]
+    names = [place[1] if not question.transfer else _place(place, found) for place in found]
     by_name = dict(zip(names, found.values(), strict=True))
     several = len(found) > 1
     where = f"in the mean over {_number(len(found), 'set')}" if several else f"on {names[0]}"
-    parts = [f"{chosen.words}: {_signed(list(found.values()), metric)} {where}: {verdict} with the {backbone} SAM"]
+    said = points(list(found.values())).replace(" ", f" points of {metric} ", 1)
+    parts = [f"{chosen.words}: {said} {where}: {verdict} with the {backbone} SAM"]
     if several:
         best = max(by_name, key=lambda name: by_name[name].effects.mean())
         parts.append(f"most on {best}, {points([by_name[best]])} ({verdict_of([by_name[best]])})")
@@ -142,25 +143,13 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
     parts += [chosen.caution] if chosen.caution else []
     sentence = ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts) + "."
     table = _table(chosen, by_name, metric)
-    return Answer(
-        question.paper,
-        question.words,
-        sentence,
-        verdict,
-        _measured_on(chosen, by_name, backbone),
-        question.figure,
-        table,
-    )
+    measured_on = _measured_on(chosen, by_name, backbone)
+    return Answer(question.paper, question.words, sentence, verdict, measured_on, question.figure, table)
 
 
 def _place(place: Place, found: dict[Place, Contrast]) -> str:
     """The set, and what was tuned on where that differs from place to place."""
     return place[1] if len({trained for trained, _ in found}) == 1 else f"{'+'.join(place[0])} > {place[1]}"
-
-
-def _signed(found: Sequence[Contrast], metric: str) -> str:
-    effect, low, high = (100 * value for value in interval(found))
-    return f"{effect:+.1f} points of {metric} [{low:+.1f}, {high:+.1f}]"
 
 
 def _number(count: int, thing: str) -> str:

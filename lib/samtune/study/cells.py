@@ -6,6 +6,7 @@ that open as a data set; each has one record at most.
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ NO_BACKBONE = "none"  # of what has none: truth, ellipse, grabcut, unet
 Pairs = tuple[tuple[str, Any], ...]
 
 
-class Cell:
+class Cell(ABC):
     """What cells of every kind have. A kind is a frozen dataclass below, with a line in `KINDS`.
 
     Its fields, but for `tables`, are the configuration that its key is made of. A field added later needs a default:
@@ -55,9 +56,9 @@ class Cell:
         text = json.dumps({"kind": self.kind, **configuration}, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
+    @abstractmethod
     def describe(self) -> str:
         """One line for people."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class NotebookParameters(BaseModel):
 
     Types are strict: a number is no text, and text no number; an int may stand for a float. Only lists may be given as
     text, JSON or YAML, because `papermill -p datasets '["magnetic-tile"]'` passes text. Where a parameter is empty ([]
-    or None), the profile's value for `notebook` is taken, if it has one.
+    or None), the profile's value for `notebook` is taken, if it has one: data sets, seeds and what it sets otherwise.
     """
 
     notebook: ClassVar[str] = ""
@@ -92,7 +92,9 @@ class NotebookParameters(BaseModel):
             if not values.get("datasets") and cls.notebook not in profile.datasets:
                 raise InputError(f"profile {profile.name} has no datasets for {cls.notebook}: name some")
             given = profile.notebooks.get(cls.notebook)
-            values |= {k: v for k, v in (given.parameters if given else {}).items() if values.get(k) in (None, [])}
+            usual = {"datasets": list(profile.datasets.get(cls.notebook, ())), "seeds": list(profile.seeds)}
+            usual = {k: v for k, v in usual.items() if k in cls.model_fields} | (given.parameters if given else {})
+            values |= {k: v for k, v in usual.items() if values.get(k) in (None, [])}
         try:
             return cls(**values)
         except ValidationError as error:
