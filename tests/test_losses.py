@@ -14,6 +14,7 @@ PIXEL_LOSSES = [
     losses.binary_cross_entropy,
     losses.balanced_cross_entropy,
     losses.dice_loss,
+    losses.squared_dice_loss,
     losses.samed_loss,
 ]
 
@@ -48,6 +49,23 @@ def test_dice_equals_monai() -> None:
     logits, target = pair()
     peer = DiceLoss(sigmoid=True, smooth_nr=1, smooth_dr=1, reduction="none")(logits, target.float())
     assert torch.allclose(losses.dice_loss(logits, target), peer.reshape(4, 1))
+
+
+def test_squared_dice_equals_monai() -> None:
+    logits, target = pair()
+    peer = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=1, smooth_dr=1, reduction="none")(logits, target.float())
+    assert torch.allclose(losses.squared_dice_loss(logits, target), peer.reshape(4, 1))
+
+
+def test_only_the_squared_dice_loss_keeps_an_uninformed_mask_from_growing() -> None:
+    target = torch.zeros(1, 1, 10, 10)
+    target[..., :1] = 1  # a tenth of the picture
+    downhill = {}
+    for loss in (losses.dice_loss, losses.squared_dice_loss):
+        level = torch.tensor(1.0, requires_grad=True)  # p = 0.73 everywhere
+        loss(level.expand(1, 1, 10, 10), target).sum().backward()
+        downhill[loss] = -level.grad.item()
+    assert downhill[losses.dice_loss] > 0 > downhill[losses.squared_dice_loss]
 
 
 def test_dice_by_hand() -> None:

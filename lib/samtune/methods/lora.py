@@ -13,12 +13,12 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from samtune.common.errors import check_range, unknown
-from samtune.losses import at_size, dice_loss, samed_loss
+from samtune.losses import at_size, dice_loss, samed_loss, squared_dice_loss
 from samtune.methods.method import Method
 from samtune.sam.build import Sam
 
 ENCODER = r"image_encoder\.blocks\.\d+\.attn\.(q_proj|v_proj)"
-MASK_LOSSES = {"samed": samed_loss, "dice": dice_loss}
+MASK_LOSSES = {"samed": samed_loss, "dice": dice_loss, "squared_dice": squared_dice_loss}
 DECODER = r"(mask|draft)_decoder\.transformer\..*\.(q_proj|v_proj)"
 
 
@@ -89,7 +89,7 @@ class LoraSamed(Method):
         sam: changed in place.
         rank: of the low-rank updates.
         alpha: their scale is alpha / rank; None: alpha = rank.
-        mask_loss: "samed", see `samed_loss`, or "dice".
+        mask_loss: a name of `MASK_LOSSES`.
 
     Raises `InputError` on an unknown `mask_loss`, or a number out of range.
     """

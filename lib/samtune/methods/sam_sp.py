@@ -116,7 +116,7 @@ class SamSP(LoraSamed):
         reverse: the earlier pass teaches the later one (ours).
         first_weight: weight of the truth's loss on every pass before the last one. 0: the paper's; 1: truth on both
             passes.
-        mask_loss: "dice", the paper's; or "samed", see `samed_loss`.
+        mask_loss: a name of `MASK_LOSSES`: "dice" or "squared_dice", as the paper says Dice and not which; or "samed".
         detach_teacher: the distillation sends no gradient into the teaching pass (the paper does not say).
 
     Raises `InputError` on an unknown `self_prompt`, `distillation` or `mask_loss`, or a number out of range.

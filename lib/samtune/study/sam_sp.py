@@ -42,6 +42,7 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "recipe": {
         "Adam in steps": {"optimiser": "adam", "weight_decay": 0.0, "schedule": "step"},
         "SAMed's loss": {"mask_loss": "samed"},
+        "squared Dice": {"mask_loss": "squared_dice"},
     },
 }
 REPEATED = ("starting point",)
