@@ -4,13 +4,15 @@ import inspect
 
 import pytest
 
+from samtune.data.polyps import TEST_SETS
 from samtune.losses import dice_loss, samed_loss
 from samtune.methods import SamSP
 from samtune.report.claims import build_claims
 from samtune.report.tables import build_tables
-from samtune.study.cells import EvaluationCell
+from samtune.study.cells import EvaluationCell, plain_cell
 from samtune.study.execute import cell_method
 from samtune.study.profile import Profile
+from samtune.study.records import Record
 from samtune.study.sam_sp import (
     CONTROLS,
     GROUPS,
@@ -114,10 +116,10 @@ def test_choices_change_one_option_and_do_not_depend_on_defaults(profile: Profil
     assert len(trained["val"]) == sum(map(len, GROUPS.values()))
     in_groups = inspect.signature(SamSP).parameters.keys() - {"sam", "alpha", "detach_teacher"}
     assert START.keys() == in_groups | SAMED.keys()
-    for options in trained["val"].values():
+    for variant, options in trained["val"].items():
         # In full: a new default of SamSP leaves the record what it is.
         assert set(START) - {"mask_loss"} <= set(options)
-        assert options.get("mask_loss", "samed") == ("samed" if options is trained["val"]["SAMed's loss"] else "dice")
+        assert options.get("mask_loss", "samed") == GROUPS["recipe"].get(variant, {}).get("mask_loss", "dice")
         assert 1 <= len(set(options.items()) ^ set(start.items())) <= 6
 
 
@@ -172,3 +174,13 @@ def test_groups_can_be_asked_for_alone(profile: Profile, asked: list[EvaluationC
         asked.clear()
         run_ablations(profile, [DATA], [0], [group])
         assert bool(asked) == (group != "plateau"), group  # smoke has none
+
+
+def test_polyps_train_one_model_a_method_for_five_test_sets(profile: Profile, asked: list[EvaluationCell]) -> None:
+    run_main(profile, ["polyps"], [0])
+    tuned = [cell for cell in asked if cell.training]
+    assert {cell.dataset for cell in asked} == {cell.dataset for cell in tuned} == set(TEST_SETS)
+    assert {cell.training.train_datasets for cell in tuned} == {("polyps",)}
+    assert len({cell.training for cell in tuned}) == len(TUNED) + 1  # and SAM-SP with the truth on both passes
+    records = [Record(cell.key, cell.kind, plain_cell(cell)) for cell in tuned]
+    assert {record.train_datasets == (record.dataset,) for record in records} == {True}  # not shown as unseen sets

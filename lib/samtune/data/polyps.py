@@ -13,6 +13,7 @@ from samtune.data.entries import Entry, EntryDataset, Pairing, binary_entry, fir
 from samtune.data.medical import ClinicDB
 from samtune.data.registry_entry import Description
 
+POLYPS = "polyps"
 # Name in the registry -> folder of the test set, number of its pictures.
 TEST_SETS = {
     "polyps-cvc-300": ("CVC-300", 60),
@@ -41,7 +42,7 @@ def polyps(folder: Path) -> EntryDataset:
         entries.append(_entry(image, mask, origin, part, group))
     for place, _ in TEST_SETS.values():
         entries += _test_entries(folder, place)
-    return EntryDataset("polyps", entries)
+    return EntryDataset(POLYPS, entries)
 
 
 def polyp_test_set(folder: Path, *, name: str) -> EntryDataset:
@@ -80,15 +81,15 @@ def _test_set(name: str, place: str, images: int) -> Description:
         citation=_CITATION,
         how_to_get=_HOW_TO_GET,
         splits="test only",
-        folder="polyps",
+        folder=POLYPS,
         layout=(f"**/TestDataset/{place}/images/*", f"**/TestDataset/{place}/masks/*"),
         images=images,
     )
 
 
 DATASETS: dict[str, Description] = {
-    "polyps": Description(
-        name="polyps",
+    POLYPS: Description(
+        name=POLYPS,
         factory=polyps,
         title="Polyps by PraNet's protocol: 900 pictures of Kvasir and 550 of CVC-ClinicDB train, five test sets",
         domain="medical",

@@ -17,6 +17,7 @@ import pandas as pd
 from samtune import __version__
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
+from samtune.data.polyps import POLYPS, TEST_SETS
 from samtune.study.cells import KINDS, Cell, cell_from_plain
 
 FORMAT = 1
@@ -84,9 +85,13 @@ class Record:
 
     @property
     def train_datasets(self) -> tuple[str, ...]:
-        """The sets that were trained on; empty where nothing was trained."""
+        """The sets that were trained on; empty where nothing was trained.
+
+        Each of PraNet's five test sets of polyps counts as that of its training set, and stands in its place.
+        """
         training = self.cell if self.kind == "training" else self.cell.get("training") or {}
-        return tuple(training.get("train_datasets", ()))
+        names = tuple(training.get("train_datasets", ()))
+        return (self.dataset,) if names == (POLYPS,) and self.dataset in TEST_SETS else names
 
     @property
     def images(self) -> int:
