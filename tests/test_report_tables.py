@@ -27,11 +27,12 @@ from samtune.report.tables import (
     check_tables,
     differences,
     paired_differences,
+    passes_by_box,
     read_table,
     write_tables,
 )
 from samtune.study.cells import EvaluationCell, TrainingCell
-from samtune.study.records import read_records
+from samtune.study.records import Record, read_records
 from samtune.study.runner import Result, run_cells
 
 
@@ -340,3 +341,16 @@ def test_committed_tables_equal_a_rebuild_from_the_committed_records(profile):
     records = list((folder / "records").glob("*.json.gz"))
     assert sum(path.stat().st_size for path in records) < 20e6
     assert not records or check_tables(folder) == []
+
+
+def test_passes_by_box_says_where_the_second_pass_helps() -> None:
+    scores = {"a": (0.1, 0.3, 0.5), "b": (0.2, 0.5, 0.5), "c": (0.9, 0.8, 0.6)}  # box IoU, Dice of both passes
+    rows = [
+        {"image": image, "object": "1", "output": output, "dice": dice, "box_iou": box if output == "pass0" else None}
+        for image, (box, *both) in scores.items()
+        for output, dice in zip(("pass0", "pass1"), both, strict=True)
+    ]
+    record = Record("key", "evaluation", {"dataset": "neu-seg"}, objects=pd.DataFrame(rows))
+    table = passes_by_box([record, record]).loc["neu-seg"]
+    assert list(table.index) == ["to 0.25", "to 1"] and list(table["images"]) == [4, 2]
+    assert table["difference"].round(6).to_list() == [0.1, -0.2]

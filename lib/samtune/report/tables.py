@@ -133,6 +133,24 @@ def paired_differences(
     return pd.DataFrame(rows, columns=columns)
 
 
+def passes_by_box(records: Iterable[Record]) -> pd.DataFrame:
+    """Dice of SAM-SP's two passes by how good its own box is: where does the second pass help, and where does it harm?
+
+    `records` are SAM-SP's measurements. One row a data set and quarter of the box's IoU with the true box: the mean
+    Dice of `pass0` and of `pass1`, their `difference`, and `images` (an image counts once a seed).
+    """
+    parts, quarters = [], ["to 0.25", "to 0.5", "to 0.75", "to 1"]
+    for record in records:
+        dice = {output: image_values(record, "dice", output) for output in ("pass0", "pass1")}
+        box = pd.cut(
+            image_values(record, "box_iou", "pass0"), np.linspace(0, 1, 5), labels=quarters, include_lowest=True
+        )
+        parts.append(pd.DataFrame(dice | {"box_iou": box}).assign(dataset=record.dataset))
+    groups = pd.concat(parts).groupby(["dataset", "box_iou"], observed=True)
+    means = groups[["pass0", "pass1"]].mean()
+    return means.assign(difference=means["pass1"] - means["pass0"], images=groups.size())
+
+
 def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
     """Each table as `<folder>/<name>.csv`; numbers with 6 significant digits."""
     for name, table in tables.items():
