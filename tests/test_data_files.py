@@ -1,6 +1,7 @@
 """What counts as data, and how it is found: leftovers, links, names in other forms, one damaged set among others."""
 
 import os
+import tracemalloc
 import unicodedata
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from samtune.common.errors import InputError
 from samtune.data.files import by_name, find, folders, is_data, pictures, readable
 from samtune.data.folder import FolderDataset
 from samtune.data.registry import list_datasets, open_dataset
+from samtune.data.sample import CroppedMasks
 
 LEFT = ("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini", "@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN")
 
@@ -162,3 +164,23 @@ def test_one_damaged_set_does_not_hide_the_others(tmp_path, damage):
     rows = {row.name: row for row in list_datasets(tmp_path)}
     assert rows["coco2017"].present and rows["coco2017"].images is None
     assert rows["kvasir-seg"].images == {"train": 6, "val": 2, "test": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "masks"),
+    [("doors", "images/p.png", "masks/p"), ("bbbc038", "stage1_train/p/images/p.png", "stage1_train/p/masks")],
+)
+def test_many_objects_of_a_known_set_take_no_plane_each(tmp_path, monkeypatch, name, image, masks):
+    labels = np.kron(np.arange(60).reshape(6, 10), np.ones((50, 50), int))  # 60 objects, 300 x 500 pixels
+    save(tmp_path / name / image, np.zeros((300, 500, 3), np.uint8))
+    for value in range(60):
+        save(tmp_path / name / masks / f"{value}.png", labels == value)
+    expected = open_dataset(name, tmp_path).load("p").masks
+    assert isinstance(expected, np.ndarray)
+    monkeypatch.setattr("samtune.data.sample.MOST_BYTES", 10**6)
+    dataset = open_dataset(name, tmp_path)
+    tracemalloc.start()
+    found = dataset.load("p").masks
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 * 300 * 500 and isinstance(found, CroppedMasks) and np.array_equal(found, expected)

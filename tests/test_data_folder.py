@@ -207,6 +207,8 @@ def test_crops_are_read_as_the_planes_are(tmp_path, coding, monkeypatch):
     for axis in (None, 0, 1, 2, (1, 2)):
         assert np.array_equal(crops.any(axis), planes.any(axis))
     assert np.array_equal(np.stack(list(crops.flipped())), planes[:, :, ::-1])
+    assert np.array_equal(crops[:7], planes[:7]) and np.array_equal(crops[:, 3:60, 9:], planes[:, 3:60, 9:])
+    assert np.array_equal(crops, planes) and isinstance(crops[:7], np.ndarray)
     picked = np.array([7, 2])
     assert np.array_equal(np.stack(list(crops[picked])), planes[picked])
     assert np.array_equal(tight_boxes(crops), tight_boxes(planes))

@@ -2,12 +2,17 @@
 
 from unittest import mock
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from segment_anything.utils.transforms import ResizeLongestSide
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from samtune.common.errors import InputError
+from samtune.data.sample import CroppedMasks, cropped
+from samtune.methods.predictor import SamPadding
 from samtune.prompts import Prompts, tight_boxes
 from samtune.sam.build import PIXEL_MEAN, PIXEL_STD
 from samtune.sam.preprocess import Preprocess
@@ -125,13 +130,40 @@ def test_unknown_mode_is_told_with_the_known_ones() -> None:
         Preprocess(64, "padd")
 
 
+@pytest.mark.parametrize("kind", [Preprocess, SamPadding])
 @pytest.mark.parametrize("mode", ["pad", "stretch"])
-def test_masks_are_enlarged_in_parts_as_all_at_once(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    preprocess, logits = Preprocess(64, mode), torch.randn(5, 3, 16, 16)
-    expected = preprocess.logits(logits, (50, 70))
-    monkeypatch.setattr("samtune.sam.preprocess.PIXELS_AT_ONCE", 2 * 3 * 64 * 64)
-    with mock.patch.object(Preprocess, "logits", autospec=True, side_effect=Preprocess.logits) as enlarge:
-        masks = preprocess.enlarged(logits, (50, 70))
-    assert [len(call.args[1]) for call in enlarge.call_args_list] == [2, 2, 1]
-    assert masks.dtype == torch.bool and torch.equal(masks, expected > 0)
-    assert torch.equal(preprocess.enlarged(logits, (50, 70), binary=False), expected)
+@pytest.mark.parametrize("size", PICTURES)
+def test_bool_masks_are_those_of_the_logits(mode: str, kind: type[Preprocess], size: tuple[int, int]) -> None:
+    preprocess = kind(64, mode)
+    logits = F.interpolate(torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)) - 1, (16, 16))
+    logits[1] = -1  # empty masks
+    masks = preprocess.enlarged(logits, size)
+    assert masks.dtype == torch.bool and torch.equal(masks, preprocess.logits(logits, size) > 0)
+    assert masks.any() and not masks[1].any()
+
+
+def test_a_small_mask_is_enlarged_where_it_is() -> None:
+    logits = torch.full((5, 1, 128, 128), -1.0)
+    logits[:, :, 60:63, 60:63] = 1
+    with FlopCounterMode(display=False) as whole:
+        Preprocess(256).logits(logits, (1500, 1500))
+    with FlopCounterMode(display=False) as counter:
+        assert Preprocess(256).enlarged(logits, (1500, 1500)).flatten(1).any(1).all()
+    assert 0 < counter.get_total_flops() < whole.get_total_flops() / 10
+
+
+@pytest.mark.parametrize("mode", ["pad", "stretch"])
+@pytest.mark.parametrize("size", [(300, 200), (64, 64), (40, 50), (30, 400)])
+def test_objects_that_share_a_plane_are_moved_as_alone(mode: str, size: tuple[int, int]) -> None:
+    masks = np.zeros((40, *size), bool)
+    for mask, (row, column, side) in zip(masks, np.random.default_rng(2).integers(0, 28, (40, 3)), strict=True):
+        mask[row : row + side, column * size[1] // 30 : column * size[1] // 30 + side] = True  # side 0: empty
+    preprocess = Preprocess(64, mode)
+    height, width = preprocess.inner_size(*size)
+    with mock.patch("samtune.sam.preprocess.cv2.resize", side_effect=cv2.resize) as resize:
+        together = preprocess.masks(CroppedMasks(cropped(masks), size), 64)[:, 0].numpy()
+    assert 1 < resize.call_count < 40
+    for mask, found in zip(masks, together, strict=True):
+        alone = cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+        assert np.array_equal(found[:height, :width], alone)
+        assert not found[height:].any() and not found[:, width:].any()

@@ -183,15 +183,15 @@ def _rows(sample: Sample, truth: np.ndarray | CroppedMasks, outputs: Outputs, me
         for index, mask in enumerate(truth):
             candidates = logits[index]
             if len(candidates) > 1:
-                overlaps = [METRICS["iou"]((one > 0).numpy(), mask, sample.ignore) for one in candidates]
+                overlaps = [METRICS["iou"](_above_zero(one), mask, sample.ignore) for one in candidates]
                 candidates = candidates[int(np.argmax(overlaps))][None]
-            binary = (candidates[0] > 0).numpy()
+            binary = _above_zero(candidates[0])
             row = {
                 "image": sample.id,
                 "group": sample.group,
                 "object": index,
                 "object_class": sample.object_class[index] if len(sample.object_class) == len(truth) else "",
-                "area": int(mask.sum()),
+                "area": np.count_nonzero(mask),
                 "box_w": int(boxes[index, 2] - boxes[index, 0] + 1),
                 "box_h": int(boxes[index, 3] - boxes[index, 1] + 1),
                 "output": output,
@@ -203,6 +203,11 @@ def _rows(sample: Sample, truth: np.ndarray | CroppedMasks, outputs: Outputs, me
                 row[metric] = METRICS[metric](value, mask, sample.ignore)
             rows.append(row)
     return rows
+
+
+def _above_zero(mask: Tensor) -> np.ndarray:
+    """Bool or logits `(H, W)` as bool."""
+    return (mask if mask.dtype == torch.bool else mask > 0).numpy()
 
 
 def predict_with(

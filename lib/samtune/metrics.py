@@ -20,6 +20,8 @@ import cv2
 import numpy as np
 from scipy.spatial import cKDTree
 
+from samtune.data.sample import box_around
+
 SQUARE = cv2.getStructuringElement(cv2.MORPH_RECT, (3, 3))
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
@@ -47,9 +49,9 @@ def boundary_iou(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray |
     A band is the mask minus its erosion by a 3 x 3 square, repeated max(1, round(0.02 * image diagonal)) times. The
     image is padded with one pixel of zeros, so that its border bounds objects. 1 if both bands are empty, 0 if one is.
     """
+    size = np.shape(truth)
     prediction, truth = _masks(prediction, truth, ignore)
-    iterations = max(1, round(0.02 * math.hypot(*truth.shape)))
-    prediction, truth = _cropped(prediction, truth)
+    iterations = max(1, round(0.02 * math.hypot(*size)))
     return _iou(_band(prediction, SQUARE, iterations), _band(truth, SQUARE, iterations))
 
 
@@ -81,9 +83,10 @@ def hd95_strict(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | 
     It takes the larger of the two directions' 95th percentiles (MONAI). If one mask is empty, the distance is the
     image's diagonal, sqrt(H^2 + W^2); if both are, it is 0. Surface as in `hd95_transunet`.
     """
+    size = np.shape(truth)
     prediction, truth = _masks(prediction, truth, ignore)
     if not (prediction.any() and truth.any()):
-        return math.hypot(*truth.shape) if prediction.any() or truth.any() else 0.0
+        return math.hypot(*size) if prediction.any() or truth.any() else 0.0
     return float(max(np.percentile(distances, 95) for distances in _surface_distances(prediction, truth)))
 
 
@@ -174,7 +177,10 @@ def size_class(area: int) -> str:
 
 
 def _masks(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Both masks, checked, with ignored pixels set to background."""
+    """Both masks, checked, with ignored pixels set to background, cropped to the box around their union.
+
+    All outside is background, so that areas, boundary bands and surfaces are those of the whole image.
+    """
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.dtype != bool or truth.dtype != bool:
         raise ValueError(f"masks must be bool, not {prediction.dtype} and {truth.dtype}")
@@ -183,7 +189,10 @@ def _masks(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None)
     if ignore is not None:
         scored = ~np.asarray(ignore, bool)
         prediction, truth = prediction & scored, truth & scored
-    return prediction, truth
+    boxes = [box for box in (box_around(prediction), box_around(truth)) if box[0].stop]
+    sides = zip(*boxes, strict=True) if boxes else [(slice(0, 0),)] * 2
+    window = tuple(slice(min(one.start for one in side), max(one.stop for one in side)) for side in sides)
+    return prediction[window], truth[window]
 
 
 def _iou(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -198,18 +207,6 @@ def _filled_box(mask: np.ndarray) -> np.ndarray:
     return np.outer(*between)
 
 
-def _cropped(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both masks cropped to the box around their union. All outside is zero, so boundary bands and surfaces do not
-    change.
-    """
-    union = prediction | truth
-    rows, columns = np.flatnonzero(union.any(axis=1)), np.flatnonzero(union.any(axis=0))
-    if not len(rows):
-        return prediction, truth
-    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    return prediction[window], truth[window]
-
-
 def _band(mask: np.ndarray, kernel: np.ndarray, iterations: int) -> np.ndarray:
     """The pixels that `iterations` erosions remove from a mask; outside the image is zero."""
     padded = np.pad(mask.view(np.uint8), 1)
@@ -218,7 +215,7 @@ def _band(mask: np.ndarray, kernel: np.ndarray, iterations: int) -> np.ndarray:
 
 def _surface_distances(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distances from each surface pixel to the other mask's surface, in both directions; no mask may be empty."""
-    first, second = (np.argwhere(_band(mask, CROSS, 1)) for mask in _cropped(prediction, truth))
+    first, second = (np.argwhere(_band(mask, CROSS, 1)) for mask in (prediction, truth))
     return cKDTree(second).query(first)[0], cKDTree(first).query(second)[0]
 
 

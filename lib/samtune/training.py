@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from samtune.common.errors import InputError, is_out_of_memory, unknown
 from samtune.common.provenance import choose_precision
-from samtune.data.sample import CroppedMasks, Dataset, cropped, pack_masks, target_masks
+from samtune.data.sample import CroppedMasks, Dataset, moved, pack_masks, target_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.losses import at_size, low_resolution_iou
 from samtune.methods import Method
@@ -202,12 +202,11 @@ class TrainingSamples(TorchDataset):
             key,
             self.least_scale,
         )
-        # One mask at a time, to save memory: an image may hold a thousand objects, of which a few are picked.
-        side = self.preprocess.size
-        seen = [index for index in range(len(masks)) if (self.preprocess.masks(masks[index][None], side) > 0.5).any()]
+        # As crops, to save memory: an image may hold a thousand objects, of which a few are picked.
+        seen = [index for index, (_, share) in enumerate(self.preprocess.shares(masks)) if (share > 0.5).any()]
         rng = np.random.default_rng([self.config.seed, place])
         picked = np.array(seen, dtype=int)[rng.permutation(len(seen))[: self.config.objects]]
-        masks = self.preprocess.masks(masks[picked], side)
+        masks = self.preprocess.masks(masks[picked], self.preprocess.size)
         step = place // self.config.batch_size
         kind = self.config.prompts[
             np.random.default_rng([self.config.seed, 1, step]).integers(len(self.config.prompts))
@@ -279,10 +278,11 @@ def augment(
         shift = rng.uniform(low, high) if scale > 1 else np.zeros(2)
         view = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
         image = cv2.warpAffine(np.ascontiguousarray(image), view, (width, height), borderValue=(128, 128, 128))
-        jittered = (
-            cv2.warpAffine(mask.astype(np.uint8), view, (width, height), flags=cv2.INTER_NEAREST) > 0 for mask in masks
-        )
-        masks = pack_masks(cropped(jittered), (height, width))
+
+        def jitter(plane: np.ndarray) -> np.ndarray:
+            return cv2.warpAffine(plane, view, (width, height), flags=cv2.INTER_NEAREST) > 0
+
+        masks = pack_masks(moved(masks, jitter, (height, width), (scale, scale), tuple(shift[::-1])), (height, width))
     if kind == "strong":
         with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator
             torch.manual_seed(int(rng.integers(2**31)))

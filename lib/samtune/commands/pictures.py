@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
@@ -77,11 +78,12 @@ def look_through(data: ListedDataset, settings: TuneSettings, sam: Sam) -> Conte
         digest.update(sample.image.tobytes())
         for mask in chain(sample.masks, [] if sample.ignore is None else [sample.ignore]):
             digest.update(np.packbits(mask).tobytes())
-        for mask in target_masks(sample, settings.target) if split == "train" else ():
-            shown = preprocess.masks(mask[None], sam.image_size)  # one by one: a picture may have a thousand
+        for window, share in preprocess.shares(target_masks(sample, settings.target)) if split == "train" else ():
+            square = np.zeros((1, sam.image_size, sam.image_size), np.float32)
+            square[0][window] = share
             objects += 1
-            lost += not (shown > 0.5).any()
-            small += not (F.adaptive_avg_pool2d(shown, sam.mask_size) > 0.5).any()
+            lost += not (share > 0.5).any()
+            small += not (F.adaptive_avg_pool2d(torch.from_numpy(square), sam.mask_size) > 0.5).any()
     return Contents(digest.hexdigest()[:12], objects, small, lost)
 
 

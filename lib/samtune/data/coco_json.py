@@ -20,13 +20,13 @@ def read_annotations(path: Path, annotations: list[dict], image: dict, file: Pat
     if not height or not width:
         height, width = image_size(file)
     objects = [one for one in annotations if not is_crowd(one)]
-    masks = [read_outline(one, height, width, path) for one in objects]
     crowd = np.zeros((height, width), dtype=bool)
     for one in annotations:
         if is_crowd(one):
             crowd |= read_outline(one, height, width, path)
-    for mask in masks:
-        crowd &= ~mask
+    for one in objects if crowd.any() else ():
+        crowd &= ~read_outline(one, height, width, path)
+    masks = (read_outline(one, height, width, path) for one in objects)
     return Truth(masks, tuple(class_name(one, names) for one in objects), crowd)
 
 
@@ -143,4 +143,4 @@ def _read_sa_1b(path: Path) -> Truth:
         annotations = list(contents["annotations"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is no file of SA-1B: no image size or annotations") from error
-    return Truth([read_outline(annotation, height, width, path) for annotation in annotations])
+    return Truth(read_outline(annotation, height, width, path) for annotation in annotations)

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from samtune.common.errors import InputError
 from samtune.data.files import by_name, find, pictures, readable
 from samtune.data.listed import ListedDataset
 from samtune.data.pixels import check_same_size, read_image, read_index_map, read_mask
-from samtune.data.sample import Sample, stack_masks
+from samtune.data.sample import Crop, Sample, cropped, pack_masks
 from samtune.data.splits import by_split, make_split
 
 
@@ -21,12 +22,12 @@ class Truth:
     """The objects of one image.
 
     Fields:
-        masks: N arrays bool `(H, W)`.
+        masks: N arrays bool `(H, W)`, best made one at a time.
         object_class: one name for each mask, or empty.
         ignore: bool `(H, W)`, or None.
     """
 
-    masks: list[np.ndarray]
+    masks: Iterable[np.ndarray]
     object_class: tuple[str, ...] = ()
     ignore: np.ndarray | None = None
 
@@ -89,18 +90,21 @@ class EntryDataset(ListedDataset):
         split = self.split_of(id)
         entry = self._entries[id]
         image, truth = read_image(entry.image), entry.read_truth()
-        for plane in [*truth.masks, truth.ignore]:
-            if plane is not None and entry.truth_path is not None:
+        crops: list[Crop] = []
+        kept = []
+        for index, plane in enumerate(chain(truth.masks, [] if truth.ignore is None else [truth.ignore])):
+            if entry.truth_path is not None:
                 check_same_size(image, plane, entry.image, entry.truth_path)
-        kept = [index for index, mask in enumerate(truth.masks) if mask.any()]
-        masks = stack_masks([truth.masks[index] for index in kept], image.shape[:2])
+            if plane is not truth.ignore and plane.any():
+                kept.append(index)
+                crops += cropped([plane])
         ignore = truth.ignore if truth.ignore is not None and truth.ignore.any() else None
         return Sample(
             id=id,
             dataset=self.name,
             split=split,
             image=image,
-            masks=masks,
+            masks=pack_masks(crops, image.shape[:2]),
             ignore=ignore,
             object_class=tuple(truth.object_class[index] for index in kept) if truth.object_class else (),
             group=entry.group,

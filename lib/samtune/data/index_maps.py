@@ -45,7 +45,7 @@ def _read_ade20k(path: Path) -> Truth:
     if named.is_file():
         names = {int(one["name_ndx"]): one["name"] for one in read_json(named)["annotation"]["object"]}
     codes = [int(value) for value in np.unique(code) if value >= 256]
-    return Truth([code == value for value in codes], tuple(names.get(v // 256, f"class {v // 256}") for v in codes))
+    return Truth((code == value for value in codes), tuple(names.get(v // 256, f"class {v // 256}") for v in codes))
 
 
 VOC_NAMES = (
@@ -77,9 +77,10 @@ def voc2012(folder: Path) -> EntryDataset:
 
 def _read_voc(path: Path, classes: Path) -> Truth:
     objects, kinds = read_index_map(path), read_index_map(classes)
-    masks = [objects == value for value in np.unique(objects) if value not in (0, VOC_VOID)]
+    values = [value for value in np.unique(objects) if value not in (0, VOC_VOID)]
     # The class map's void rim may reach a pixel into an object: the commonest class is the object's.
-    counts = [np.bincount(kinds[mask & (kinds != VOC_VOID)], minlength=1) for mask in masks]
+    counts = [np.bincount(kinds[(objects == value) & (kinds != VOC_VOID)], minlength=1) for value in values]
+    masks = (objects == value for value in values)
     return Truth(masks, tuple(VOC_NAMES[count.argmax()] for count in counts), objects == VOC_VOID)
 
 
@@ -121,10 +122,11 @@ def cityscapes(folder: Path, *, stuff: bool = False) -> EntryDataset:
 def _read_cityscapes(path: Path, stuff: bool) -> Truth:
     """Values are class id * 1000 + number for instances, else the class id alone."""
     numbered = read_index_map(path)
-    masks, names = [], []
+    values, names = [], []
     for value in np.unique(numbered):
         name = CITYSCAPES_THINGS.get(value // 1000) or (CITYSCAPES_STUFF.get(value) if stuff else None)
         if name:
-            masks.append(numbered == value)
+            values.append(value)
             names.append(name)
+    masks = (numbered == value for value in values)
     return Truth(masks, tuple(names), (numbered < 7) | np.isin(numbered, list(CITYSCAPES_THINGS)))

@@ -15,7 +15,7 @@ from samtune.data.files import by_name, find, pictures, read_text
 from samtune.data.listed import ListedDataset
 from samtune.data.pixels import check_same_size, read_image, read_mask
 from samtune.data.registry_entry import Description, GitSource
-from samtune.data.sample import Sample, stack_masks
+from samtune.data.sample import Crop, Sample, cropped, pack_masks, stack_masks
 from samtune.data.splits import by_split, make_split
 
 SLIDES = Path(__file__).with_name("bbbc038_slides.json")
@@ -48,14 +48,14 @@ class Nuclei(ListedDataset):
         split = self.split_of(id)
         path = self._images[id]
         image = read_image(path)
-        masks = []
+        crops: list[Crop] = []
         for mask_path in find(self._folder / id, "masks/*.png"):
             mask = read_mask(mask_path)
             check_same_size(image, mask, path, mask_path)
             if mask.any():
-                masks.append(mask)
-        stack = stack_masks(masks, image.shape[:2])
-        return Sample(id, self.name, split, image, stack, None, ("nucleus",) * len(stack), self._slide[id])
+                crops += cropped([mask])
+        masks = pack_masks(crops, image.shape[:2])
+        return Sample(id, self.name, split, image, masks, None, ("nucleus",) * len(masks), self._slide[id])
 
 
 def _nuclei_images(folder: Path) -> dict[str, Path]:

@@ -72,7 +72,7 @@ def mask_folders(folder: Path, *, name: str) -> EntryDataset:
 
 def _read_mask_files(masks: list[Path]) -> Truth:
     names = tuple(path.stem.partition("_")[2] for path in masks)
-    return Truth([read_mask(path) for path in masks], names if any(names) else ())
+    return Truth((read_mask(path) for path in masks), names if any(names) else ())
 
 
 _VAL_IS_TEST = "official val is test (its own test has no public labels); validation is a fifth of train"

@@ -1,6 +1,7 @@
 """What a sample is, what a data set is, and which masks of a sample are used."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -24,19 +25,30 @@ class CroppedMasks:
 
     def __init__(self, crops: Sequence[Crop], size: tuple[int, int]) -> None:
         """`size`: height and width of the planes."""
-        self._crops, self.shape = crops, (len(crops), *size)
+        self.crops, self.shape = crops, (len(crops), *size)
 
     def __len__(self) -> int:
-        return len(self._crops)
+        return len(self.crops)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return map(self.__getitem__, range(len(self)))
 
-    def __getitem__(self, index: int | np.ndarray) -> "np.ndarray | CroppedMasks":
-        """One plane bool `(H, W)`; with positions or a bool for each mask, these masks."""
+    def __array__(self, dtype: type | None = None, copy: bool | None = None) -> np.ndarray:
+        """All planes, bool `(N, H, W)`."""
+        planes = np.zeros(self.shape, bool)
+        for plane, (box, crop) in zip(planes, self.crops, strict=True):
+            plane[box] = crop
+        return planes
+
+    def __getitem__(self, index: int | np.ndarray | slice | tuple) -> "np.ndarray | CroppedMasks":
+        """One plane bool `(H, W)`; with positions or a bool for each mask, these masks; with slices, planes."""
+        if isinstance(index, slice):
+            return np.asarray(CroppedMasks(self.crops[index], self.shape[1:]))
+        if isinstance(index, tuple):
+            return np.asarray(self)[index]
         if isinstance(index, np.ndarray):
-            return CroppedMasks([self._crops[place] for place in np.arange(len(self))[index]], self.shape[1:])
-        box, crop = self._crops[index]
+            return CroppedMasks([self.crops[place] for place in np.arange(len(self))[index]], self.shape[1:])
+        box, crop = self.crops[index]
         plane = np.zeros(self.shape[1:], bool)
         plane[box] = crop
         return plane
@@ -44,11 +56,11 @@ class CroppedMasks:
     def any(self, axis: int | tuple[int, int] | None = None) -> np.ndarray:
         """As an array's: over 0 the union `(H, W)`, over (1, 2) `(N,)`, over 1 `(N, W)`, over 2 `(N, H)`."""
         if axis is None or axis == (1, 2):
-            found = np.array([crop.any() for _, crop in self._crops], bool)
+            found = np.array([crop.any() for _, crop in self.crops], bool)
             return found.any() if axis is None else found
         kept = {0: self.shape[1:], 1: (len(self), self.shape[2]), 2: (len(self), self.shape[1])}[axis]
         found = np.zeros(kept, bool)
-        for index, (box, crop) in enumerate(self._crops):
+        for index, (box, crop) in enumerate(self.crops):
             if axis == 0:
                 found[box] |= crop
             else:
@@ -61,7 +73,7 @@ class CroppedMasks:
         return CroppedMasks(
             [
                 ((rows, slice(width - columns.stop, width - columns.start)), crop[:, ::-1])
-                for (rows, columns), crop in self._crops
+                for (rows, columns), crop in self.crops
             ],
             self.shape[1:],
         )
@@ -72,19 +84,65 @@ def pack_masks(crops: Sequence[Crop], size: tuple[int, int]) -> "np.ndarray | Cr
     packed = CroppedMasks(crops, size)
     if len(crops) * size[0] * size[1] > MOST_BYTES:
         return packed
-    return stack_masks(list(packed), size)
+    return np.asarray(packed)
+
+
+def box_around(mask: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns of a plane bool `(H, W)` between which its foreground lies; empty where there is none."""
+    if not len(rows := np.flatnonzero(mask.any(1))):
+        return slice(0, 0), slice(0, 0)
+    rows = slice(int(rows[0]), int(rows[-1]) + 1)
+    columns = np.flatnonzero(mask[rows].any(0))
+    return rows, slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def cropped(masks: Iterable[np.ndarray]) -> list[Crop]:
     """Planes bool `(H, W)` as crops, each in turn."""
-    crops = []
-    for mask in masks:
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = (slice(0, 0), slice(0, 0))
-        if len(rows):
-            box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-        crops.append((box, mask[box].copy()))
-    return crops
+    boxed = ((box_around(mask), mask) for mask in masks)
+    return [(box, mask[box].copy()) for box, mask in boxed]
+
+
+def moved(
+    masks: np.ndarray | CroppedMasks,
+    move: Callable[[np.ndarray], np.ndarray],
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> list[Crop]:
+    """What `move` makes of each mask: the values near the object, and where; elsewhere they are zero.
+
+    Masks that stay apart share a plane, so that a thousand objects take a few calls of `move`.
+
+    Args:
+        masks: bool `(N, H, W)`.
+        move: a plane uint8 `(H, W)`, 0 and 1 -> a plane of `size`. It brings pixel (row, column) to scale * (row,
+            column) + shift, and spreads it no further than to the next pixels.
+        size: (h, w).
+        scale: of rows and columns.
+        shift: of rows and columns.
+    """
+    crops = masks.crops if isinstance(masks, CroppedMasks) else cropped(masks)
+    windows = []
+    for box, _ in crops:
+        window = []
+        for side, length, factor, offset in zip(box, size, scale, shift, strict=True):
+            start, stop = math.floor(side.start * factor + offset), math.ceil(side.stop * factor + offset)
+            reach = 1 + int(factor)
+            window.append(slice(*(min(max(place, 0), length) for place in (start - reach, stop + reach))))
+        windows.append(tuple(window))
+    found: dict[int, Crop] = {}
+    left = list(range(len(crops)))
+    while left:
+        plane, taken, here = np.zeros(masks.shape[1:], np.uint8), np.zeros(size, bool), []
+        for index in left:
+            if not taken[windows[index]].any():
+                taken[windows[index]] = True
+                plane[crops[index][0]] |= crops[index][1]
+                here.append(index)
+        result = move(plane)
+        found |= {index: (windows[index], result[windows[index]].copy()) for index in here}
+        left = [index for index in left if index not in found]
+    return [found[index] for index in range(len(crops))]
 
 
 @dataclass(frozen=True)
@@ -96,7 +154,7 @@ class Sample:
         dataset: its name.
         split: "train", "val" or "test".
         image: uint8 `(H, W, 3)` RGB.
-        masks: bool `(N, H, W)`, N >= 0; `CroppedMasks` where a folder's image has very many objects.
+        masks: bool `(N, H, W)`, N >= 0; `CroppedMasks` where they are very many, or very large.
         ignore: bool `(H, W)`, true where nothing is scored (void, outside the field of view), or None. Training takes
             these pixels as background.
         object_class: one name for each mask, or empty.
@@ -149,4 +207,4 @@ def target_masks(sample: Sample, target: Target) -> np.ndarray | CroppedMasks:
 
 def stack_masks(masks: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
     """A list of N masks `(H, W)` -> bool `(N, H, W)`, also for N = 0; `shape` is the image's (H, W)."""
-    return np.stack(masks).astype(bool) if masks else np.zeros((0, *shape), dtype=bool)
+    return np.stack(masks).astype(bool, copy=False) if masks else np.zeros((0, *shape), dtype=bool)

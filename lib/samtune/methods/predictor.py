@@ -15,7 +15,7 @@ from samtune.methods.method import Method
 from samtune.methods.spt import SPT
 from samtune.prompts import Prompts
 from samtune.sam.decode import decode_in_parts
-from samtune.sam.preprocess import Preprocess
+from samtune.sam.preprocess import Preprocess, bilinear
 
 
 class SamPadding(Preprocess):
@@ -29,13 +29,9 @@ class SamPadding(Preprocess):
         """uint8 `(H, W, 3)` -> uint8 at `inner_size`, bilinear by Pillow."""
         return np.array(resize(to_pil_image(image), self.inner_size(*image.shape[:2])))
 
-    def logits(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Low-resolution logits `(P, M, h, w)` -> `(P, M, H, W)`: resized to the square, cropped, resized to the
-        original size.
-        """
-        height, width = self.inner_size(*original_size)
-        square = F.interpolate(logits, (self.size, self.size), mode="bilinear", align_corners=False)
-        return F.interpolate(square[..., :height, :width], original_size, mode="bilinear", align_corners=False)
+    def _along(self, low: int, inner: int, original: int) -> Tensor:
+        """Resized to the square, cropped, resized to the original size."""
+        return bilinear(inner, original, inner) @ bilinear(low, self.size, low)[:inner]
 
 
 class _Transform(ResizeLongestSide):

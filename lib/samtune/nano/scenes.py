@@ -243,7 +243,7 @@ def picture_bank(sets: Sequence[str] = ("bsds500", "ccp", "car-parts"), limit: i
         others = [open_dataset(name, annotator=k) for k in (1, 2)] if name == "bsds500" else []
         for id in dataset.ids("train")[:limit]:
             sample = dataset.load(id)
-            masks, main = sample.masks, None
+            masks, main = np.asarray(sample.masks), None
             area = masks.mean((1, 2))
             whole = set(np.flatnonzero((area > 0.003) & (area < 0.35)).tolist())
             if name == "ccp":

@@ -1,7 +1,7 @@
 """From an image to the model's square and back: `pad` as SamPredictor does, `stretch` as SPT and ASAM do."""
 
-import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from samtune.common.errors import unknown
+from samtune.data.sample import Crop, CroppedMasks, moved
 from samtune.prompts import Prompts
 from samtune.sam.build import PIXEL_MEAN, PIXEL_STD
 
 MODES = ("pad", "stretch")
-PIXELS_AT_ONCE = 2**26  # of masks that are enlarged together: bounds memory on large pictures
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,24 @@ class Preprocess:
         pixels = (torch.from_numpy(resized).permute(2, 0, 1).float() - mean) / std
         return F.pad(pixels, (0, self.size - width, 0, self.size - height))
 
-    def masks(self, masks: np.ndarray, mask_size: int) -> Tensor:
-        """bool `(N, H, W)` -> float32 `(N, 1, mask_size, mask_size)`: the share of each pixel that the mask covers.
+    def shares(self, masks: np.ndarray | CroppedMasks) -> list[Crop]:
+        """The share of each pixel of the square that a mask covers, for each of bool `(N, H, W)`: float32 values near
+        the object, and where; elsewhere it is zero.
 
         It is not exact where one side shrinks and the other grows, see `resized`.
         """
         height, width = self.inner_size(*masks.shape[1:])
+
+        def resize(plane: np.ndarray) -> np.ndarray:
+            return cv2.resize(plane.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+
+        return moved(masks, resize, (height, width), (height / masks.shape[1], width / masks.shape[2]))
+
+    def masks(self, masks: np.ndarray | CroppedMasks, mask_size: int) -> Tensor:
+        """bool `(N, H, W)` -> float32 `(N, 1, mask_size, mask_size)`: the share of each pixel that the mask covers."""
         canvas = np.zeros((len(masks), self.size, self.size), np.float32)
-        for index, mask in enumerate(masks):
-            canvas[index, :height, :width] = cv2.resize(
-                mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA
-            )
+        for square, (window, values) in zip(canvas, self.shares(masks), strict=True):
+            square[window] = values
         return F.adaptive_avg_pool2d(torch.from_numpy(canvas)[:, None], mask_size)
 
     def prompts(self, prompts: Prompts, original_size: tuple[int, int]) -> Prompts:
@@ -88,26 +95,48 @@ class Preprocess:
 
     def logits(self, logits: Tensor, original_size: tuple[int, int]) -> Tensor:
         """Low-resolution logits `(P, M, h, w)` -> `(P, M, H, W)` at `original_size`, in one bilinear step."""
-        height, width = self.inner_size(*original_size)
-        if self.mode == "stretch":
-            return F.interpolate(logits, original_size, mode="bilinear", align_corners=False)
-        # Original pixel centres in the square's coordinates [-1, 1]; F.interpolate cannot leave the padding out.
-        y = (torch.arange(original_size[0]) + 0.5) / original_size[0] * (2 * height / self.size) - 1
-        x = (torch.arange(original_size[1]) + 0.5) / original_size[1] * (2 * width / self.size) - 1
-        grid = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), dim=-1).to(logits)
-        return F.grid_sample(
-            logits, grid.expand(len(logits), -1, -1, -1), "bilinear", padding_mode="border", align_corners=False
-        )
+        rows, columns = self._weights(logits, original_size)
+        with torch.autocast(logits.device.type, enabled=False):
+            return rows @ logits @ columns.T
 
     def enlarged(self, logits: Tensor, original_size: tuple[int, int], binary: bool = True) -> Tensor:
         """`logits` of P prompts at `original_size`: `(P, M, H, W)`, bool (above 0), or float with `binary=False`.
 
-        A few prompts at a time, so that it needs little more memory than the result.
+        For bool masks only the rows and columns that a logit above 0 reaches are computed.
         """
-        prompts, count = logits.shape[:2]
-        answer = logits.new_empty((prompts, count, *original_size), dtype=torch.bool if binary else logits.dtype)
-        few = max(1, PIXELS_AT_ONCE // (count * max(math.prod(original_size), self.size**2)))
-        for first in range(0, prompts, few):
-            part = self.logits(logits[first : first + few], original_size)
-            answer[first : first + few] = part > 0 if binary else part
-        return answer
+        if not binary:
+            return self.logits(logits, original_size)
+        rows, columns = self._weights(logits, original_size)
+        masks = torch.zeros(*logits.shape[:2], *original_size, dtype=torch.bool, device=logits.device)
+        with torch.autocast(logits.device.type, enabled=False):
+            for low, mask in zip(logits.flatten(0, 1), masks.flatten(0, 1), strict=True):
+                inside = (low > 0).to(rows)
+                window = _reached(rows, inside.amax(1)), _reached(columns, inside.amax(0))
+                mask[window] = rows[window[0]] @ low @ columns[window[1]].T > 0
+        return masks
+
+    def _weights(self, logits: Tensor, original_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """What the rows of `(..., h, w)` count in each row of the image, `(H, h)`, and so the columns, `(W, w)`."""
+        sides = zip(logits.shape[-2:], self.inner_size(*original_size), original_size, strict=True)
+        rows, columns = (self._along(*side).to(logits) for side in sides)
+        return rows, columns
+
+    def _along(self, low: int, inner: int, original: int) -> Tensor:
+        """Weights `(original, low)` along one side, of which `inner` of `size` pixels show the image."""
+        return bilinear(low, original, low * inner / self.size)
+
+
+@lru_cache(maxsize=16)
+def bilinear(low: int, high: int, covered: float) -> Tensor:
+    """Weights `(high, low)` with which `high` pixels are read from the first `covered` of `low` ones.
+
+    Pixel centres are at .5; beyond the first and the last one the border is repeated.
+    """
+    places = ((torch.arange(high, dtype=torch.float64) + 0.5) * covered / high - 0.5).clamp(0, low - 1)
+    return (1 - (places[:, None] - torch.arange(low)).abs()).clamp(min=0).float()
+
+
+def _reached(weights: Tensor, inside: Tensor) -> slice:
+    """From the first to the last of H rows `(H, h)` in which one of `inside`, `(h,)`, counts."""
+    places = torch.nonzero(weights @ inside)
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
