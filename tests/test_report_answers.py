@@ -48,10 +48,10 @@ def test_spt_over_lora(tmp_path, shift, few, verdict):
         f"magnetic-tile, neu-seg; {2 * pictures} pictures, three seeds; prompt: box; backbone: nano"
     )
     assert answer.table["set"].tolist() == ["mean of sets", "neu-seg", "magnetic-tile"]
-    assert answer.table.columns[1:3].tolist() == ["LoRA", "SPT"] and answer.table["pictures"].iloc[0] == 2 * pictures
+    assert answer.table.columns[2:4].tolist() == ["LoRA", "SPT"] and answer.table["pictures"].iloc[0] == 2 * pictures
     effect = answer.sentence.split(": ")[1].split(" points")[0]
     row = answer.table.iloc[0]
-    assert row.iloc[3].startswith(effect)
+    assert row.iloc[1].startswith(effect)
     assert float(effect) == pytest.approx(100 * (float(row["SPT"]) - float(row["LoRA"])), abs=0.15)
 
 

@@ -60,3 +60,12 @@ def test_relation_row_is_that_of_the_token_under_the_cross() -> None:
     relation = relation_matrix(embedding)[0].view(8, 8, 8, 8)
     own = relation[row * 8 // 48, column * 8 // 64].numpy()
     assert np.allclose(example.maps["SPT, temperature 1"], own) and own[row * 8 // 48, column * 8 // 64] == 0
+
+
+def test_cases_of_a_set_without_a_record_are_those_that_evaluation_ranks() -> None:
+    method = build_method("zero_shot", small_sam()).eval()
+    config = EvaluationConfig(max_images=3)
+    rows, _ = evaluate(predict_with(method, config), DISCS, config, progress=False)
+    scores = rows.groupby("image")["iou"].mean()
+    found = examples.cases_elsewhere(method, DISCS, count=3)
+    assert scores.nunique() > 1 and (found["worst"], found["best"]) == (scores.idxmin(), scores.idxmax())

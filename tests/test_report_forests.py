@@ -7,6 +7,7 @@ import pytest
 from fake_records import fake_cells, fake_execute
 from samtune.methods import METHODS
 from samtune.report import forests
+from samtune.report.contrasts import points
 from samtune.report.tables import paired_differences
 from samtune.study.records import read_records
 from samtune.study.runner import run_cells
@@ -49,6 +50,10 @@ def test_large_differences_have_an_axis_of_their_own():
     low, high = axis.get_xlim()
     assert low < 0 and high > 0.5
     assert not [line for line in axis.lines if line.get_marker() in "<>"]
+
+
+def test_a_difference_that_rounds_to_nothing_has_no_sign():
+    assert [points(value) for value in (-0.0004, 0.0004, -0.0006, 0.0123)] == ["0.0", "0.0", "-0.1", "+1.2"]
 
 
 def test_words_name_the_comparison_and_its_mean(records):

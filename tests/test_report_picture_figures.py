@@ -14,6 +14,7 @@ from samtune.report.picture_figures import (
     contact_sheet,
     pick_cases,
     qualitative_grid,
+    surroundings,
 )
 
 
@@ -39,6 +40,7 @@ def test_grid_colours_hits_false_alarms_and_misses():
     figure = qualitative_grid([example, Example(one.image, truth, {"lora": truth})], "Look here")
     axes = np.array(figure.axes).reshape(2, 4)
     assert [axis.get_title(loc="center") for axis in axes[0]] == ["image, prompt", "truth", "LoRA", "SPT draft"]
+    assert figure.alt == "Look here. IoU of the picture: worst: LoRA 0.50; : ."
     layers = {matplotlib.colors.to_hex(layer.get_array()[0, 0, :3]).upper(): np.asarray(layer.get_array()[..., 3]) > 0
               for layer in axes[0, 2].images[1:]}  # fmt: skip
     np.testing.assert_array_equal(layers[HIT], truth & shifted)
@@ -56,6 +58,27 @@ def test_grid_draws_a_methods_own_prompt_on_its_mask_alone():
     figure = qualitative_grid([Example(one.image, truth, masks, own_prompts={"sam_sp": own})], "Own")
     assert [len(axis.patches) for axis in figure.axes] == [0, 0, 0, 2]  # dark on a white rim
     assert figure.axes[3].patches[0].get_xy() == (9.5, 4.5)
+
+
+def test_a_thin_object_is_shown_with_its_surroundings_and_the_whole_picture_small():
+    truth = np.zeros((400, 600), bool)
+    truth[100:160, 300:304] = True
+    thick, crack = np.zeros_like(truth), np.zeros_like(truth)
+    thick[100:160, 300:360] = crack[200:204] = True
+    assert surroundings(truth) == (slice(76, 184), slice(276, 328))
+    assert surroundings(thick) is None and surroundings(np.zeros_like(truth)) is None
+    rows, columns = surroundings(crack)  # from edge to edge: a part of it
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (133, 133) and crack[rows, columns].any()
+    missed = np.roll(truth, 2, axis=1)
+    image = np.zeros((400, 600, 3), np.uint8)
+    figure = qualitative_grid([Example(image, truth, {"lora": missed}), Example(image, thick, {"lora": thick})], "Thin")
+    axes = np.array(figure.axes).reshape(2, 4)
+    assert [axis.get_xlim() for axis in axes[0]] == [(275.5, 327.5)] * 3 + [(-0.5, 599.5)]
+    layers = [np.asarray(layer.get_array()[..., 3]) > 0 for layer in axes[0, 2].images[1:]]
+    assert [layer.sum() for layer in layers] == [120, 120, 120]  # hits, false alarms, misses: none is lost
+    window = axes[0, 3].patches[0]
+    assert (*window.get_xy(), window.get_width(), window.get_height()) == (276, 76, 52, 108)
+    assert axes[1, 2].get_xlim() == (-0.5, 599.5) and not axes[1, 3].axison
 
 
 def test_contact_sheet_shows_every_sample_object_and_prompt():

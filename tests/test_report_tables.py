@@ -1,6 +1,7 @@
 """Tables: numbers against plain numpy, columns as promised, nothing invented, committed tables equal to a rebuild."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
@@ -9,11 +10,12 @@ import pytest
 from fake_records import fake_cells, fake_execute, fake_objects
 from samtune.common.errors import InputError
 from samtune.common.paths import repository_root
+from samtune.report import table_records
+from samtune.report.labels import rate_label
 from samtune.report.readable_tables import (
     load_paper_numbers,
     markdown,
     paper_of,
-    pivot,
     pivots,
     reported_elsewhere,
     table_page,
@@ -31,6 +33,7 @@ from samtune.report.tables import (
     read_table,
     write_tables,
 )
+from samtune.study import sam_sp
 from samtune.study.cells import EvaluationCell, TrainingCell
 from samtune.study.records import Record, read_records
 from samtune.study.runner import Result, run_cells
@@ -182,42 +185,48 @@ def test_pivot_sets_ours_beside_the_papers_and_never_mixes_them(tmp_path):
              training.evaluation("bbbc038", tables=("asam_main",)),
              EvaluationCell("zero_shot", "nano", "coco128-seg", tables=("asam_main",))]  # fmt: skip
     table = build_tables(records_of(tmp_path, cells))["asam_main"]
-    shown = pivot("asam_main", table, paper_of("asam_main", papers))
+    shown = pivots("asam_main", table, paper_of("asam_main", papers))[0]
     assert paper_of("sam_sp_choices", papers) is None  # ours alone
-    assert shown.header[:6] == ["dataset", "method", "train dataset", "IoU · box", "paper", "boundary IoU · box"]
-    rows = {tuple(line[:3]): line[3:5] for line in shown.rows}
-    zero = table.query("method == 'zero_shot' and dataset == 'bbbc038' and metric == 'iou'")["mean"].item()
-    assert rows["bbbc038", "zero_shot", ""] == [f"{zero:.3f}", "0.848"]
-    assert rows["coco128-seg", "zero_shot", ""][1] == "not available"
-    asam = table.query("method == 'asam' and metric == 'iou'")["mean"].item()
-    assert rows["bbbc038", "asam", "bsds500"] == [f"{asam:.3f}", "0.850"]
-    assert rows["bbbc038", "pgd", ""] == ["not run", "0.658"]
-    assert "lvis" not in {line[0] for line in shown.rows}
+    assert shown.header == [
+        "method",
+        "bbbc038",
+        "bbbc038, paper",
+        "coco128-seg",
+        "mean of sets",
+    ]  # no column of what the paper has not
+    rows = {line[0]: line[1:4] for line in shown.rows}
+    iou = table[table["metric"] == "iou"].set_index(["method", "dataset"])["mean"]
+    ours = [f"{iou['zero_shot', name]:.3f}" for name in ("bbbc038", "coco128-seg")]
+    assert rows["zero-shot SAM"] == [ours[0], "0.848", ours[1]]
+    assert rows["ASAM, tuned on bsds500"] == [f"{iou['asam', 'bbbc038']:.3f}", "–", "not run"]
+    assert rows["ASAM"] == ["–", "0.850", "–"] and rows["PGD"] == ["–", "0.658", "–"]
     elsewhere = reported_elsewhere("asam_main", table, papers["asam"])
     assert len(elsewhere.rows) == 13 and "bbbc038" not in {line[0] for line in elsewhere.rows}
-    empty = pivot("spt_main", table, papers["spt"])
-    column = empty.header.index("paper")
-    assert empty.header.count("paper") == 1 and {line[column] for line in empty.rows} == {"not available"}
+    assert pivots("spt_main", table, papers["spt"])[0].header == [
+        "method", "bbbc038", "coco128-seg", "mean of sets"
+    ]  # fmt: skip
     assert paper_of("nano_sam", papers) is None
 
 
 def test_pivot_marks_the_best_and_gives_the_mean_of_sets(tmp_path):
     table = build_tables(records_of(tmp_path, fake_cells()))["baselines"]
-    shown = pivot("baselines", table)
-    text = markdown(shown)
+    text = markdown(next(part for part in pivots("baselines", table) if part.title == "IoU, box"))
     lora = row(table, method="lora", dataset="neu-seg", metric="iou")
     assert f"**{lora['mean']:.3f} ± {lora['std']:.3f}**" in text
+    distances = markdown(next(part for part in pivots("baselines", table) if part.title.startswith("HD95 (strict)")))
     worst = row(table, method="zero_shot", dataset="neu-seg", metric="hd95_strict")
-    assert f"{worst['mean']:.1f} ± {worst['std']:.1f}" in text
-    assert f"**{worst['mean']:.1f}" not in text  # fewer pixels are better
-    mean = table.query("method == 'lora' and metric == 'iou'")["mean"].mean()
-    assert f"| mean of sets | lora | **{mean:.3f}** |" in text
+    assert f"{worst['mean']:.1f} ± {worst['std']:.1f}" in distances
+    assert f"**{worst['mean']:.1f}" not in distances  # fewer pixels are better
+    mean = table.query("method == 'lora' and metric == 'iou' and dataset != 'mean of sets'")["mean"].mean()
+    assert re.search(rf"\| LoRA \|.*\*\*{mean:.3f} ± [0-9.]+\*\* \|$", text, re.MULTILINE)
     page = table_page("baselines", table, load_paper_numbers())
-    assert "backbone nano" in page.lower() and "3 seeds" in page and "paper" not in page.lower()
-    iou = table[table["metric"] == "iou"]
-    for metric, compared in {"iou": True, "hd95_strict": True, "hd95_transunet": False, "box_area": False}.items():
-        assert bool(pivot("baselines", iou.assign(metric=metric)).best) == compared, metric
-    assert not pivot("baselines", iou.assign(output="at_mask_size")).best  # made from the truth
+    assert (
+        "backbone nano" in page.lower()
+        and "3 seeds" in page
+        and "paper" not in page.lower().replace("not in the paper", "")
+    )
+    truth = table.assign(output="at_mask_size")
+    assert not any(part.best for part in pivots("baselines", truth.assign(best="")))
 
 
 def test_a_readable_table_has_one_metric_and_prompt_sets_across_and_controls_apart(tmp_path):
@@ -241,8 +250,9 @@ def test_a_grid_too_coarse_for_the_truth_is_named(tmp_path):
     )
     for iou, said in ((0.6, True), (0.95, False)):
         rows = truth.assign(mean=iou)
-        shown = pivot("sam_sp_main", pd.concat([table, rows, rows.assign(prompt="point1")]))
-        assert shown.caption.count("On neu-seg the truth itself") == said and ("IoU 0.600" in shown.caption) is said
+        parts = pivots("sam_sp_main", pd.concat([table, rows]))
+        caption = next(part.caption for part in parts if part.title.startswith("IoU, box (drafts"))
+        assert caption.count("On neu-seg the truth itself") == said and ("IoU 0.600" in caption) is said
 
 
 def test_a_metric_that_some_seeds_lack_is_shown_of_the_others(tmp_path):
@@ -260,8 +270,8 @@ def without(record, metric="hd95_strict"):
 def test_methods_without_a_backbone_need_no_column_for_it(tmp_path):
     cells = [EvaluationCell("ellipse", "none", "drive", tables=("nano_sam",))]
     cells.append(EvaluationCell("zero_shot", "nano", "drive", tables=("nano_sam",)))
-    shown = pivot("nano_sam", build_tables(records_of(tmp_path, cells))["nano_sam"])
-    assert "backbone" not in shown.header and shown.caption.startswith("Backbone nano")
+    shown = pivots("nano_sam", build_tables(records_of(tmp_path, cells))["nano_sam"])[0]
+    assert shown.caption.startswith("Backbone nano")
 
 
 def test_the_last_pass_is_shown_once_as_the_final_output():
@@ -272,12 +282,13 @@ def test_the_last_pass_is_shown_once_as_the_final_output():
     table = pd.DataFrame(rows, columns=["method", "dataset", "output", "mean"]).assign(
         prompt="none", metric="iou", variant="", backbone="nano", train_dataset="", split="test", std=np.nan, seeds=1
     )
-    shown = pivot("sam_sp_main", table)
-    place = shown.header.index("output")
-    assert [(row[0], row[place]) for row in shown.rows if row[1] == "sam_sp" and row[0] != "mean of sets"] == [
-        ("a", "pass0"), ("a", "final"), ("b", "pass0"), ("b", "pass1"), ("b", "pass2"), ("b", "final")
-    ]  # fmt: skip
-    assert [row[-1] for row in shown.rows if row[1] == "unet"] == ["0.500"]
+    final, passes = pivots("sam_sp_main", table)
+    assert final.rows == [["U-Net", "0.500", "not run"], ["SAM-SP", "0.100", "0.300"]]
+    assert passes.rows == [
+        ["SAM-SP, first pass", "0.000", "0.000"],
+        ["SAM-SP, second pass (its own prompt)", "not run", "0.100"],
+        ["SAM-SP, third pass", "not run", "0.200"],
+    ]
 
 
 def test_paper_numbers_are_those_of_the_sheet():
@@ -311,10 +322,21 @@ def test_the_papers_other_methods_stand_as_reported():
     run = pd.DataFrame([dict.fromkeys(COLUMNS, "") | {"dataset": "polyps-kvasir", "method": "sam_sp", "metric": "dice",
                         "prompt": "none", "output": "final", "split": "test", "backbone": "nano", "mean": 0.5,
                         "std": np.nan, "seeds": 1}])  # fmt: skip
-    shown = pivot("sam_sp_main", run, paper)
-    place = shown.header.index("Dice · none")
-    rows = {line[1]: line[place : place + 2] for line in shown.rows}
-    assert rows["sam_sp"] == ["0.500", "0.906"] and rows["PraNet"] == ["not run", "0.898"]
+    shown = pivots("sam_sp_main", run, paper)[0]
+    rows = {line[0]: line[1:] for line in shown.rows}
+    assert rows["SAM-SP"] == ["0.500", "0.906"] and rows["PraNet"] == ["–", "0.898"]
+
+
+def test_learning_rates_name_what_was_varied_as_elsewhere(tmp_path):
+    training = TrainingCell("spt", ("drive",), "nano", hyper={"learning_rate": 0.001, "relation": False})
+    cells = [training.evaluation("drive", split="val", tables=("learning_rates:0.001, relation False",))]
+    records = records_of(tmp_path, cells)
+    chosen, tried = pivots("learning_rates", build_tables(records)["learning_rates"])
+    assert chosen.rows[0][:3] == tried.rows[0][:3] == ["SPT, SDT", "drive", "0.001"]
+    assert table_records.records_of("learning_rates", records)["row"].tolist() == ["SPT, 0.001, SDT"]
+    both = sorted((sam_sp.SAMED | sam_sp.TRUTH_ON_BOTH | {"image_size": 256}).items())
+    assert rate_label("0.01" + "".join(f", {name} {value}" for name, value in both)) == "0.01, truth on both passes"
+    assert rate_label("0.01, rank 12") == "0.01, rank 12"
 
 
 def test_damaged_paper_numbers_name_their_file(tmp_path):

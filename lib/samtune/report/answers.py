@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Side, Terms, above, contrasts, interval
+from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Side, Terms, above, contrasts, interval, points
 from samtune.report.labels import label, prompt_label
 from samtune.report.readable_tables import MEAN, METRIC_LABELS
-from samtune.study import sam_sp
+from samtune.report.sides import FIRST_VERSION, SAMED_DICE, asam_main, sam_sp_main, spt_main
 from samtune.study.profile import load_profile
 from samtune.study.records import Record
 
@@ -54,20 +54,20 @@ class Question:
 
 
 def _spt(prompt: str) -> Comparison:
-    sides = (Side("spt_main", method, prompt, fallback="baselines") for method in ("spt", "lora"))
+    sides = (spt_main(method, prompt) for method in ("spt", "lora"))
     return Comparison(f"SPT over LoRA at equal training, {prompt_label(prompt)}", above(*sides))
 
 
 def _sam_sp(words: str, other: Side, caution: str = "", **options: object) -> Comparison:
-    return Comparison(words, above(Side("sam_sp_main", "sam_sp", "none", options), other), caution)
+    return Comparison(words, above(sam_sp_main(**options), other), caution)
 
 
 def _asam(method: str) -> Comparison:
-    sides = (Side("asam_main", one, "box") for one in ("asam", method))
+    sides = (asam_main(one) for one in ("asam", method))
     return Comparison(f"ASAM over {label(method)} on sets that it was not tuned on, box", above(*sides))
 
 
-_SAMED = Side("sam_sp_main", "lora_samed", "none")
+_SAMED = sam_sp_main("lora_samed")
 QUESTIONS = (
     Question(
         "SPT", "Does SPT beat LoRA at equal training?", "iou", [_spt("box")], "spt_forest",
@@ -77,11 +77,11 @@ QUESTIONS = (
         "SAM-SP", "Does self-prompting help over LoRA alone?", "dice",
         [
             _sam_sp("SAM-SP's second pass over LoRA that was taught the truth by the same Dice loss, no prompt",
-                    Side("sam_sp_ablation", "lora_samed", "none", {"mask_loss": "dice"})),
+                    SAMED_DICE),
             _sam_sp("SAM-SP over LoRA with SAMed's own loss, no prompt", _SAMED,
                     "LoRA with the same Dice loss, the comparison that decides, was not run"),
             _sam_sp("The kit's first version of SAM-SP (truth on both passes) over LoRA tuned alike, no prompt",
-                    _SAMED, "SAM-SP by the paper's own loss was not run", **sam_sp.TRUTH_ON_BOTH),
+                    _SAMED, "SAM-SP by the paper's own loss was not run", **FIRST_VERSION),
         ],
         "sam_sp_forest",
     ),
@@ -107,10 +107,10 @@ def verdict_of(found: Sequence[Contrast]) -> str:
     return FEW if sum(one.units for one in found) < FEWEST_UNITS else GAIN if low > 0 else LOSS if high < 0 else NO_GAIN
 
 
-def points(found: Sequence[Contrast]) -> str:
+def effect_in_points(found: Sequence[Contrast]) -> str:
     """Effect and interval in points: "+0.4 [-0.3, +1.0]"."""
-    effect, low, high = (100 * value for value in interval(found))
-    return f"{effect:+.1f} [{low:+.1f}, {high:+.1f}]"
+    effect, low, high = map(points, interval(found))
+    return f"{effect} [{low}, {high}]"
 
 
 def _answer(question: Question, records: Sequence[Record], backbone: str) -> Answer:
@@ -132,14 +132,14 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
     by_name = dict(zip(names, found.values(), strict=True))
     several = len(found) > 1
     where = f"in the mean over {_number(len(found), 'set')}" if several else f"on {names[0]}"
-    said = points(list(found.values())).replace(" ", f" points of {metric} ", 1)
+    said = effect_in_points(list(found.values())).replace(" ", f" points of {metric} ", 1)
     parts = [f"{chosen.words}: {said} {where}: {verdict} with the {backbone} SAM"]
     if several:
         best = max(by_name, key=lambda name: by_name[name].effects.mean())
-        parts.append(f"most on {best}, {points([by_name[best]])} ({verdict_of([by_name[best]])})")
+        parts.append(f"most on {best}, {effect_in_points([by_name[best]])} ({verdict_of([by_name[best]])})")
     for other in question.more:
         beside = list(measured(other).values())
-        parts += [f"{other.words}: {points(beside)} ({verdict_of(beside)})"] if beside else []
+        parts += [f"{other.words}: {effect_in_points(beside)} ({verdict_of(beside)})"] if beside else []
     parts += [chosen.caution] if chosen.caution else []
     sentence = ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts) + "."
     table = _table(chosen, by_name, metric)
@@ -177,7 +177,6 @@ def _table(comparison: Comparison, by_name: dict[str, Contrast], metric: str) ->
     for name, found in rows.items():
         first, second = (sum(one.values[side].mean() for one in found) / len(found) for side in (0, 1))
         pictures = sum(len(one.groups) for one in found)
-        table.append((name, f"{second:.3f}", f"{first:.3f}", points(found), pictures))
-    return pd.DataFrame(
-        table, columns=["set", theirs, ours, f"difference in points of {metric} [95% interval]", "pictures"]
-    )
+        table.append((name, effect_in_points(found), f"{second:.3f}", f"{first:.3f}", pictures))
+    difference = f"difference in points of {metric} [95% interval]"  # before what a phone has no room for
+    return pd.DataFrame(table, columns=["set", difference, theirs, ours, "pictures"])

@@ -4,9 +4,19 @@ A claim is a contrast of measurements (`samtune.report.contrasts`), written so t
 margin that it allows, are above 0.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from samtune.report.contrasts import Side, Terms, above
+from samtune.report.sides import (
+    FIRST_VERSION,
+    SAMED_DICE,
+    asam_main,
+    asam_part,
+    sam_sp_main,
+    sam_sp_part,
+    spt_main,
+    spt_part,
+)
 from samtune.study import sam_sp
 
 # Three kinds, whose counts are never added up.
@@ -48,16 +58,10 @@ class Claim:
 
 
 def _spt_claims() -> list[Claim]:
-    def main(method: str, prompt: str, output: str = "final") -> Side:
-        return Side("spt_main", method, prompt, output=output, fallback="baselines")
-
-    def part(**options: object) -> Side:
-        return Side("spt_ablation", "spt", "box", options)
-
     source = "SPT, main tables (values not at hand)"
     claims = []
     for number, prompt, words in ((1, "box", "box prompts"), (2, "point10", "ten clicks")):
-        spt, lora, plain = (main(method, prompt) for method in ("spt", "lora", "zero_shot"))
+        spt, lora, plain = (spt_main(method, prompt) for method in ("spt", "lora", "zero_shot"))
         for letters, metric, name in (("ab", "iou", "IoU"), ("cd", "boundary_iou", "boundary IoU")):
             over, tuned = (f"S{number}{letter}" for letter in letters)
             claims += [
@@ -66,9 +70,7 @@ def _spt_claims() -> list[Claim]:
                     tuned, f"LoRA above zero-shot SAM, {words}, {name}", metric, above(lora, plain), source, "sanity"
                 ),
             ]
-    # Without both parts SPT is LoRA to the bit, so LoRA's cells stand for it.
-    sdt, vra, both = part(relation=False), part(draft=False), part()
-    neither = Side("spt_ablation", "lora", "box")
+    sdt, vra, both, neither = spt_part(relation=False), spt_part(draft=False), spt_part(), spt_part("lora")
     source = "SPT, ablation (values not at hand)"
     claims += [
         Claim("S3a", "Self-draft tuning helps alone, box prompts", "iou", above(sdt, neither), source),
@@ -76,47 +78,42 @@ def _spt_claims() -> list[Claim]:
         Claim("S3c", "Both are above self-draft tuning alone, box prompts", "iou", above(both, sdt), source),
         Claim("S3d", "Both are above the adapter alone, box prompts", "iou", above(both, vra), source),
         Claim("S4", "The refined mask is above its own draft, box prompts", "iou",
-              above(main("spt", "box"), main("spt", "box", "draft")), source),
+              above(spt_main("spt", "box"), spt_main("spt", "box", "draft")), source),
     ]  # fmt: skip
     for letter, backbone in (("a", "vit_b"), ("b", "vit_l"), ("c", "vit_h")):
         claims.append(
             Claim(f"S5{letter}", f"The gain over LoRA holds for {backbone}, box prompts", "iou",
-                  above(main("spt", "box"), main("lora", "box")), "SPT, main tables (values not at hand)",
+                  above(spt_main("spt", "box"), spt_main("lora", "box")), "SPT, main tables (values not at hand)",
                   backbone=backbone)
         )  # fmt: skip
-    zero_shot = Side("spt_ablation", "zero_shot", "box", {})
-    click = main("spt", "point1")
+    click = spt_main("spt", "point1")
     return [
         *claims,
         Claim("S6", "Tuned on one set and tested on another, SPT is above LoRA, box prompts", "iou",
-              above(both, neither), OURS, "own", transfer=True, beside=zero_shot),
-        Claim("S7a", "SPT above LoRA alone, one click, IoU", "iou", above(click, main("lora", "point1")), OURS, "own"),
+              above(both, neither), OURS, "own", transfer=True, beside=spt_part("zero_shot")),
+        Claim("S7a", "SPT above LoRA alone, one click, IoU", "iou",
+              above(click, spt_main("lora", "point1")), OURS, "own"),
         Claim("S7b", "The refined mask is above its own draft, one click", "iou",
-              above(click, main("spt", "point1", "draft")), OURS, "own"),
+              above(click, spt_main("spt", "point1", "draft")), OURS, "own"),
     ]  # fmt: skip
 
 
 def _sam_sp_claims() -> list[Claim]:
-    def main(method: str, prompt: str = "none", output: str = "final", **options: object) -> Side:
-        return Side("sam_sp_main", method, prompt, options, output)
-
-    def ablated(method: str, **options: object) -> Side:
-        return Side("sam_sp_ablation", method, "none", options)
-
     def passed(number: int) -> Side:
-        return replace(ablated("sam_sp", test_iterations=sam_sp.MOST_ITERATIONS), output=f"pass{number}")
+        return sam_sp_part(output=f"pass{number}", test_iterations=sam_sp.MOST_ITERATIONS)
 
     table = "SAM-SP, polyp table"
     figure = "SAM-SP, figure 4 (values not at hand)"
-    whole = main("sam_sp")
+    whole = sam_sp_main("sam_sp")
     return [
         Claim("P1a", "SAM-SP without prompts is above zero-shot SAM without prompts", "dice",
-              above(whole, main("zero_shot")), table, "sanity"),
-        Claim("P1b", "SAM-SP is above LoRA without self-prompting", "dice", above(whole, main("lora_samed")), table),
+              above(whole, sam_sp_main("zero_shot")), table, "sanity"),
+        Claim("P1b", "SAM-SP is above LoRA without self-prompting", "dice",
+              above(whole, sam_sp_main("lora_samed")), table),
         Claim("P1c", "SAM-SP is above SAM's everything mode, its mask picked by predicted IoU", "dice",
-              above(whole, main("zero_shot", everything=sam_sp.GRID)), "SAM-SP, abstract"),
+              above(whole, sam_sp_main("zero_shot", everything=sam_sp.GRID)), "SAM-SP, abstract"),
         Claim("P2a", "The self-prompted pass is above the first", "dice",
-              above(main("sam_sp", output="pass1"), main("sam_sp", output="pass0")),
+              above(sam_sp_main("sam_sp", output="pass1"), sam_sp_main("sam_sp", output="pass0")),
               "SAM-SP, figure 3 (pictures alone)"),
         Claim("P2b", "More iterations saturate: the first gains more than the next two together", "dice",
               ((2.0, passed(1)), (-1.0, passed(0)), (-1.0, passed(3))), figure),
@@ -125,26 +122,21 @@ def _sam_sp_claims() -> list[Claim]:
         # The first pass of SAM-SP never sees the truth, so that P2a alone says little of self-prompting.
         Claim("P2d", "The self-prompted pass is above the only pass of LoRA that was taught the truth by the same Dice "
               "loss, in as many images", "dice",
-              above(whole, ablated("lora_samed", mask_loss="dice")), OURS, "own"),
+              above(whole, SAMED_DICE), OURS, "own"),
         Claim("P3", "Self-distillation adds to self-prompting", "dice",
-              above(whole, ablated("sam_sp", distillation_weight=0.0)), "SAM-SP, abstract"),
+              above(whole, sam_sp_part("sam_sp", distillation_weight=0.0)), "SAM-SP, abstract"),
         Claim("P4", "SAM-SP without prompts is at most 2 points below SAM given true boxes", "dice",
-              above(whole, main("zero_shot", "box", per_object=True)), OURS, "own", margin=0.02),
+              above(whole, sam_sp_main("zero_shot", "box", per_object=True)), OURS, "own", margin=0.02),
         Claim("P5", "Training strategies ranked: truth on both passes below truth on the last alone", "dice",
-              above(whole, main("sam_sp", **sam_sp.TRUTH_ON_BOTH)),
+              above(whole, sam_sp_main("sam_sp", **FIRST_VERSION)),
               "SAM-SP, figure 5 (the paper's ranking is not known)", reference=False),
-        Claim("P6", "SAM-SP is above a U-Net of equal training budget", "dice", above(whole, main("unet")),
+        Claim("P6", "SAM-SP is above a U-Net of equal training budget", "dice", above(whole, sam_sp_main("unet")),
               f"{table} (its U-Net: PraNet's protocol)"),
     ]  # fmt: skip
 
 
 def _asam_claims() -> list[Claim]:
-    def main(method: str) -> Side:
-        return Side("asam_main", method, "box")
-
-    def ablated(method: str = "asam", suffix: str = "", **options: object) -> Side:
-        return Side("asam_ablation", method, "box", options, dataset_suffix=suffix)
-
+    main, ablated = asam_main, asam_part
     table = "ASAM, performance tables (14 unseen sets, ViT-B, box prompt)"
     asam, plain, pgd, dat = main("asam"), main("zero_shot"), main("pgd"), main("dat")
     unseen = {"transfer": True}

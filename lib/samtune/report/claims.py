@@ -69,7 +69,7 @@ def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
                 cells.append(f"-{row['margin']:.3f}" if row["margin"] else "")
             if "paper" in columns:
                 effect = reported[row["id"]]
-                cells.append("" if effect is None else f"{effect:+.3f}")
+                cells.append("" if effect is None else f"{effect:+z.3f}")
             lines.append(f"| {' | '.join([*cells, row['verdict']])} |")
         last = {row["id"]: row for row in rows}  # of each claim the mean of sets, or the only set
         lines += [f"\n{row['id']}, {row['dataset']}: {row['note']}" for row in last.values() if row["note"]]
@@ -78,7 +78,7 @@ def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
 
 def effect_text(row: Mapping) -> str:
     """Effect and interval of a row of the claims table; "" where it was not run."""
-    return "" if pd.isna(row["effect"]) else f"{row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return "" if pd.isna(row["effect"]) else f"{row['effect']:+z.3f} [{row['low']:+z.3f}, {row['high']:+z.3f}]"
 
 
 def counts_text(row: Mapping) -> str:
@@ -172,7 +172,7 @@ def _note(claim: Claim, pairs: Sequence[tuple[Contrast, Contrast]]) -> str:
     other = label(claim.beside.method)
     found = [interval(side) for side in zip(*pairs, strict=True)]
     level = np.mean([pair[0].values[1].mean() for pair in pairs])
-    said = [f"{name} {level + mean:.3f} ({mean:+.3f} [{low:+.3f}, {high:+.3f}])"
+    said = [f"{name} {level + mean:.3f} ({mean:+z.3f} [{low:+z.3f}, {high:+z.3f}])"
             for name, (mean, low, high) in zip(names, found, strict=True)]  # fmt: skip
     both = all(high < 0 for _, _, high in found)
     one = [name for name, (_, _, high) in zip(names, found, strict=True) if high < 0]

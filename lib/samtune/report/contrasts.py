@@ -68,6 +68,12 @@ def interval(contrasts: Sequence[Contrast]) -> Interval:
     return paired_bootstrap([one.effects for one in contrasts], [one.groups for one in contrasts])
 
 
+def points(difference: float) -> str:
+    """A difference in points: "+0.4"; what rounds to nothing has no sign."""
+    text = f"{100 * difference:+.1f}"
+    return text if float(text) else "0.0"
+
+
 def contrasts(
     terms: Terms, records: Iterable[Record], metric: str, backbone: str, transfer: bool = False
 ) -> dict[Place, Contrast]:

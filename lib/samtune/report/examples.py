@@ -7,11 +7,11 @@ import pandas as pd
 import torch
 
 from samtune.data.sample import Dataset, Sample, target_masks
-from samtune.evaluation import EvaluationConfig, predict_with
+from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import Method
 from samtune.methods.sam_sp import SamSP
 from samtune.methods.spt import relation_matrix
-from samtune.metrics import iou
+from samtune.metrics import MASK_METRICS
 from samtune.prompts import Prompts, centre_points, make_prompts, tight_boxes
 from samtune.report.picture_figures import Example, RelationExample, pick_cases
 from samtune.sam.preprocess import Preprocess
@@ -37,8 +37,10 @@ def of_pictures(
     target: str = "union",
     mode: str = "stretch",
     seed: int = 0,
+    metric: str = "iou",
 ) -> list[Example]:
-    """A row of a qualitative figure for each of `ids` (note -> id): its largest object, prompted, by every method.
+    """A row of a qualitative figure for each of `ids` (note -> id): its largest object, prompted, by every method,
+    with `metric`, one of `samtune.metrics.MASK_METRICS`.
 
     SAM-SP's last self-made box is drawn on the pass that it was made from (to the picture's pixels; it got the mask's).
     """
@@ -60,7 +62,7 @@ def of_pictures(
                     own_prompts[f"{name} {before}"] = box
             for output, mask in outputs.items():
                 predictions[name if output == "final" else f"{name} {output}"] = mask[0]
-        scores = {name: iou(mask, masks[largest]) for name, mask in predictions.items()}
+        scores = {name: MASK_METRICS[metric](mask, masks[largest]) for name, mask in predictions.items()}
         rows.append(Example(sample.image, masks[largest], predictions, scores, prompts, note, own_prompts))
     return rows
 
@@ -85,11 +87,21 @@ def relation_example(encoders: Mapping[str, Method], temperatures: Sequence[floa
     return RelationExample(sample.image, masks[0], (column, row), maps)
 
 
-def cases(record: Record, metric: str = "iou", output: str = "final") -> dict[str, str]:
+def cases(record: Record, metric: str = "iou") -> dict[str, str]:
     """The worst, median and best image of an evaluation record: picked by rule, not by hand."""
-    objects = record.objects[record.objects["output"] == output]
-    scores: pd.Series = objects.groupby("image")[metric].mean()
-    return pick_cases(scores)
+    return _cases(record.objects, metric)
+
+
+def cases_elsewhere(
+    method: Method, dataset: Dataset, prompt: str = "box", mode: str = "stretch", count: int = 24
+) -> dict[str, str]:
+    """As `cases`, among the first `count` test pictures of a set of which there is no record."""
+    config = EvaluationConfig(prompt=prompt, preprocess=mode, metrics=("iou",), max_images=count)
+    return _cases(evaluate(predict_with(method, config), dataset, config, progress=False)[0], "iou")
+
+
+def _cases(objects: pd.DataFrame, metric: str) -> dict[str, str]:
+    return pick_cases(objects[objects["output"] == "final"].groupby("image")[metric].mean())
 
 
 def prediction_sheet(method: Method, dataset: Dataset, ids: Sequence[str], mode: str = "pad", seed: int = 0) -> list:

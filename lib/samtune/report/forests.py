@@ -7,10 +7,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from samtune.methods import METHODS
-from samtune.report.contrasts import FEWEST_UNITS, Side, above, contrasts, interval
+from samtune.report.contrasts import FEWEST_UNITS, Side, above, contrasts, interval, points
 from samtune.report.figures import INK, SOFT, STYLE, panels
 from samtune.report.labels import label
 from samtune.report.readable_tables import MEAN, METRIC_LABELS
+from samtune.report.sides import (
+    FIRST_VERSION,
+    SAMED_DICE,
+    asam_main,
+    asam_part,
+    sam_sp_main,
+    sam_sp_part,
+    spt_main,
+    spt_part,
+)
 from samtune.study import asam, sam_sp
 from samtune.study.records import Record
 
@@ -18,78 +28,55 @@ POINT = 0.01  # a difference that is hardly seen in use
 NARROW = 0.03  # half of the axis of small differences, where they fit it
 
 
-def _spt(method: str, prompt: str = "box") -> Side:
-    return Side("spt_main", method, prompt, fallback="baselines")
-
-
-def _sam_sp(method: str = "sam_sp", output: str = "final", **options: object) -> Side:
-    return Side("sam_sp_main", method, "none", options, output)
-
-
-def _asam(method: str) -> Side:
-    return Side("asam_main", method, "box")
-
-
-def _part(method: str = "spt", **options: object) -> Side:
-    return Side("spt_ablation", method, "box", options)
-
-
-def _control(prompt: str = "none", **options: object) -> Side:
-    return Side("sam_sp_ablation", "sam_sp", prompt, options)
-
-
-def _tuned(method: str, **options: object) -> Side:
-    return Side("asam_ablation", method, "box", options)
-
-
-_FIRST_VERSION = sam_sp.TRUTH_ON_BOTH
-_DIRECT = Side("sam_sp_ablation", "lora_samed", "none", {"mask_loss": "dice"})
-
 # By figure: its title, then by comparison: measure, terms, what is above, and whether the set was not trained on.
 FORESTS: dict[str, tuple[str, list[tuple]]] = {
     "spt_forest": (
         "SPT minus LoRA, equal training",
         [
-            ("box prompt", "iou", above(_spt("spt"), _spt("lora")), False),
-            ("ten clicks", "iou", above(_spt("spt", "point10"), _spt("lora", "point10")), False),
+            ("box prompt", "iou", above(spt_main("spt"), spt_main("lora")), False),
+            ("ten clicks", "iou", above(spt_main("spt", "point10"), spt_main("lora", "point10")), False),
         ],
     ),
     "sam_sp_forest": (
         "SAM-SP's second pass, no prompt",
         [
-            ("minus LoRA taught by the same Dice loss", "dice", above(_sam_sp(), _DIRECT), False),
-            ("minus its own first pass", "dice", above(_sam_sp(output="pass1"), _sam_sp(output="pass0")), False),
+            ("minus LoRA taught by the same Dice loss", "dice", above(sam_sp_main(), SAMED_DICE), False),
+            (
+                "minus its own first pass", "dice",
+                above(sam_sp_main(output="pass1"), sam_sp_main(output="pass0")), False,
+            ),
             (
                 "first version (truth on both passes) minus LoRA", "dice",
-                above(_sam_sp(**_FIRST_VERSION), _sam_sp("lora_samed")), False,
+                above(sam_sp_main(**FIRST_VERSION), sam_sp_main("lora_samed")), False,
             ),
             (
                 "first version minus its own first pass", "dice",
-                above(_sam_sp(output="pass1", **_FIRST_VERSION), _sam_sp(output="pass0", **_FIRST_VERSION)), False,
+                above(sam_sp_main(output="pass1", **FIRST_VERSION), sam_sp_main(output="pass0", **FIRST_VERSION)),
+                False,
             ),
         ],
     ),
     "spt_parts_forest": (
         "SPT minus SPT without a part",
         [
-            ("without the relation-aware adapter, box prompt", "iou", above(_part(), _part(relation=False)), False),
-            ("without the draft, box prompt", "iou", above(_part(), _part(draft=False)), False),
-            ("without both (LoRA), box prompt", "iou", above(_part(), _part("lora")), False),
+            ("without relation-aware adapter, box prompt", "iou", above(spt_part(), spt_part(relation=False)), False),
+            ("without draft, box prompt", "iou", above(spt_part(), spt_part(draft=False)), False),
+            ("without both (LoRA), box prompt", "iou", above(spt_part(), spt_part("lora")), False),
         ],
     ),
     "sam_sp_controls_forest": (
         "SAM-SP minus its controls, no prompt",
         [
-            ("minus LoRA taught by the same Dice loss", "dice", above(_control(), _DIRECT), False),
+            ("minus LoRA taught by the same Dice loss", "dice", above(sam_sp_part(), SAMED_DICE), False),
             *(
-                (f"{words} {name}", "dice", above(_control(**first), _control(**first | changes)), False)
-                for words, first in (("minus", {}), ("first version minus", _FIRST_VERSION))
+                (f"{words} {name}", "dice", above(sam_sp_part(**first), sam_sp_part(**first | changes)), False)
+                for words, first in (("minus", {}), ("first version minus", FIRST_VERSION))
                 for name, changes in sam_sp.CONTROLS.items()
             ),
             *(
                 (f"{words} its second pass in the true box", "dice",
-                 above(_control(**first), _control("box", **first, test_self_prompt="given")), False)
-                for words, first in (("minus", {}), ("first version minus", _FIRST_VERSION))
+                 above(sam_sp_part(**first), sam_sp_part(prompt="box", **first, test_self_prompt="given")), False)
+                for words, first in (("minus", {}), ("first version minus", FIRST_VERSION))
             ),
         ],
     ),
@@ -97,7 +84,7 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
         "Both kinds of tokens tuned, minus other parameters tuned",
         [
             (f"{METHODS[method].title} minus {tuned}, sets not tuned on, box prompt", "iou",
-             above(_tuned(method), _tuned(method, **changes)), True)
+             above(asam_part(method), asam_part(method, **changes)), True)
             for method in ("asam", "clean_tuning")
             for tuned, changes in asam.GROUPS["tokens"].items()
         ],
@@ -112,20 +99,20 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
     ),
     "asam_forest": (
         "ASAM minus tuning on clean pictures",
-        [("sets not tuned on, box prompt", "iou", above(_asam("asam"), _asam("clean_tuning")), True)],
+        [("sets not tuned on, box prompt", "iou", above(asam_main("asam"), asam_main("clean_tuning")), True)],
     ),
     "tuning_forest": (
         "Tuned minus not tuned",
         [
-            ("LoRA, box prompt", "iou", above(_spt("lora"), _spt("zero_shot")), False),
-            ("LoRA, ten clicks", "iou", above(_spt("lora", "point10"), _spt("zero_shot", "point10")), False),
-            ("SPT, box prompt", "iou", above(_spt("spt"), _spt("zero_shot")), False),
-            ("SAM-SP, no prompt", "dice", above(_sam_sp(), _sam_sp("zero_shot")), False),
+            ("LoRA, box prompt", "iou", above(spt_main("lora"), spt_main("zero_shot")), False),
+            ("LoRA, ten clicks", "iou", above(spt_main("lora", "point10"), spt_main("zero_shot", "point10")), False),
+            ("SPT, box prompt", "iou", above(spt_main("spt"), spt_main("zero_shot")), False),
+            ("SAM-SP, no prompt", "dice", above(sam_sp_main(), sam_sp_main("zero_shot")), False),
             (
                 "SAM-SP's first version, no prompt", "dice",
-                above(_sam_sp(**_FIRST_VERSION), _sam_sp("zero_shot")), False,
+                above(sam_sp_main(**FIRST_VERSION), sam_sp_main("zero_shot")), False,
             ),
-            ("ASAM, sets not tuned on, box prompt", "iou", above(_asam("asam"), _asam("zero_shot")), True),
+            ("ASAM, sets not tuned on, box prompt", "iou", above(asam_main("asam"), asam_main("zero_shot")), True),
         ],
     ),
 }  # fmt: skip
@@ -180,9 +167,7 @@ def forest(rows: pd.DataFrame, title: str) -> Figure:
             few = row["units"] < FEWEST_UNITS
             shape = {"marker": "D" if row["dataset"] == MEAN else "o", "markersize": 6.5}
             axis.plot(row["effect"], place, color=colour, markerfacecolor="white" if few else colour, **shape)
-            text = (
-                f"{100 * row['effect']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]  n = {row['images']}"
-            )
+            text = f"{points(row['effect'])} [{points(row['low'])}, {points(row['high'])}]  n = {row['images']}"
             style = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "color": INK}
             axis.annotate(text, (1.02, place), annotation_clip=False, **style)
         axis.set(xlim=(least, most), ylim=(len(one) - 0.4, -0.6))
@@ -217,6 +202,6 @@ def forest_words(rows: pd.DataFrame, title: str) -> str:
     for comparison, one in rows.groupby("comparison", sort=False):
         last: Mapping = one.iloc[-1]
         sets = f"mean of {len(one) - 1} sets" if last["dataset"] == MEAN else last["dataset"]
-        effect, low, high = (f"{100 * last[name]:+.1f}" for name in ("effect", "low", "high"))
+        effect, low, high = (points(last[name]) for name in ("effect", "low", "high"))
         said.append(f"{comparison}, {sets}: {effect} points of {METRIC_LABELS[last['metric']]} [{low}, {high}]")
     return f"{title}. " + ("; ".join(said) or "Not run") + "."

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from samtune.methods import METHODS
+from samtune.study import sam_sp, spt
 
 # Yardsticks, which are no methods: title and colour.
 YARDSTICKS = {
@@ -23,7 +24,7 @@ def label(method: str) -> str:
     name, _, output = method.partition(" ")
     known = {key: title for key, (title, _) in YARDSTICKS.items()}
     known |= {key: one.title for key, one in METHODS.items()}
-    return f"{known[name]} {output}".strip() if name in known else method.replace("_", " ")
+    return f"{known[name]} {OUTPUTS.get(output, output)}".strip() if name in known else method.replace("_", " ")
 
 
 def colours(names: Sequence[str]) -> dict[str, str]:
@@ -80,3 +81,22 @@ def prompt_label(prompt: str) -> str:
 def row_label(method: str, variant: str = "", output: str = "final", trained: str = "") -> str:
     """What a table's row shows, in words: method, what it varies, which of its masks, how else it was trained."""
     return ", ".join(filter(None, (label(method), variant, OUTPUTS.get(output, output), trained)))
+
+
+# What options are called that have learning rates of their own.
+_CALLED = {
+    "SAMed's recipe": sam_sp.SAMED,
+    "starting point": sam_sp.START,
+    sam_sp.ON_BOTH: sam_sp.SAMED | sam_sp.TRUTH_ON_BOTH,
+    sam_sp.DICE: sam_sp.SAMED | {"mask_loss": "dice"},
+    "two decoders, end to end": spt.END_TO_END,
+    **spt.PARTS,
+}
+
+
+def rate_label(variant: str) -> str:
+    """A variant of the table `learning_rates` ("0.001, relation False") with the options' name ("0.001, SDT"), where
+    they have one; without the size of a U-Net's images, which is the backbone's."""
+    rate, *options = (part for part in variant.split(", ") if not part.startswith("image_size "))
+    called = {frozenset(f"{key} {value}" for key, value in one.items()): name for name, one in _CALLED.items()}
+    return ", ".join(filter(None, (rate, called.get(frozenset(options), ", ".join(options)))))

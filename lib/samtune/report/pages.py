@@ -27,6 +27,7 @@ from samtune.report.labels import GLOSSARY
 from samtune.report.notebook_page import write_page
 from samtune.report.readable_tables import (
     MEAN,
+    METRIC_LABELS,
     NOT_AVAILABLE,
     Pivot,
     load_paper_numbers,
@@ -180,7 +181,7 @@ def interval_picture(effect: float, low: float, high: float, reach: float, width
     dashes = "" if small else ' stroke-dasharray="3 3"'
     return (
         f'<svg class="interval{kind}" width="{width}" height="16" viewBox="0 0 {width} 16" role="img" '
-        f'aria-label="{effect:+.3f}, from {low:+.3f} to {high:+.3f}">'
+        f'aria-label="{effect:+z.3f}, from {low:+z.3f} to {high:+z.3f}">'
         f'<line x1="0" x2="{width}" y1="8" y2="8" stroke="var(--soft)"{dashes}/>'
         f'<line x1="{width / 2}" x2="{width / 2}" y1="1" y2="15" stroke="var(--soft)"/>'
         f'<line x1="{place(low)}" x2="{place(high)}" y1="8" y2="8" stroke="currentColor" stroke-width="4"/>'
@@ -206,6 +207,7 @@ def _context(
         "answers": answers(records, name),
         "kinds": KINDS,
         "glossary": dict(GLOSSARY),
+        "metric_labels": METRIC_LABELS,
         "description": _sentence(profile.description),
         "facts": _facts(records),
         "machines": _machines(records),

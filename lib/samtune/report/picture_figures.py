@@ -17,10 +17,14 @@ from samtune.data.sample import Sample
 from samtune.prompts import Prompts
 from samtune.report.figures import INK, SOFT, STYLE, Picture, set_title
 from samtune.report.labels import OTHERS, label
+from samtune.report.readable_tables import METRIC_LABELS
 
 BLACK, SKY, GREEN, YELLOW, RED = "#000000", "#56B4E9", "#009E73", "#F0E442", "#D55E00"  # Okabe and Ito's
 HIT, FALSE_ALARM, MISSED = GREEN, RED, SKY
 LONGEST = 200  # pixels of the longer side of a picture inside a figure
+THIN = 6  # of these pixels: an object that is nowhere wider is shown with its surroundings alone
+LEAST = 24  # pixels of the image: what is around it at least
+Window = tuple[slice, slice]  # rows and columns of a picture
 
 
 @dataclass(frozen=True)
@@ -59,36 +63,53 @@ def pick_cases(scores: pd.Series) -> dict[str, str]:
 
 
 @matplotlib.rc_context(STYLE)
-def qualitative_grid(examples: Sequence[Example], title: str, metric: str = "IoU") -> Figure:
-    """A row a picture: image with prompt, truth, then each method with hits, false alarms and misses in colour."""
+def qualitative_grid(examples: Sequence[Example], title: str, metric: str = "iou") -> Figure:
+    """A row a picture: image with prompt, truth, then each method with hits, false alarms and misses in colour.
+
+    Where an object is thin, a row shows its surroundings, and at its end the whole picture, small, with the last
+    method's mask. `metric`: what `Example.scores` are.
+    """
     columns = list(dict.fromkeys(name for example in examples for name in example.predictions))
-    images = [example.image for example in examples]
-    figure, axes = _picture_grid(title, len(examples), 2 + len(columns), images, margins=(0.6, 0.85))
-    for row, example in zip(axes, examples, strict=True):
-        _picture(row[0], example.image)
+    windows = [surroundings(example.truth) for example in examples]
+    images = [
+        example.image if window is None else example.image[window]
+        for example, window in zip(examples, windows, strict=True)
+    ]
+    small = any(window is not None for window in windows)
+    figure, axes = _picture_grid(title, len(examples), 2 + len(columns), images, (0.6, 0.85), small)
+    measure, said = METRIC_LABELS[metric], []
+    for row, example, window in zip(axes, examples, windows, strict=True):
+        _picture(row[0], example.image, window)
         if example.prompt is not None:
             draw_prompt(row[0], example.prompt)
-        _picture(row[1], example.image)
-        _fill(row[1], example.truth, HIT)
+        _picture(row[1], example.image, window)
+        _fill(row[1], example.truth, HIT, window)
         row[0].set_ylabel(example.note, fontsize=9.5, color=INK, rotation=0, ha="right", va="center", labelpad=6)
-        for axis, name in zip(row[2:], columns, strict=True):
+        for axis, name in zip(row[2:], columns, strict=False):
             if name not in example.predictions:
                 axis.set_axis_off()
                 continue
-            mask = example.predictions[name]
-            _picture(axis, example.image)
-            for part, colour in (
-                (mask & example.truth, HIT),
-                (mask & ~example.truth, FALSE_ALARM),
-                (~mask & example.truth, MISSED),
-            ):
-                _fill(axis, part, colour, outline=False)  # outlines would widen what is thin
+            _mistakes(axis, example, name, window)
             if name in example.own_prompts:
                 draw_prompt(axis, example.own_prompts[name])
             if name in example.scores:
-                axis.set_xlabel(f"{metric} {example.scores[name]:.2f}", fontsize=8.5, labelpad=2)
-    for axis, name in zip(axes[0], ["image, prompt", "truth", *map(label, columns)], strict=True):
-        axis.set_title(name, fontsize=9, loc="center")
+                axis.set_xlabel(f"{measure} {example.scores[name]:.2f}", fontsize=8.5, labelpad=2)
+        if window is not None:
+            _mistakes(row[-1], example, columns[-1], None)
+            rows, across = window
+            corner, size = (across.start, rows.start), (across.stop - across.start, rows.stop - rows.start)
+            row[-1].add_patch(Rectangle(corner, *size, fill=False, edgecolor=YELLOW, linewidth=1.2))
+            row[-1].set_xlabel(f"{label(columns[-1])},\nwhole picture", fontsize=7.5, labelpad=2)
+        elif small:
+            row[-1].set_axis_off()
+        scores = ", ".join(f"{label(name)} {score:.2f}" for name, score in example.scores.items())
+        said.append(f"{example.note}: {scores}")
+    given = [one.prompt for one in examples if one.prompt is not None]
+    prompted = any(one.boxes is not None or one.points is not None for one in given)
+    names = ["image, prompt" if prompted else "image", "truth", *map(label, columns)]
+    for axis, name in zip(axes[0], names, strict=False):
+        axis.set_title(textwrap.fill(name, 18), fontsize=9, loc="center")
+    figure.alt = f"{title}. {measure} of the picture: {'; '.join(said)}."
     handles = [Patch(color=colour, label=text, alpha=0.8) for colour, text in
                ((HIT, "hit"), (FALSE_ALARM, "false alarm"), (MISSED, "missed"))]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
@@ -138,6 +159,30 @@ def contact_sheet(
     return figure
 
 
+def surroundings(truth: np.ndarray) -> Window | None:
+    """Where a thin object is, with a third of its length around it, or so much of it that it is drawn `THIN` pixels
+    wide; None: it is not thin.
+
+    Args:
+        truth: bool `(H, W)`.
+    """
+    depth = cv2.distanceTransform(np.pad(truth, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    most = int(2 * depth.max() * LONGEST / THIN)  # pixels of a side at which the object is drawn so wide
+    if not 0 < most < max(truth.shape):
+        return None
+    ends = [(places.min(), places.max() + 1) for places in np.nonzero(truth)]
+    margin = max(LEAST, max(last - first for first, last in ends) // 3)
+    sides = []
+    for (first, last), thickest, side in zip(
+        ends, np.unravel_index(depth.argmax(), depth.shape), truth.shape, strict=True
+    ):
+        first, last = max(0, first - margin), min(side, last + margin)
+        if last - first > most:
+            first = int(np.clip(thickest - most // 2, first, last - most))
+        sides.append(slice(int(first), int(min(last, first + most))))
+    return sides[0], sides[1]
+
+
 def draw_prompt(axis: Axes, prompts: Prompts) -> None:
     """Boxes and clicks (positive: filled circle, negative: cross) in pixels of the picture."""
     for x0, y0, x1, y1 in [] if prompts.boxes is None else prompts.boxes.tolist():
@@ -155,18 +200,25 @@ def draw_prompt(axis: Axes, prompts: Prompts) -> None:
 
 
 def _picture_grid(
-    title: str, rows: int, columns: int, images: Sequence[np.ndarray], margins: tuple[float, float] = (0.1, 0.35)
+    title: str,
+    rows: int,
+    columns: int,
+    images: Sequence[np.ndarray],
+    margins: tuple[float, float] = (0.1, 0.35),
+    small: bool = False,
 ) -> tuple[Picture, np.ndarray]:
     """A figure of pictures without axes, a row of the shape of its picture, or all of the median shape where there is
-    more than one picture a row; `margins` in inches, across and down, for what stands around them."""
+    more than one picture a row; `margins` in inches, across and down, for what stands around them; `small`: one more,
+    narrow column."""
     aspects = [image.shape[0] / image.shape[1] for image in images] or [1.0]
     if len(aspects) != rows:
         aspects = [float(np.median(aspects))] * rows
     width = 1.8 if columns > 4 else 2.2
     heights = [width * float(np.clip(aspect, 0.35, 1.6)) + 0.2 for aspect in aspects]
-    figure = Picture(figsize=(width * columns + margins[0], sum(heights) + margins[1]), layout="constrained")
+    widths = [1.0] * columns + [0.6] * small
+    figure = Picture(figsize=(width * sum(widths) + margins[0], sum(heights) + margins[1]), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.01, hspace=0.01)
-    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+    axes = figure.subplots(rows, len(widths), squeeze=False, height_ratios=heights, width_ratios=widths)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
         axis.grid(visible=False)
@@ -184,26 +236,40 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
-def _picture(axis: Axes, image: np.ndarray) -> None:
-    height, width = image.shape[:2]
-    axis.imshow(_shrunk(image), extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="auto")
+def _mistakes(axis: Axes, example: Example, name: str, window: Window | None) -> None:
+    """A picture with hits, false alarms and misses of the prediction `name`, where there is one."""
+    _picture(axis, example.image, window)
+    mask, truth = example.predictions.get(name, example.truth), example.truth
+    for part, colour in ((mask & truth, HIT), (mask & ~truth, FALSE_ALARM), (~mask & truth, MISSED)):
+        _fill(axis, part, colour, window, outline=False)  # outlines would widen what is thin
 
 
-def _fill(axis: Axes, mask: np.ndarray, colour: str, outline: bool = True) -> None:
+def _cut(picture: np.ndarray, window: Window | None) -> tuple[np.ndarray, tuple[float, float, float, float]]:
+    """The part of a picture or mask in `window` (None: all), shrunk, and its extent in pixels of the whole one."""
+    rows, columns = window or (slice(0, picture.shape[0]), slice(0, picture.shape[1]))
+    extent = (columns.start - 0.5, columns.stop - 0.5, rows.stop - 0.5, rows.start - 0.5)
+    return _shrunk(picture[rows, columns]), extent
+
+
+def _picture(axis: Axes, image: np.ndarray, window: Window | None = None) -> None:
+    part, extent = _cut(image, window)
+    axis.imshow(part, extent=extent, interpolation="auto")
+    axis.set(xlim=extent[:2], ylim=extent[2:], autoscale_on=False)  # prompts may go beyond
+
+
+def _fill(axis: Axes, mask: np.ndarray, colour: str, window: Window | None = None, outline: bool = True) -> None:
     """`mask`, bool `(H, W)`, over a picture: translucent, with its outline; denser without."""
     if not mask.any():
         return
-    height, width = mask.shape
-    small = _shrunk(mask.astype(np.float32))
+    small, extent = _cut(mask.astype(np.float32), window)
+    left, right, bottom, top = extent
     layer = np.zeros((*small.shape, 4))
     layer[:] = (*to_rgb(colour), 0.0)
     layer[..., 3] = (0.5 if outline else 0.7) * (small > 0.5)
-    axis.imshow(layer, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
+    axis.imshow(layer, extent=extent, interpolation="nearest")
     if not outline:
         return
     padded = np.pad(small, 1)  # so that an outline closes at the picture's edge
-    step = (width / small.shape[1], height / small.shape[0])
-    across = (np.arange(-1, small.shape[1] + 1) + 0.5) * step[0] - 0.5
-    down = (np.arange(-1, small.shape[0] + 1) + 0.5) * step[1] - 0.5
+    across = left + (np.arange(-1, small.shape[1] + 1) + 0.5) * (right - left) / small.shape[1]
+    down = top + (np.arange(-1, small.shape[0] + 1) + 0.5) * (bottom - top) / small.shape[0]
     axis.contour(across, down, padded, levels=[0.5], colors=[colour], linewidths=0.9)
-    axis.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))

@@ -1,6 +1,6 @@
 """Tables for people: one row a data set and method, "mean ± std", and the paper's number beside ours, never mixed."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,17 +11,13 @@ import yaml
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import asset
-from samtune.report.labels import in_order, method_order, prompt_label, row_label
-from samtune.report.tables import LOWER_IS_BETTER, MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
+from samtune.report.labels import in_order, prompt_label, rate_label, row_label
+from samtune.report.tables import MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
 from samtune.study.bench import PHASES
-from samtune.study.cells import NO_BACKBONE
 from samtune.study.plan import SCORE_TIE
 from samtune.study.sam_sp import ON_BOTH
 
 NOT_RUN, NOT_AVAILABLE = "not run", "not available"
-UPPER_BOUNDS = {"best_of_3", "best_by_truth", "at_mask_size"}  # outputs that know the truth: never set in bold
-# The lowest or highest says nothing of the method: the prompt's own; a measure that counts a missed object as perfect.
-NOT_COMPARED = {"box_area", "hd95_transunet"}
 METRIC_LABELS = {
     "iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice", "box_iou": "box IoU",
     "hd95_transunet": "HD95 (TransUNet), px", "hd95_strict": "HD95 (strict), px", "s_measure": "S-measure",
@@ -92,62 +88,6 @@ class Pivot:
     folded: bool = False
 
 
-def pivot(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> Pivot | None:
-    """`table` (long form) for reading; None where nothing was run.
-
-    Rows and cells of which there is no record say "not run"; numbers that the paper does not give, or that are not at
-    hand, "not available". Where several sets were measured, their unweighted mean comes last. What the paper reports on
-    sets that were not run is `reported_elsewhere`.
-    """
-    if table.empty:
-        return None
-    reported = _reported(name, paper)
-    split_by = [column for column in ("size", "object_class") if column in table]
-    labels = ["dataset", *split_by, "method"]
-    table = _without_last_pass(table)
-    table = table[table["dataset"] != MEAN]  # added again below, where no set is missing
-    # A training set is worth a column only where a method was trained on something else than it is measured on.
-    table = table.assign(train_dataset=table["train_dataset"].where(table["train_dataset"] != table["dataset"], ""))
-    if table["backbone"].replace(NO_BACKBONE, np.nan).nunique() == 1:  # what has none needs no column for it
-        table = table.assign(backbone=next(name for name in table["backbone"] if name != NO_BACKBONE))
-    varying = ("variant", "output", "backbone", "train_dataset", "split")
-    labels += [column for column in varying if table[column].nunique() > 1]
-    if "train_dataset" not in labels and table["train_dataset"].iloc[0]:
-        labels.append("train_dataset")
-    ours = {(*(row[label] for label in labels), row["prompt"], row["metric"]): row for row in table.to_dict("records")}
-    theirs = _paper_values({key[:-2]: None for key in ours}, reported, labels)
-    measures = sorted({key[-2:] for key in [*ours, *theirs]}, key=_measure_rank)
-    reported_measures = {key[-2:] for key in theirs}
-    keys = _in_order({key[:-2]: None for key in [*ours, *theirs]})
-    if not split_by:
-        keys += _mean_rows(keys, ours, theirs, measures)
-
-    columns = [(kind, *m) for m in measures for kind in ("ours", "paper") if kind == "ours" or m in reported_measures]
-    if paper is not None and reported.empty:
-        columns.insert(1, ("paper", "", ""))  # a paper whose numbers are not at hand has one column that says so
-    rows = [[str(part) for part in key] for key in keys]
-    values: dict[tuple, list[tuple[float, int]]] = {}  # ours, by data set (and size or class) and column
-    for number, key in enumerate(keys):
-        for place, (kind, *measure) in enumerate(columns, len(labels)):
-            if kind == "paper":
-                value = theirs.get((*key, *measure))
-                rows[number].append(NOT_AVAILABLE if value is None else _number({"mean": value}, measure[1]))
-                continue
-            row = ours.get((*key, *measure))
-            rows[number].append(_number(row, measure[1]) if row else NOT_RUN)
-            compared = measure[1] in METRIC_LABELS.keys() - NOT_COMPARED
-            if row and compared and row["output"] not in UPPER_BOUNDS:
-                values.setdefault((key[: 1 + len(split_by)], place), []).append((row["mean"], number))
-    best = set()
-    for (_, place), found in values.items():
-        pick = min if columns[place - len(labels)][2] in LOWER_IS_BETTER else max
-        top = pick(value for value, _ in found)
-        best |= {(number, place) for value, number in found if len(found) > 1 and np.isclose(value, top)}
-    header = [label.replace("_", " ") for label in labels]
-    header += ["paper" if kind == "paper" else _measure_label(*measure) for kind, *measure in columns]
-    return Pivot(header, rows, best, len(labels), _caption(table, labels))
-
-
 def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> list[Pivot]:
     """Several tables of at most `WIDEST` columns, each of one prompt and metric: methods down, sets across.
 
@@ -199,7 +139,7 @@ def _methods_by_sets(title: str, table: pd.DataFrame, reported: pd.DataFrame) ->
     metric = table["metric"].iloc[0]
     ours: dict[tuple[str, str], Mapping] = {}
     for row in table.to_dict("records"):
-        place = ", ".join([row["dataset"], *(row[column] for column in split_by)])
+        place = ", ".join(filter(None, [row["dataset"], *(row[column] for column in split_by)]))
         where = _trained_elsewhere(row)
         words = f"{UNSEEN} {row['train_dataset']}" if where == UNSEEN else where
         ours[row_label(row["method"], row["variant"], row["output"], words), place] = row
@@ -240,7 +180,8 @@ def _methods_by_sets(title: str, table: pd.DataFrame, reported: pd.DataFrame) ->
 def _learning_rates(table: pd.DataFrame) -> list[Pivot]:
     """One row a method and set with the chosen rate; folded, all that were tried."""
     rows = table[(table["metric"] == "iou") & (table["output"] == "final")]
-    rows = rows.assign(options=rows["variant"].str.partition(", ")[2], rate=rows["variant"].str.partition(", ")[0])
+    names = rows["variant"].map(rate_label).str.partition(", ")
+    rows = rows.assign(rate=names[0], options=names[2])
     scores = rows.groupby(["method", "options", "train_dataset", "rate"], sort=False)["mean"].mean()
     chosen, tried = [], []
     for (method, options, trained_on), found in scores.groupby(level=[0, 1, 2], sort=False):
@@ -324,6 +265,16 @@ def markdown(shown: Pivot) -> str:
     return "\n".join(lines)
 
 
+def markdown_parts(parts: Sequence[Pivot], fold: bool = True) -> str:
+    """`pivots` as markdown, one below the other, what is folded in a fold where `fold` says so."""
+    lines = []
+    for part in parts:
+        folded = fold and part.folded
+        head = f"<details><summary>{part.title}</summary>" if folded else f"**{part.title}**"
+        lines += [head, "", part.caption, "", markdown(part), "", *(["</details>", ""] if folded else [])]
+    return "\n".join(lines)
+
+
 def table_page(name: str, table: pd.DataFrame, papers: Mapping[str, PaperNumbers]) -> str:
     """The readable page of one table: title, what its numbers are, the pivot, the paper's source."""
     paper = paper_of(name, papers)
@@ -331,11 +282,9 @@ def table_page(name: str, table: pd.DataFrame, papers: Mapping[str, PaperNumbers
     lines = [f"# {title(name)}", ""]
     if shown:
         lines += [f"Mean ± standard deviation over seeds; 95% intervals are in [{name}.csv]({name}.csv).", ""]
+        lines.append(markdown_parts(shown))
     else:
         lines += ["**Not run** in this profile: there is no record for this table.", ""]
-    for part in shown:
-        head = [f"<details><summary>{part.title}</summary>", ""] if part.folded else [f"**{part.title}**", ""]
-        lines += [*head, part.caption, "", markdown(part), "", *(["</details>", ""] if part.folded else [])]
     elsewhere = reported_elsewhere(name, table, paper)
     if elsewhere is not None:
         lines += [elsewhere.caption, "", markdown(elsewhere), ""]
@@ -363,59 +312,11 @@ def _reported(name: str, paper: PaperNumbers | None) -> pd.DataFrame:
     return pd.DataFrame(columns=_PAPER_COLUMNS) if paper is None else paper.values[paper.values["table"] == name]
 
 
-def _paper_values(keys: Iterable[tuple], reported: pd.DataFrame, labels: list[str]) -> dict[tuple, float]:
-    """The paper's numbers by our rows' keys, on the sets that we ran.
-
-    A number stands beside every row of ours of that set, method and output without a variant, whatever it was trained
-    on, and whatever the backbone where we ran only one; the page names the paper's. A method that we did not run on the
-    set gets a row of its own.
-    """
-    keys = [dict(zip(labels, key, strict=True)) for key in keys]
-    measured = {key["dataset"] for key in keys}
-    values = {}
-    for row in reported.to_dict("records"):
-        if row["dataset"] in measured:
-            fixed = {"variant": "", "split": "test"} | row
-            compared = [label for label in labels if label != "train_dataset"]
-            beside = [key for key in keys if all(key[label] == fixed[label] for label in compared)]
-            for key in beside or [fixed | {"train_dataset": ""}]:
-                values[(*(key[label] for label in labels), row["prompt"], row["metric"])] = row["mean"]
-    return values
-
-
 def _without_last_pass(table: pd.DataFrame) -> pd.DataFrame:
     """`table` without the last of the outputs pass0, pass1 ...: it is the method's final output over again."""
     passes = table[table["output"].str.startswith("pass")]
     alike = [column for column in table if column not in ("output", *NUMBERS)]
     return table.drop(passes.index[passes["output"] == passes.groupby(alike)["output"].transform("max")])
-
-
-def _in_order(keys: Iterable[tuple]) -> list[tuple]:
-    """By set, and within a set from simple to elaborate methods; the table's own order decides the rest."""
-    order = method_order()
-
-    def rank(key: tuple) -> tuple:
-        return (key[0], next((order.index(part) for part in key[1:] if part in order), len(order)))
-
-    return sorted(keys, key=rank)
-
-
-def _mean_rows(keys: list[tuple], ours: dict, theirs: dict, measures: list[tuple]) -> list[tuple]:
-    """Rows "mean of sets", added to `ours` and `theirs`: the unweighted mean over the sets that we ran, where there are
-    several and none is missing."""
-    sets = sorted({key[0] for key in ours})
-    added = {}
-    for rest in dict.fromkeys(key[1:] for key in keys) if len(sets) > 1 else ():
-        for measure in measures:
-            places = [(name, *rest, *measure) for name in sets]
-            if all(place in ours for place in places):
-                row = (MEAN, *rest)
-                added[row] = None
-                mean = float(np.mean([ours[place]["mean"] for place in places]))
-                ours[*row, *measure] = ours[places[0]] | {"mean": mean, "std": np.nan}
-                if all(place in theirs for place in places):
-                    theirs[*row, *measure] = float(np.mean([theirs[place] for place in places]))
-    return list(added)
 
 
 def _measure_label(prompt: str, metric: str) -> str:

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from samtune.report.labels import label, row_label
+from samtune.report.labels import label, rate_label, row_label
 from samtune.report.readable_tables import Pivot
 from samtune.study.records import Record
 
@@ -25,8 +25,9 @@ def records_of(table: str, records: Sequence[Record]) -> pd.DataFrame:
         for variant in record.variants(table):
             cell = record.cell
             commit = f"{record.commit[:9]}{' + changes' if record.dirty else ''}"
+            words = rate_label(variant) if table == "learning_rates" else variant
             rows.append((
-                record.key, row_label(record.method, variant), label(record.method), record.dataset, record.method,
+                record.key, row_label(record.method, words), label(record.method), record.dataset, record.method,
                 cell.get("prompt", ""), variant, "+".join(record.train_datasets), cell.get("split", ""),
                 record.backbone, cell.get("seed", ""), record.images,
                 record.date[:16], commit, record.hardware,

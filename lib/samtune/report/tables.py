@@ -65,8 +65,8 @@ def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
     `records` are the keys of a row's records (the names of their files). `best` is "yes" where a method as it is
     stands above all others as they are by the paired interval (trained on that set, or not at all).
 
-    For each table that has rows also `<name>_by_size` and `<name>_by_class` (where classes are known; not of
-    `learning_rates`), with one more column and without intervals. Raises `InputError` when one row would mix two
+    For each table that has rows also `<name>_by_size` and `<name>_by_class` (where classes are known; not of choices on
+    validation pictures), with one more column and without intervals. Raises `InputError` when one row would mix two
     different cells.
     """
     records = list(records)
@@ -79,7 +79,7 @@ def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
             continue
         groups = _groups(name, [record for record in chosen if record.objects is not None])
         tables[name] = _sorted(pd.DataFrame(_whole_rows(name, groups), columns=[*COLUMNS, *WHOLE]))
-        for column in ("size", "object_class") if name != "learning_rates" else ():
+        for column in () if name == "learning_rates" or name.endswith("_choices") else ("size", "object_class"):
             broken_down = _sorted(pd.DataFrame(_rows(name, groups, column), columns=[*COLUMNS, column]))
             if len(broken_down) and set(broken_down[column]) != {""}:
                 tables[f"{name}_by_{column.removeprefix('object_')}"] = broken_down

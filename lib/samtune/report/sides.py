@@ -1,0 +1,38 @@
+"""Which measurements claims, answers and forest plots compare: one name for each row of the tables."""
+
+from samtune.report.contrasts import Side
+from samtune.study import sam_sp
+
+
+def spt_main(method: str = "spt", prompt: str = "box", output: str = "final") -> Side:
+    """A row of table `spt_main`; on sets that only notebook 00 measured, of `baselines`."""
+    return Side("spt_main", method, prompt, output=output, fallback="baselines")
+
+
+def spt_part(method: str = "spt", **options: object) -> Side:
+    """A row of table `spt_ablation`, box prompts. Without both parts SPT is LoRA to the bit, so LoRA's stand for it."""
+    return Side("spt_ablation", method, "box", options)
+
+
+def sam_sp_main(method: str = "sam_sp", prompt: str = "none", output: str = "final", **options: object) -> Side:
+    """A row of table `sam_sp_main`."""
+    return Side("sam_sp_main", method, prompt, options, output)
+
+
+def sam_sp_part(method: str = "sam_sp", prompt: str = "none", output: str = "final", **options: object) -> Side:
+    """A row of table `sam_sp_ablation`."""
+    return Side("sam_sp_ablation", method, prompt, options, output)
+
+
+def asam_main(method: str = "asam") -> Side:
+    """A row of table `asam_main`, box prompts."""
+    return Side("asam_main", method, "box")
+
+
+def asam_part(method: str = "asam", suffix: str = "", **options: object) -> Side:
+    """A row of table `asam_ablation`, box prompts; `suffix` as `Side.dataset_suffix`."""
+    return Side("asam_ablation", method, "box", options, dataset_suffix=suffix)
+
+
+SAMED_DICE = sam_sp_part("lora_samed", mask_loss="dice")  # the only pass of LoRA, taught by the same Dice loss
+FIRST_VERSION = sam_sp.TRUTH_ON_BOTH  # of the kit's SAM-SP
