@@ -79,14 +79,16 @@ class Record:
 
     @property
     def dataset(self) -> str:
-        """The set that was measured; "" for a training."""
-        return self.cell.get("dataset", "")
+        """The set that was measured; of generated pictures, those that they are made from; "" for a training."""
+        made = self.cell.get("generated") if self.kind == "evaluation" else None
+        return made["dataset"] if made else self.cell.get("dataset", "")
 
     @property
     def train_datasets(self) -> tuple[str, ...]:
-        """The sets that were trained on; empty where nothing was trained."""
+        """The sets that were trained on, or that the pictures trained on were made from; () where nothing was."""
         training = self.cell if self.kind == "training" else self.cell.get("training") or {}
-        return tuple(training.get("train_datasets", ()))
+        made = training.get("generated")
+        return tuple(made["dataset"].split("+") if made else training.get("train_datasets", ()))
 
     @property
     def images(self) -> int:
