@@ -10,9 +10,10 @@ import pytest
 from fake_records import fake_cells, fake_execute
 from samtune.report import figures
 from samtune.report.claims import CLAIMS
-from samtune.report.pages import build_report, interval_picture
+from samtune.report.pages import _facts, build_report, interval_picture
 from samtune.report.tables import TABLES, check_tables, image_values, read_table
-from samtune.study.records import read_records
+from samtune.study.cells import GenerationCell, TimingCell, TrainingCell, plain_cell
+from samtune.study.records import Record, read_records
 from samtune.study.runner import run_cells
 
 
@@ -103,6 +104,14 @@ def test_the_page_says_what_was_run_and_what_was_not(folder):
     assert len(readme.splitlines()) < 300 and "[csv](tables/baselines.csv)" in readme
     assert "![A < B & C](" in readme and "- table `sam_sp_main`" in readme
     assert (folder / "index.html").read_text().count("A &lt; B &amp; C") == 2  # alternative text, caption
+
+
+def test_the_head_of_the_page_counts_each_kind_of_record_apart():
+    training = TrainingCell("lora", ("neu-seg",), "nano")
+    cells = [training, training.evaluation("neu-seg"), GenerationCell("sample", "bsds500", 2, "nano"),
+             TimingCell("lora", "nano", "train", 1, "fp32", False, "a card")]  # fmt: skip
+    head = dict(_facts([Record(cell.key(), cell.kind, plain_cell(cell)) for cell in cells]))
+    assert head["records"] == "1 trainings, 1 measurements, 1 sets of generated pictures, 1 timings"
 
 
 def test_the_claims_page_has_every_claim_and_verdict(folder):

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from samtune.common.errors import InputError, is_out_of_memory, unknown
 from samtune.common.provenance import choose_precision
+from samtune.data.generated import PREFIX
 from samtune.data.sample import CroppedMasks, Dataset, moved, pack_masks, target_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.losses import at_size, low_resolution_iou
@@ -191,7 +192,8 @@ class TrainingSamples(TorchDataset):
         epoch, position = divmod(place, len(self.entries))
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.entries))
         dataset, id = self.entries[order[position]]
-        key = f"{dataset.name}/{id}"
+        # A generated picture is augmented and prompted as its original, whose set its id names.
+        key = id if dataset.name.startswith(PREFIX) else f"{dataset.name}/{id}"
         copy = epoch % self.config.copies if self.fixed_copies else epoch
         sample = dataset.load(id)
         image, masks = augment(

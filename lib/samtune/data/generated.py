@@ -6,7 +6,7 @@ square, and `<name>.json` with what is known of it, written last; `finished.json
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,25 @@ def chosen_pictures(
         if place < len(order)
     ]
     return chosen[:count]
+
+
+class ChosenPictures(ListedDataset):
+    """Some pictures of one part of a set."""
+
+    def __init__(self, dataset: Dataset, split: str, ids: Sequence[str]) -> None:
+        super().__init__(dataset.name, {split: ids}, dataset.dropped)
+        self._dataset = dataset
+
+    def load(self, id: str) -> Sample:
+        return self._dataset.load(id)
+
+
+def chosen_sets(names: str, split: str, count: int, open_set: Callable[[str], Dataset]) -> list[Dataset]:
+    """`chosen_pictures` as sets that hold nothing else, in the order in which a `GeneratedDataset` lists them."""
+    chosen: dict[str, tuple[Dataset, list[str]]] = {}
+    for dataset, id in chosen_pictures(names, split, count, open_set):
+        chosen.setdefault(f"{dataset.name}/", (dataset, []))[1].append(id)
+    return [ChosenPictures(dataset, split, ids) for _, (dataset, ids) in sorted(chosen.items())]
 
 
 def picture_name(dataset: str, id: str) -> str:

@@ -12,10 +12,11 @@ import pandas as pd
 
 from samtune.common.paths import results_root
 from samtune.report.claim_list import CLAIMS, KINDS, Claim
-from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, above, contrasts, interval
+from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, above, contrasts, interval, measures
 from samtune.report.labels import label, prompt_label
 from samtune.report.readable_tables import MEAN, PaperNumbers, load_paper_numbers
 from samtune.report.tables import differences, read_table
+from samtune.study import asam
 from samtune.study.records import Record, read_records
 
 COLUMNS = [
@@ -42,8 +43,8 @@ def build_claims(
     `effect, low, high` are without the `margin` that the claim allows. `units` are independent images or groups of
     images, `records` the keys of the records that the row rests on.
     """
-    evaluations = [record for record in records if record.kind == "evaluation" and record.objects is not None]
-    rows = [row for claim in claims for row in _claim_rows(claim, evaluations, profile, backbone)]
+    measured = [record for record in records if measures(record)]
+    rows = [row for claim in claims for row in _claim_rows(claim, measured, profile, backbone)]
     table = pd.DataFrame(rows, columns=COLUMNS)
     return table.astype({"effect": float, "low": float, "high": float, "margin": float})
 
@@ -99,7 +100,7 @@ def paper_effect(claim: Claim, papers: Mapping[str, PaperNumbers]) -> float | No
         wanted = {"table": side.table, "method": side.method, "prompt": side.prompt, "output": side.output}
         wanted["metric"] = claim.metric
         chosen = values[np.logical_and.reduce([values[column] == value for column, value in wanted.items()])]
-        if side.options or side.dataset_suffix or chosen.empty:
+        if side.options or chosen.empty:
             return None
         term = weight * chosen.set_index("dataset")["mean"]
         total = term if total is None else (total + term).dropna()
@@ -130,12 +131,14 @@ def judged(found: Sequence[Contrast], margin: float = 0.0) -> dict:
 
 
 def _claim_rows(claim: Claim, records: Sequence[Record], profile: str, backbone: str) -> list[dict]:
-    backbone, own = claim.backbone or backbone, backbone
+    elsewhere = claim.backbone not in ("", asam.SECOND_VICTIM)  # a backbone of other profiles
+    if claim.backbone:
+        backbone = claim.backbone if elsewhere else asam.SECOND_VICTIMS.get(backbone, "")
     found = contrasts(claim.terms, records, claim.metric, backbone, claim.transfer)
     used = frozenset[str]().union(*(contrast.tables for contrast in found.values()))
     prompts = dict.fromkeys(prompt_label(side.prompt) for _, side in claim.terms)
     shared = {
-        "id": claim.id, "command": _command(claim, used, profile if backbone == own else "paper"), "kind": claim.kind,
+        "id": claim.id, "command": _command(claim, used, "paper" if elsewhere else profile), "kind": claim.kind,
         "margin": claim.margin, "metric": claim.metric, "prompt": " / ".join(prompts), "note": "",
     }  # fmt: skip
     if not found:

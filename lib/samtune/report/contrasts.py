@@ -23,9 +23,8 @@ FEWEST_UNITS = 10  # with fewer independent images or groups an interval means l
 class Side:
     """One measurement: records of `method` that `table` shows, with `prompt`, at `output`.
 
-    `options`: what the row varies, as `study.varied` says it; none: the method as it is. `dataset_suffix` picks the set
-    of that name (as "bsds500" + "-adversarial") and compares it under the plain name. `fallback` is a second table to
-    look in.
+    `options`: what the row varies, as `study.varied` says it; none: the method as it is. `fallback` is a second table
+    to look in.
     """
 
     table: str
@@ -33,7 +32,6 @@ class Side:
     prompt: str
     options: Mapping[str, object] = field(default_factory=dict)
     output: str = "final"
-    dataset_suffix: str = ""
     fallback: str = ""
 
 
@@ -82,11 +80,18 @@ def contrasts(
     `transfer` compares only where the set was NOT trained on, else only where it was. An untrained side stands beside
     any training; with a single seed (which draws prompts only) beside every seed of the others.
     """
-    records = [record for record in records if record.kind == "evaluation" and record.objects is not None]
+    records = [record for record in records if measures(record)]
     sides = [_measurements(side, records, metric, backbone) for _, side in terms]
     weights = [weight for weight, _ in terms]
     found = {place: _contrast(weights, [_at(side, place) for side in sides]) for place in _places(sides, transfer)}
     return {place: contrast for place, contrast in found.items() if contrast is not None}
+
+
+def measures(record: Record) -> bool:
+    """Can a claim rest on it? A measurement of test pictures, or of generated ones; and what these are when made."""
+    if record.objects is None or record.kind not in ("evaluation", "generation"):
+        return False
+    return record.kind == "generation" or record.cell["split"] == "test" or bool(record.cell.get("generated"))
 
 
 @dataclass(frozen=True)
@@ -108,13 +113,11 @@ def _measurements(side: Side, records: Sequence[Record], metric: str, backbone: 
                 record.method == side.method
                 and record.backbone in (backbone, NO_BACKBONE)
                 and record.cell["prompt"] == side.prompt
-                and record.cell["split"] == "test"
                 and any(option_and_value(varied(record, table, name)) == asked for name in record.variants(table))
-                and record.dataset.endswith(side.dataset_suffix)
             ):
                 values = image_values(record, metric, side.output)
                 if len(values):
-                    place = (record.train_datasets, record.dataset.removesuffix(side.dataset_suffix))
+                    place = (record.train_datasets, record.dataset)
                     measured = here.setdefault(place, _Measured(table))
                     measured.values[record.seed], measured.keys[record.seed] = values, record.key
         found = here | found  # the claim's own table comes first

@@ -46,6 +46,13 @@ from samtune.study.records import Record, read_records
 WIDE = 7.6  # inches: a figure wider than this gets the whole width of the page
 SMALL = 0.05  # effects and intervals up to this are drawn on an axis of their own
 PAPERS = {"spt": "SPT", "sam_sp": "SAM-SP", "asam": "ASAM"}
+# Kinds of records, as the head of the page counts them.
+COUNTED = {
+    "training": "trainings",
+    "evaluation": "measurements",
+    "generation": "sets of generated pictures",
+    "timing": "timings",
+}
 # What kinds of claims there are: heading, and what it means.
 KINDS = {
     "paper": ("The papers' claims", "What the paper says of its method against the others."),
@@ -237,13 +244,14 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Short facts for the head of the page."""
     if not records:
         return [("records", "none yet")]
+    kinds = Counter(record.kind for record in records)
     measured = [record for record in records if record.kind == "evaluation"]
     hours = sum(record.seconds for record in records) / 3600
     dates = sorted(record.date[:10] for record in records if record.date)
     commits = _commits(records)
     seeds = sorted({record.seed for record in measured})
     facts = [
-        ("records", f"{len(records) - len(measured)} trainings, {len(measured)} measurements"),
+        ("records", ", ".join(f"{kinds[kind]} {words}" for kind, words in COUNTED.items() if kinds[kind])),
         ("seeds", ", ".join(map(str, seeds)) or "none"),
         ("backbone", ", ".join(sorted({record.backbone for record in records} - {NO_BACKBONE})) or "none"),
         (

@@ -29,9 +29,9 @@ def asam_main(method: str = "asam") -> Side:
     return Side("asam_main", method, "box")
 
 
-def asam_part(method: str = "asam", suffix: str = "", **options: object) -> Side:
-    """A row of table `asam_ablation`, box prompts; `suffix` as `Side.dataset_suffix`."""
-    return Side("asam_ablation", method, "box", options, dataset_suffix=suffix)
+def asam_part(method: str = "asam", **options: object) -> Side:
+    """A row of table `asam_ablation`, box prompts."""
+    return Side("asam_ablation", method, "box", options)
 
 
 SAMED_DICE = sam_sp_part("lora_samed", mask_loss="dice")  # the only pass of LoRA, taught by the same Dice loss

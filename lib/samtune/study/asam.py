@@ -1,39 +1,41 @@
 """Which cells notebooks 30 and 31 ask for: ASAM's tuning against its rivals' and its ablations.
 
-Everything is tuned once, on general pictures (the profile's sets of pre-training, which the nano SAM was trained on
-too), and measured zero-shot, object by object, on sets of other fields.
+Everything is tuned once, on the same few general pictures as they are or changed (the profile's `generation`), in as
+many steps, and measured zero-shot, object by object, on sets of other fields. Every row has a learning rate of its own.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from samtune.common.errors import InputError
 from samtune.data.registry import open_dataset
 from samtune.methods import METHODS
 from samtune.methods.asam import ASAM
-from samtune.study.cells import Cell, EvaluationCell, TrainingCell
+from samtune.study.cells import Cell, EvaluationCell, GenerationCell, TrainingCell
 from samtune.study.execute import executor
-from samtune.study.plan import Place, Plan, choose_learning_rates, place_of, training_cell, zero_shot_cell
+from samtune.study.plan import Place, Plan, choose_learning_rates, training_cell, zero_shot_cell
 from samtune.study.profile import Profile
 from samtune.study.records import Record
 from samtune.study.runner import run_cells
 
 MAIN, ABLATION = "asam_main", "asam_ablation"
+SEEN = "seen set"  # the main table's rows of sets that were tuned on; its means are of the others
 INSTANCES = "instances"
 TRAINED_WITH = ",".join(ASAM.prompts)
 PROMPTS = ("box", "point1")
 ON_CLEAN = ("clean_tuning", "classical_augmentation", "pgd")  # need no generated pictures
 ON_GENERATED = ("dat", "generated", "asam")
-WITHOUT = "without ControlNet"
+WITHOUT, FEW, WHOLE_DECODER = "without ControlNet", "few pictures", "whole decoder"
+ADVERSARIAL, RECONSTRUCTED = "adversarial pictures", "reconstructed pictures"  # measured, not tuned on
 # Options of ASAM by group and row; "rivals" are those of PGD. They run without a diffusion model where ASAM cannot: the
-# rows of "tokens" are then those of clean tuning.
+# rows of "tokens" and "pictures" are then those of clean tuning.
 GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "tokens": {
         "mask tokens alone": {"tuned": "mask_tokens"},
         "IoU token alone": {"tuned": "iou_token"},
-        "whole decoder": {"tuned": "decoder"},
+        WHOLE_DECODER: {"tuned": "decoder"},
     },
+    "pictures": {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)},
     "rivals": {"PGD eps 2": {"eps": 2.0, "step_size": 0.5}, "PGD eps 16": {"eps": 16.0, "step_size": 4.0}},
 }
 # What the pictures are made with: options of the inversion and of the attack.
@@ -51,11 +53,16 @@ PICTURES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
     "gradient": {f"through the last {steps} steps": ({}, {"last_steps": steps}) for steps in (1, 3)},
     "attacked prompt": {"attacked with ten clicks": ({}, {"prompt": "point10"})},
 }
-OTHERS = ("pictures", "forgetting")
-SHARES = (0.1, 0.25, 0.5)
+FORGETTING, SECOND_VICTIM = "forgetting", "second victim"
+SECOND_VICTIMS = {"nano": "nano_mobile"}  # by backbone: to which attack and tuning are transferred
 
+# For the tables' columns `option` and `value` (`study.varied`).
 USUAL = {"prompt": TRAINED_WITH, "target": INSTANCES, **ASAM.recipe}
-ALONG: dict[str, dict[str, object]] = {WITHOUT: {"controlnet": False}}
+ALONG: dict[str, dict[str, object]] = {
+    FEW: {"controlnet": True},  # beside `WITHOUT`
+    ADVERSARIAL: {"pictures": "adversarial"},
+    RECONSTRUCTED: {"pictures": "reconstructed"},
+}
 for _rows in PICTURES.values():
     for _variant, (_made, _attacked) in _rows.items():
         ALONG[_variant] = {**_made, **{f"attack_{name}": value for name, value in _attacked.items()}}
@@ -64,72 +71,115 @@ LENGTHS: tuple[str, ...] = ()
 
 def group_names() -> list[str]:
     """The groups of ablations that notebook 31 can be asked for."""
-    return [*GROUPS, *PICTURES, *OTHERS]
+    return [*GROUPS, *PICTURES, FORGETTING, SECOND_VICTIM]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing to tune, at a learning rate of its own.
+
+    `variant`: its row in a table, "" for the method as it is; `changes`: options of the method or its training; `made`:
+    the cell that makes the pictures; None: those of its method.
+    """
+
+    method: str
+    variant: str = ""
+    changes: Mapping[str, object] = field(default_factory=dict)
+    made: GenerationCell | None = None
+
+    @property
+    def place(self) -> Place:
+        """What its learning rate is chosen for."""
+        return self.variant, self.method, ()
 
 
 class Tuning:
-    """The cells of one profile: trainings on general or generated pictures, measured zero-shot on any set."""
+    """The cells of one profile: trainings on the same general pictures or made of them, measured zero-shot on any set.
 
-    def __init__(self, profile: Profile) -> None:
+    Attributes:
+        sets: that the pictures are from.
+        generated: by method, the cell that makes its pictures; empty where none can be made.
+    """
+
+    def __init__(self, profile: Profile, generated: Mapping[str, GenerationCell] | None = None) -> None:
         self.profile, self.hash = profile, Plan(profile).hash
-        self.general = tuple(profile.pretraining.sets)
-        self.generated: dict[str, Any] = {}  # by method: the cell that makes its pictures
+        self.sets, self.pictures = profile.generation.sets, profile.generation.pictures
+        self.generated = dict(generated or {})
         self.rates: dict[Place, float] = {}
 
-    def training(
-        self, method: str, seed: int, rate: float = 0.0, made: Any = None, images: int = 0, **changes: object
-    ) -> TrainingCell:
-        """`method` tuned once: on the general sets, or on the pictures that `made`, a generation cell, gives."""
-        made = made or self.generated.get(method)
-        rate = rate or self.rates.get(self._place(method, changes)) or self.rates[self._place(method)]
-        hyper = dict(METHODS[method].recipe) | changes
+    def arms(self) -> list[Arm]:
+        """ASAM and its rivals, as far as their pictures can be made."""
+        return [Arm(method) for method in (*ON_CLEAN, *ON_GENERATED) if method in {*ON_CLEAN, *self.generated}]
+
+    def training(self, arm: Arm, seed: int, rate: float = 0.0) -> TrainingCell:
+        """The tuning of an arm: its own pictures, or the general ones that all others are made of."""
+        made = arm.made or self.generated.get(arm.method)
+        images = self.profile.images or ASAM.epochs * self.pictures
+        hyper = dict(METHODS[arm.method].recipe) | dict(arm.changes)
+        rate = rate or self.rates[arm.place]
         cell = training_cell(
-            self.profile, method, "+".join(self.general), seed, rate, self.hash, images, TRAINED_WITH, **hyper
+            self.profile, arm.method, "+".join(self.sets), seed, rate, self.hash, images, TRAINED_WITH, **hyper
         )
-        on = {} if made is None else {"train_datasets": (made.name,), "generated": made}
+        on = {"pictures": self.pictures} if made is None else {"train_datasets": (made.name,), "generated": made}
         return replace(cell, target=INSTANCES, **on)
 
-    def choose_rates(self, arms: Sequence[tuple[str, Mapping[str, object]]]) -> None:
-        """By the one rule, on the general sets' validation pictures, whatever is trained on."""
-        places = [self._place(method, changes) for method, changes in arms]
+    def choose_rates(self, arms: Sequence[Arm]) -> None:
+        """By the one rule, on validation pictures of the general sets, whatever is trained on."""
+        known = {arm.place: arm for arm in arms}
 
         def cells_of(place: Place, rate: float) -> list[EvaluationCell]:
-            training = self.training(place[1], 0, rate, **dict(place[2]))
-            variant = "".join(f", {name} {value}" for name, value in place[2])
-            shared = {"split": "val", "tables": (f"learning_rates:{rate:g}{variant}",)}
-            shared |= {"max_images": self.profile.evaluation.max_images}
-            return [training.evaluation(name, prompt=prompt, **shared) for name in self.general for prompt in PROMPTS]
+            arm = known[place]
+            shown = f"learning_rates:{rate:g}" + (f", {arm.variant}" if arm.variant else "")
+            cells = self.measured(self.training(arm, 0, rate), self.sets, shown, ASAM.prompts)
+            return [replace(cell, split="val") for cell in cells]
 
-        self.rates |= choose_learning_rates(self.profile, places, self.hash, TRAINED_WITH, cells_of)
-
-    def _place(self, method: str, changes: Mapping[str, object] | None = None) -> Place:
-        return place_of("+".join(self.general), method, changes or {})
+        self.rates |= choose_learning_rates(self.profile, list(known), self.hash, TRAINED_WITH, cells_of)
 
     def measured(
         self, training: TrainingCell, datasets: Sequence[str], table: str, prompts: Sequence[str] = PROMPTS
     ) -> list[EvaluationCell]:
         """The test part of each set."""
-        shared = {"max_images": self.profile.evaluation.max_images, "tables": (table,)}
-        return [training.evaluation(name, prompt=prompt, **shared) for name in datasets for prompt in prompts]
+        most = self.profile.evaluation.max_images
+        return [
+            training.evaluation(name, prompt=prompt, max_images=most, tables=(self._shown(table, name),))
+            for name in datasets
+            for prompt in prompts
+        ]
 
     def zero_shot(self, datasets: Sequence[str], seed: int, table: str) -> list[EvaluationCell]:
         """The same of the backbone as it is."""
-        shared = {"max_images": self.profile.evaluation.max_images, "target": INSTANCES, "tables": (table,)}
+        shared = {"max_images": self.profile.evaluation.max_images, "target": INSTANCES}
         return [
-            zero_shot_cell(self.profile, name, seed, self.hash, prompt=prompt, **shared)
+            zero_shot_cell(
+                self.profile, name, seed, self.hash, prompt=prompt, tables=(self._shown(table, name),), **shared
+            )
             for name in datasets
             for prompt in PROMPTS
         ]
+
+    def fooled(self, seed: int) -> list[EvaluationCell]:
+        """The backbone as it is on ASAM's pictures, and on what they were before the attack, prompted as there."""
+        attack = self.generated["asam"]
+        return [
+            zero_shot_cell(
+                self.profile, made.name, seed, self.hash, split=made.split, target=INSTANCES, prompt=attack.prompt,
+                generated=made, tables=(f"{ABLATION}:{variant}",),
+            )
+            for variant, made in ((ADVERSARIAL, attack), (RECONSTRUCTED, attack.inversion))
+        ]  # fmt: skip
 
     def run(self, cells: Sequence[Cell]) -> list[Record]:
         """Their records; what has none is run."""
         return run_cells(cells, self.profile.name, executor(self.profile))
 
+    def _shown(self, table: str, dataset: str) -> str:
+        return f"{table}:{SEEN}" if table == MAIN and dataset in self.sets else table
+
 
 def tuning(profile: Profile) -> tuple[Tuning, str]:
     """The profile's tuning, and why nothing can be generated here, or ""."""
     plan = Tuning(profile)
-    for name in plan.general:
+    for name in plan.sets:
         open_dataset(name)  # one that is not here is said now, not after hours
     try:
         from samtune.study.generated import adversarial_cells  # not above: it brings diffusers, seconds
@@ -144,67 +194,100 @@ def tuning(profile: Profile) -> tuple[Tuning, str]:
 def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
     """Table `asam_main`: SAM, ASAM and its rivals at equal steps. Where nothing can be generated, those without it."""
     plan, lacking = tuning(profile)
-    methods = (*ON_CLEAN, *plan.generated)
     if lacking:
         print(f"not run: {', '.join(ON_GENERATED)}: {lacking}")
-    plan.choose_rates([(method, {}) for method in methods])
-    cells: list[EvaluationCell] = []
+    plan.choose_rates(plan.arms())
+    cells: list[Cell] = []
     for seed in seeds:
         cells += plan.zero_shot(datasets, seed, MAIN)
-        for method in methods:
-            cells += plan.measured(plan.training(method, seed), datasets, MAIN)
+        for arm in plan.arms():
+            cells += plan.measured(plan.training(arm, seed), datasets, MAIN)
     return plan.run(cells)
 
 
 def run_ablations(
     profile: Profile, datasets: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()
 ) -> list[Record]:
-    """Table `asam_ablation`, the `groups` asked for (none: all), with the first of `seeds`, at ASAM's own rate.
+    """Table `asam_ablation`, the `groups` asked for (none: all), on the sets that were not tuned on.
 
-    What needs generated pictures is not run where they cannot be made; "tokens", "pictures" and "forgetting" then vary
-    clean tuning.
+    What claims rest on (ASAM, the whole decoder, the second victim) has all `seeds`, else the profile's few. What needs
+    generated pictures is not run where they cannot be made; clean tuning then stands for ASAM.
     """
     groups = list(groups) or group_names()
     plan, lacking = tuning(profile)
     if lacking:
         left = [group for group in groups if group in PICTURES]
         print(f"not run: {', '.join(['asam', *left])}: {lacking}")
-    whole = {"tuned": "decoder"}  # trains four thousand times as many parameters: at a rate of its own
-    base = "clean_tuning" if lacking else "asam"
-    arms = [(base, {})] + [(base, whole)] * ("tokens" in groups) + [("pgd", {})] * ("rivals" in groups)
-    if "forgetting" in groups:
-        arms += [(method, {}) for method in (*ON_CLEAN, *plan.generated)]
-    plan.choose_rates(_distinct(arms))
-    seed = seeds[0]
-    cells: list[Cell] = plan.measured(plan.training(base, seed), datasets, f"{ABLATION}:{METHODS[base].title}")
-    cells += plan.zero_shot(datasets, seed, f"{ABLATION}:SAM")
-    for group, method in (("tokens", base), ("rivals", "pgd")):
-        for variant, changes in GROUPS[group].items() if group in groups else ():
-            cells += plan.measured(plan.training(method, seed, **changes), datasets, f"{ABLATION}:{variant}")
-    for share in SHARES if "pictures" in groups else ():
-        training = plan.training(base, seed, train_share=share)
-        cells += plan.measured(training, datasets, f"{ABLATION}:{share:.0%} of the pictures")
-    if "forgetting" in groups:
-        cells += plan.zero_shot(plan.general, seed, f"{ABLATION}:forgetting")
-        for method in (*ON_CLEAN, *plan.generated):
-            cells += plan.measured(plan.training(method, seed), plan.general, f"{ABLATION}:forgetting")
-    if not lacking:
-        cells += picture_cells(plan, datasets, seed, [group for group in groups if group in PICTURES])
-    return plan.run(cells)
+    held_out = [name for name in datasets if name not in plan.sets] or list(datasets)
+    if left := sorted(set(datasets) - set(held_out)):
+        print(f"not in the ablations, as they were tuned on: {', '.join(left)}")
+    base = Arm("clean_tuning" if lacking else "asam")
+    arms = [base, *option_arms(base.method, groups), *([] if lacking else picture_arms(profile, groups))]
+    rivals = plan.arms() if FORGETTING in groups else []
+    plan.choose_rates([*arms, *rivals])
+    few = profile.ablation_seeds
+    every = list(dict.fromkeys([*few, *seeds]))
+    cells: list[Cell] = [cell for seed in every for cell in plan.zero_shot(held_out, seed, f"{ABLATION}:SAM")]
+    for arm in arms:
+        table = f"{ABLATION}:{arm.variant or METHODS[arm.method].title}"
+        cells += [replace(arm.made, tables=(table,))] if arm.made else []
+        for seed in every if arm.variant in ("", WHOLE_DECODER) else few:
+            cells += plan.measured(plan.training(arm, seed), held_out, table)
+    cells += [] if lacking else plan.fooled(few[0])
+    for seed in few if FORGETTING in groups else ():
+        cells += forgetting_cells(plan, rivals, seed)
+    records = plan.run(cells)
+    return records + (run_second_victim(plan, base, held_out, every) if SECOND_VICTIM in groups else [])
 
 
-def picture_cells(plan: Tuning, datasets: Sequence[str], seed: int, groups: Sequence[str]) -> list[EvaluationCell]:
-    """ASAM tuned on a few adversarial pictures made in other ways, from stored inversions."""
+def option_arms(base: str, groups: Sequence[str]) -> list[Arm]:
+    """The rows of `GROUPS`: the method `base`, or PGD, with an option changed."""
+    return [
+        Arm("pgd" if group == "rivals" else base, variant, changes)
+        for group in groups
+        for variant, changes in GROUPS.get(group, {}).items()
+    ]
+
+
+def picture_arms(profile: Profile, groups: Sequence[str]) -> list[Arm]:
+    """ASAM on a few adversarial pictures made in other ways, from stored inversions; and made as usual, beside them."""
     from samtune.study.generated import Generation
 
-    made, few = Generation(plan.profile), plan.profile.generation.ablation_pictures
-    cells = []
-    for group in groups:
-        for variant, (inverted, attacked) in ({f"{few} pictures": ({}, {})} | PICTURES[group]).items():
-            cell = made.attack(made.inversion(pictures=few, **inverted), **attacked)
-            cells += plan.measured(plan.training("asam", seed, made=cell), datasets, f"{ABLATION}:{variant}")
-    return cells
+    rows = {variant: how for group in groups for variant, how in PICTURES.get(group, {}).items()}
+    if not rows:
+        return []
+    made, few = Generation(profile), profile.generation.ablation_pictures
+    return [
+        Arm("asam", variant, made=made.attack(made.inversion(pictures=few, **inverted), **attacked))
+        for variant, (inverted, attacked) in ({FEW: ({}, {})} | rows).items()
+    ]
 
 
-def _distinct(arms: Sequence[tuple[str, dict]]) -> list[tuple[str, dict]]:
-    return list({(method, tuple(changes.items())): (method, changes) for method, changes in arms}.values())
+def forgetting_cells(plan: Tuning, arms: Sequence[Arm], seed: int) -> list[EvaluationCell]:
+    """SAM and each tuning on the very pictures that SAM was trained on; few of them were tuned on too."""
+    table, known = f"{ABLATION}:{FORGETTING}", plan.profile.pretraining.sets
+    cells = plan.zero_shot(known, seed, table)
+    for arm in arms:
+        cells += plan.measured(plan.training(arm, seed), known, table)
+    return [replace(cell, split="train") for cell in cells]
+
+
+def run_second_victim(plan: Tuning, base: Arm, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
+    """Pictures made to fool the profile's backbone: do they fool another SAM, and does tuning on them help that one?"""
+    backbone = SECOND_VICTIMS.get(plan.profile.backbone, "")
+    try:
+        if not backbone:
+            raise InputError(f"none is known for {plan.profile.backbone}")
+        second = Tuning(plan.profile.model_copy(update={"backbone": backbone}), plan.generated)
+    except InputError as error:
+        print(f"not run: {SECOND_VICTIM}: {str(error).splitlines()[0]}")
+        return []
+    arms = [Arm("clean_tuning"), base] if base.method == "asam" else [base]
+    second.choose_rates(arms)
+    cells: list[Cell] = second.fooled(seeds[0]) if second.generated else []
+    for seed in seeds:
+        cells += second.zero_shot(datasets, seed, f"{ABLATION}:SAM")
+        for arm in arms:
+            table = f"{ABLATION}:{METHODS[arm.method].title}"
+            cells += second.measured(second.training(arm, seed), datasets, table)
+    return second.run(cells)

@@ -132,6 +132,7 @@ class TrainingCell(Cell):
         hyper: all that differs from the method's defaults, as pairs or a dictionary.
         weights_hash: the hash of the backbone's weights.
         generated: the cell that makes the generated set among `train_datasets`, under its `name`.
+        pictures: trained on so many of them only, the same as a generation cell takes from these sets; 0: all.
     """
 
     kind: ClassVar[str] = "training"
@@ -148,6 +149,7 @@ class TrainingCell(Cell):
     hyper: Pairs = ()
     weights_hash: str = ""
     generated: GenerationCell | None = None
+    pictures: int = 0
     tables: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """What running a cell means: a training leaves weights and a curve, an evaluation rows, a generation pictures."""
 
 from dataclasses import fields
-from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,18 +13,8 @@ from tqdm.auto import tqdm
 from samtune.common.errors import InputError, unknown
 from samtune.common.paths import results_root
 from samtune.common.provenance import choose_precision
-from samtune.data.generated import chosen_pictures, picture_name, read_facts
+from samtune.data.generated import chosen_pictures, chosen_sets, picture_name, read_facts
 from samtune.data.registry import describe, open_dataset
-from samtune.diffusion.generation import (
-    attacked,
-    check_options,
-    inverted,
-    read_inversion,
-    sampled,
-    scene,
-    write_picture,
-)
-from samtune.diffusion.pipeline import load_diffusion
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import (
     EvaluationConfig,
@@ -71,6 +61,7 @@ def executor(profile: Profile) -> Execute:
     precision = choose_precision(profile.precision, device)
     # Of the trained method that was measured last, so that one kind of prompt after another finds its embeddings.
     known: dict[tuple, dict[str, Tensor]] = {}
+    models: dict[tuple[str, str | None], Any] = {}  # the diffusion model that was used last
 
     def execute(cell: Cell, results: Path) -> Result:
         run = {"training": run_training, "evaluation": run_evaluation, "generation": run_generation}
@@ -90,7 +81,10 @@ def executor(profile: Profile) -> Execute:
             workers=profile.workers,
             **{"batch_size": profile.batch_size, "learning_rate": method.learning_rate} | options,
         )
-        opened = [open_dataset(name) for name in cell.train_datasets]
+        if cell.pictures:
+            opened = chosen_sets("+".join(cell.train_datasets), "train", cell.pictures, open_dataset)
+        else:
+            opened = [open_dataset(name) for name in cell.train_datasets]
         if isinstance(method, PGD):
             opened = [AttackedDataset(one, method, results / "cache" / "attacked", device) for one in opened]
         sources = [(dataset, "train") for dataset in opened]
@@ -135,12 +129,18 @@ def executor(profile: Profile) -> Execute:
         extras = {"dropped": dropped} | ({"counts": dict(method.counts)} if method else {})
         return Result(objects=objects, precision=precision, extras=extras)
 
-    loaded = lru_cache(maxsize=1)(lambda source, controlnet: load_diffusion(source, controlnet).to(device))
-
     def run_generation(cell: GenerationCell, results: Path) -> Result:
-        check_options(cell.method, options := dict(cell.options))
+        # Not above: they bring diffusers, seconds.
+        from samtune.diffusion import generation
+        from samtune.diffusion.pipeline import load_diffusion
+
+        generation.check_options(cell.method, options := dict(cell.options))
         folder, start = files_folder(results, cell), cell.inversion
-        model = loaded(cell.diffusion, cell.controlnet or None)
+        source = (cell.diffusion, cell.controlnet or None)
+        if source not in models:
+            models.clear()
+            models[source] = load_diffusion(*source).to(device)
+        model = models[source]
         victim = None if cell.backbone == NO_BACKBONE else cell_method(cell).to(device).eval()
         chosen = chosen_pictures(cell.dataset, cell.split, cell.pictures, open_dataset)
         batch = profile.generation.batch
@@ -155,18 +155,19 @@ def executor(profile: Profile) -> Execute:
             empty += len(places) - len(samples)
             if not samples:
                 continue
-            given = scene(model, samples, dict(start.options) if start else options, device)
+            given = generation.scene(model, samples, dict(start.options) if start else options, device)
             if cell.method == "inversion":
-                made = inverted(model, given, options)
+                made = generation.inverted(model, given, options)
             elif cell.method == "sample":
-                made = sampled(model, given, options, cell.seed)
+                made = generation.sampled(model, given, options, cell.seed)
             else:
-                stored = [read_inversion(files_folder(results, start), sample) for sample in samples]
-                made = attacked(
+                made_by = files_folder(results, start)
+                stored = [generation.read_inversion(made_by, sample) for sample in samples]
+                made = generation.attacked(
                     model, victim, given, stored, dict(start.options), cell.method, options, cell.prompt, cell.seed
                 )
             for sample, words, one in zip(samples, given.captions, made, strict=True):
-                write_picture(folder, sample, words, one)
+                generation.write_picture(folder, sample, words, one)
         facts = read_facts(folder)
         if not facts:
             raise InputError(f"{cell.dataset} {cell.split}: no picture with an object to generate from")

@@ -98,7 +98,7 @@ class Generation(_Strict):
 
     Fields:
         sets: the originals' data sets, as many images of each.
-        pictures: how many images in all.
+        pictures: how many images in all; ASAM's rivals are tuned on the same ones.
         ablation_pictures: the first so many of them, for ablations.
         recipe: of the inversion.
         steps: of denoising.

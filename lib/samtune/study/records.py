@@ -80,17 +80,19 @@ class Record:
 
     @property
     def dataset(self) -> str:
-        """The set that was measured; "" for a training."""
-        return self.cell.get("dataset", "")
+        """The set that was measured; of generated pictures, those that they are made from; "" for a training."""
+        made = self.cell.get("generated") if self.kind == "evaluation" else None
+        return made["dataset"] if made else self.cell.get("dataset", "")
 
     @property
     def train_datasets(self) -> tuple[str, ...]:
-        """The sets that were trained on; empty where nothing was trained.
+        """The sets that were trained on, or that the pictures trained on were made from; () where nothing was.
 
         Each of PraNet's five test sets of polyps counts as that of its training set, and stands in its place.
         """
         training = self.cell if self.kind == "training" else self.cell.get("training") or {}
-        names = tuple(training.get("train_datasets", ()))
+        made = training.get("generated")
+        names = tuple(made["dataset"].split("+") if made else training.get("train_datasets", ()))
         return (self.dataset,) if names == (POLYPS,) and self.dataset in TEST_SETS else names
 
     @property

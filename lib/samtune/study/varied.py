@@ -27,7 +27,8 @@ def varied(record: Record, table: str, variant: str) -> dict[str, object]:
     cell = record.cell
     training = cell if record.kind == "training" else cell.get("training")
     hyper = {} if training is None else training["hyper"]
-    measured = cell.get("options", {})
+    # Of pictures that are generated, `ALONG` alone says what is varied: their other options are the profile's.
+    measured = {} if record.kind == "generation" and table == asam.ABLATION else cell.get("options", {})
     if not variant:
         return {}
     if table == "learning_rates":

@@ -1,0 +1,231 @@
+"""ASAM's study: every rival has the same pictures, steps and parameters; what is planned; which rows claims read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from samtune.data.generated import chosen_pictures
+from samtune.data.registry import open_dataset
+from samtune.report.claim_list import CLAIMS
+from samtune.report.claims import build_claims
+from samtune.report.tables import build_tables
+from samtune.study import asam, execute
+from samtune.study.asam import ABLATION, FORGETTING, MAIN, SEEN, run_ablations, run_main
+from samtune.study.cells import Cell, EvaluationCell, GenerationCell, plain_cell
+from samtune.study.execute import cell_method, executor
+from samtune.study.profile import Generation, Profile
+from samtune.study.records import Record
+from samtune.study.runner import needed_cells, only_planned, run_cell
+from samtune.training import TrainingSamples
+from tiny_diffusion import save_tiny_diffusion
+
+SETS = ("synthetic-natural", "synthetic-industrial")
+UNSEEN = "synthetic-medical"
+pytestmark = pytest.mark.usefixtures("small_backbone")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_diffusion(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture
+def asam_profile(profile: Profile, model: str) -> Profile:
+    asked = Generation(sets=SETS, pictures=3, ablation_pictures=2, steps=2, attack_steps=1)
+    return profile.model_copy(update={"diffusion": model, "controlnet": model, "generation": asked})
+
+
+def planned(run: object, *arguments: object) -> list[EvaluationCell]:
+    """The cells that a study asks for, none of them run; generation cells left out."""
+    with only_planned() as cells:
+        run(*arguments)
+    return [cell for cell in cells if isinstance(cell, EvaluationCell)]
+
+
+def tables_of(cells: Sequence[Cell], table: str) -> dict[str, list[EvaluationCell]]:
+    """By variant."""
+    found: dict[str, list[EvaluationCell]] = {}
+    for cell in cells:
+        for place in cell.tables:
+            name, _, variant = place.partition(":")
+            if name == table:
+                found.setdefault(variant, []).append(cell)
+    return found
+
+
+def test_every_rival_has_the_same_pictures_steps_and_parameters(asam_profile: Profile) -> None:
+    shown = tables_of(planned(run_main, asam_profile, [UNSEEN, SETS[0]], [0, 1]), MAIN)
+    methods = {"zero_shot", *asam.ON_CLEAN, *asam.ON_GENERATED}
+    for variant, dataset in (("", UNSEEN), (SEEN, SETS[0])):
+        rows = {(cell.method, cell.seed, cell.prompt, cell.dataset) for cell in shown[variant]}
+        assert rows == {(method, seed, prompt, dataset) for method in methods for seed in (0, 1)
+                        for prompt in ("box", "point1")}  # fmt: skip
+    trainings = {cell.training.method: cell.training for cell in shown[""] if cell.training and cell.seed == 0}
+    alike = {(one.images, one.prompt, one.target, one.preprocess, one.backbone) for one in trainings.values()}
+    assert len(alike) == 1 and len(trainings) == 6
+    batches = {dict(one.hyper)["batch_size"] for one in trainings.values()}
+    schedules = {dict(one.hyper)["schedule"] for one in trainings.values()}
+    assert (batches, schedules) == ({2}, {"slow_start"})
+    made_from = {
+        (one.generated.dataset, one.generated.split, one.generated.pictures)
+        if one.generated
+        else ("+".join(one.train_datasets), "train", one.pictures)
+        for one in trainings.values()
+    }
+    assert made_from == {("+".join(SETS), "train", 3)}
+    assert len({cell_method(one).count_trainable() for one in trainings.values()}) == 1
+
+
+def test_clean_and_adversarial_pictures_are_seen_in_the_same_order_with_the_same_prompts(
+    asam_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path))
+    folder = tmp_path / asam_profile.name
+    seen: dict[str, list[dict]] = {}
+
+    def spy(method: object, sources: list, config: object, *rest: object) -> object:
+        samples = TrainingSamples(sources, method.image_size, config, True, method.mask_size)
+        seen[method.name] = [samples[place] for place in range(4)]
+        raise InterruptedError
+
+    monkeypatch.setattr(execute, "train", spy)
+    cells = planned(run_main, asam_profile, [UNSEEN], [0])
+    run = executor(asam_profile)
+    for cell in {cell.training.method: cell.training for cell in cells if cell.training}.values():
+        if cell.method in ("clean_tuning", "asam", "pgd"):
+            for need in needed_cells(cell, folder):
+                run_cell(need, folder, run)
+            with pytest.raises(InterruptedError):
+                run(cell, folder)
+    chosen = {f"{dataset.name}/{id}" for dataset, id in chosen_pictures("+".join(SETS), "train", 3, open_dataset)}
+    assert {sample["id"] for sample in seen["clean_tuning"][:3]} == chosen and len(chosen) == 3
+    for other in ("asam", "pgd"):
+        for one, two in zip(seen["clean_tuning"], seen[other], strict=True):
+            assert (one["id"], one["copy"]) == (two["id"], two["copy"])
+            assert np.array_equal(one["masks"], two["masks"])
+            for name in ("boxes", "points", "masks"):
+                a, b = getattr(one["prompts"], name), getattr(two["prompts"], name)
+                assert (a is None) == (b is None) and (a is None or np.array_equal(a, b))
+            assert not np.array_equal(one["image"], two["image"])
+
+
+def test_ablations_leave_out_what_was_tuned_on_and_use_few_seeds(asam_profile: Profile) -> None:
+    few = asam_profile.model_copy(update={"ablation_seeds": (5,), "learning_rates": (1e-4, 1e-3, 1e-2)})
+    cells = planned(run_ablations, few, [UNSEEN, SETS[0]], [0, 1])
+    shown = tables_of(cells, ABLATION)
+    on = {variant: {cell.dataset for cell in found} for variant, found in shown.items()}
+    pretrained = set(few.pretraining.sets)
+    assert on[FORGETTING] == pretrained and {cell.split for cell in shown[FORGETTING]} == {"train"}
+    assert {cell.method for cell in shown[FORGETTING]} == {"zero_shot", *asam.ON_CLEAN, *asam.ON_GENERATED}
+    fooled = [asam.ADVERSARIAL, asam.RECONSTRUCTED]
+    for variant in fooled:
+        assert {cell.backbone for cell in shown[variant]} == {"nano", "nano_mobile"}
+        assert {cell.split for cell in shown[variant]} == {"train"} and len(on[variant]) == 1
+    seeds = {variant: {cell.seed for cell in found} for variant, found in shown.items()}
+    claimed = {"SAM", "ASAM", "clean tuning", asam.WHOLE_DECODER}  # clean tuning: of the second victim
+    assert {variant for variant in seeds if seeds[variant] == {0, 1, 5}} == claimed
+    others = seeds.keys() - claimed
+    assert all(seeds[variant] == {5} for variant in others)
+    assert all(on[variant] == {UNSEEN} for variant in seeds.keys() - {FORGETTING, *fooled})
+    rows = {variant for group in (*asam.GROUPS.values(), *asam.PICTURES.values()) for variant in group}
+    assert rows <= others | claimed
+    # Every row that is tuned has learning rates of its own, tried on validation, with the prompts trained with.
+    tried: dict[tuple[str, str, str], set[float]] = {}
+    for name, found in tables_of(cells, "learning_rates").items():
+        for cell in found:
+            assert cell.split == "val" and cell.dataset in SETS
+            tried.setdefault((name.partition(", ")[2], cell.method, cell.backbone), set()).add(
+                dict(cell.training.hyper)["learning_rate"]
+            )
+    assert all(len(rates) == 3 for rates in tried.values())
+    tuned = {(variant if variant in {*rows, asam.FEW} else "", cell.method, cell.backbone)
+             for variant, found in shown.items() for cell in found if cell.training}  # fmt: skip
+    assert tuned == tried.keys()
+
+
+def test_pictures_made_otherwise_differ_in_what_the_row_says_alone(asam_profile: Profile) -> None:
+    asked = asam_profile.generation.model_copy(update={"attack_steps": 10})
+    usual = asam_profile.model_copy(update={"generation": asked})
+    arms = {arm.variant: arm.made for arm in asam.picture_arms(usual, list(asam.PICTURES))}
+    usual = arms.pop(asam.FEW)
+    assert usual.pictures == 2
+    for variant, cell in arms.items():
+        assert cell.key() != usual.key() or variant == "direct", variant  # the profile's own recipe
+        options, made = dict(cell.options), dict(cell.inversion.options)
+        for name, value in asam.ALONG[variant].items():
+            where = options | {"prompt": cell.prompt} if name.startswith("attack_") else made
+            assert where[name.removeprefix("attack_")] == value
+
+
+def test_without_a_diffusion_model_clean_tuning_is_varied(asam_profile: Profile, tmp_path: Path, capsys) -> None:
+    nothing = asam_profile.model_copy(update={"diffusion": str(tmp_path / "none")})
+    cells = planned(run_ablations, nothing, [UNSEEN], [0])
+    assert "not run: asam, controlnet" in capsys.readouterr().out
+    trained = {cell.training.method for cell in cells if cell.training}
+    assert trained == set(asam.ON_CLEAN) and all(cell.generated is None for cell in cells)
+    assert asam.WHOLE_DECODER in tables_of(cells, ABLATION)
+    assert {cell.method for cell in planned(run_main, nothing, [UNSEEN], [0])} == {"zero_shot", *asam.ON_CLEAN}
+
+
+def test_adversarial_pictures_are_made_and_measured(
+    asam_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is made up here: A4a and A4b are the differences of the table's rows."""
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path))
+    one = asam_profile.model_copy(update={"images": 2})
+    records = run_ablations(one, [UNSEEN, SETS[1]], [0], ["controlnet"])
+    final = build_tables(records)[ABLATION].query("output == 'final' and (prompt == 'box')")
+    made = final.query("method == 'attack' and metric == 'ssim'").set_index("variant")
+    assert set(made.index) == {asam.FEW, asam.WITHOUT} and set(made["images"]) == {2}
+    iou = final.query("metric == 'iou' and method != 'attack'").set_index("variant")
+    assert set(iou.loc[[asam.ADVERSARIAL, asam.RECONSTRUCTED], "images"]) == {3}
+    assert set(iou.loc[["SAM", "ASAM", asam.FEW], "dataset"]) == {UNSEEN}
+    assert iou.loc["ASAM", "train_dataset"] == "+".join(SETS)
+    claims = build_claims(records, "smoke", "nano").set_index("id")
+    drop = iou.loc[asam.RECONSTRUCTED, "mean"] - iou.loc[asam.ADVERSARIAL, "mean"]
+    assert claims.loc["A4a", "effect"] == pytest.approx(drop, abs=1e-5)
+    ssim = made["mean"]
+    assert claims.loc["A4b", "effect"] == pytest.approx(ssim[asam.FEW] - ssim[asam.WITHOUT], abs=1e-5)
+
+
+def test_every_claim_reads_its_rows_on_unseen_sets_alone(asam_profile: Profile) -> None:
+    """From made-up records: tuned, the nano SAM has the IoU of `levels` on unseen sets, and 0 on those tuned on."""
+    levels = {"zero_shot": 0.5, "clean_tuning": 0.55, "classical_augmentation": 0.56, "pgd": 0.3, "dat": 0.2,
+              "generated": 0.4, "asam": 0.6}  # fmt: skip
+    parts = {"decoder": 0.75, "mask_tokens": 0.1, "iou_token": 0.15}
+
+    def level(cell: EvaluationCell) -> float:
+        if cell.generated:
+            return 0.3 if cell.generated.method == "attack" else 0.45
+        if cell.dataset != UNSEEN:
+            return 0.0
+        if cell.backbone == "nano_mobile":
+            return levels[cell.method] / 2
+        hyper = dict(cell.training.hyper) if cell.training else {}
+        few = cell.training is not None and cell.training.generated and cell.training.generated.pictures == 2
+        return parts.get(hyper.get("tuned"), 0.05 if few else levels[cell.method])
+
+    def made_up(cell: Cell) -> Record:
+        values = {"iou": level(cell)} if isinstance(cell, EvaluationCell) else {"ssim": 0.9}
+        if isinstance(cell, GenerationCell) and not dict(cell.inversion.options).get("controlnet", True):
+            values = {"ssim": 0.7}
+        objects = pd.DataFrame([{"image": f"{n:02d}", "output": "final"} | values for n in range(12)])
+        return Record(cell.key(), cell.kind, plain_cell(cell), cell.tables, objects)
+
+    with only_planned() as cells:
+        run_main(asam_profile, [UNSEEN, SETS[0]], [0])
+        run_ablations(asam_profile, [UNSEEN, SETS[0]], [0])
+    records = [made_up(cell) for cell in cells]
+    ours = [claim for claim in CLAIMS if claim.paper == "asam"]
+    claims = build_claims(records, "smoke", "nano", ours).set_index("id")
+    effects = {"A1": 0.1, "A2a": 0.3, "A2b": 0.4, "A2c": 0.2, "A2d": 0.3, "A3": 0.2, "A4a": 0.15, "A4b": 0.2,
+               "A5": -0.15, "A6a": 0.05, "A6b": 0.15, "A7": 0.05}  # fmt: skip
+    assert claims["effect"].round(6).to_dict() == effects  # one row each: one unseen set
+    assert set(claims["dataset"]) == {UNSEEN, "+".join(SETS)}
+    assert claims.loc["A5", "verdict"] == "not reproduced" and claims.loc["A6b", "verdict"] == "reproduced"
+    assert not claims.loc["A6a", "command"].endswith("-p profile paper")
+    main = build_tables(one for one in records if one.variants(MAIN))[MAIN]
+    assert set(zip(main["variant"], main["dataset"], strict=True)) == {("", UNSEEN), (SEEN, SETS[0])}
