@@ -83,6 +83,9 @@ class Tuning:
         made = made or self.generated.get(method)
         rate = rate or self.rates.get(self._place(method, changes)) or self.rates[self._place(method)]
         hyper = dict(METHODS[method].recipe) | changes
+        steps = self.profile.generation.attack_steps
+        if method == "pgd" and steps != Profile.model_fields["generation"].default.attack_steps:
+            hyper["steps"] = steps  # as many as ASAM's attack has
         cell = training_cell(
             self.profile, method, "+".join(self.general), seed, rate, self.hash, images, TRAINED_WITH, **hyper
         )
