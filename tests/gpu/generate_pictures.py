@@ -1,4 +1,4 @@
-"""The pictures that ASAM and its rivals are tuned on, and nothing else of a profile: `generate_pictures.py PROFILE BATCH`.
+"""What ASAM and its rivals are tuned on, and nothing else of a profile: `generate_pictures.py PROFILE BATCH`.
 
 What is made is not made again; a batch that was broken off is.
 """

@@ -76,10 +76,12 @@ def sam_of_state(state: Mapping[str, Tensor], path: Path, backbone: str = "") ->
     Raises `InputError` when names or shapes do not fit.
     """
     prefix = next((name[: -len(one)] for name in state for one in FIRST_LAYERS if name.endswith(one)), "")
-    state = split_qkv({name.removeprefix(prefix): value for name, value in state.items()})
-    if MOBILE_PATCHES in state:
+    state = {name.removeprefix(prefix): value for name, value in state.items()}
+    if MOBILE_PATCHES in state:  # q, k and v stay joined in its encoder
         backbone, state = backbone or "mobile_sam", from_mobile_sam(state)
-    backbone = backbone or guess_backbone(state, path)
+    else:
+        state = split_qkv(state)
+        backbone = backbone or guess_backbone(state, path)
     sam = new_sam(backbone)
     load_strictly(sam, state, path)
     return sam

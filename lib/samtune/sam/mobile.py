@@ -48,10 +48,13 @@ class TinyVitEncoder(nn.Module):
 
     def __init__(self, image_size: int, channels: int) -> None:
         super().__init__()
-        import timm
+        from timm.models.tiny_vit import TinyVit
 
         self.img_size = image_size
-        self.network = timm.create_model("tiny_vit_5m_224", pretrained=False, num_classes=0)
+        # The class, not timm's name of it, which the package mobile_sam gives to its own where it is imported.
+        self.network = TinyVit(
+            num_classes=0, embed_dims=(64, 128, 160, 320), num_heads=(2, 4, 5, 10), drop_path_rate=0.0
+        )
         self.network.stages[3].downsample.conv2.conv.stride = (1, 1)
         self.network.head = nn.Identity()
         self.neck = nn.Sequential(
