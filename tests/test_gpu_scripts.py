@@ -17,18 +17,20 @@ sys.path.insert(0, str(GPU))
 from bring_back import bring_back  # noqa: E402
 from pack import pack  # noqa: E402
 
+from tiny_diffusion import save_tiny_diffusion  # noqa: E402
 
-def run(out: Path, *parts: str, **settings: str) -> tuple[int, str]:
+
+def run(out: Path, *parts: str, script: str = "run.sh", **settings: str) -> tuple[int, str]:
     environment = os.environ | {"DEVICE": "cpu", "PYTHON": sys.executable, "EVERY": "1"} | settings
-    done = subprocess.run([GPU / "run.sh", out, *parts], env=environment, capture_output=True, text=True)
+    done = subprocess.run([GPU / script, out, *parts], env=environment, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
-def small_profile(path: Path) -> Path:
+def small_profile(path: Path, **changes: object) -> Path:
     """The smoke profile with notebook 90 alone: five measurements, no training."""
     smoke = yaml.safe_load((repository_root() / "lib/samtune/profiles/smoke.yaml").read_text())
     smoke["notebooks"] = {"90_train_nano_models": smoke["notebooks"]["90_train_nano_models"]}
-    path.write_text(yaml.safe_dump(smoke | {"name": "smoke-queue"}))
+    path.write_text(yaml.safe_dump(smoke | {"name": "smoke-queue"} | changes))
     return path
 
 
@@ -48,6 +50,30 @@ def test_queue_leaves_records_that_come_back(tmp_path: Path) -> None:
         back = read_records(elsewhere / "results" / "smoke-queue" / "records")
         assert [record.key for record in back] == [record.key for record in records]
         assert bring_back(tmp_path / "out", elsewhere)[0] == placed - 5  # records that are there stay
+    finally:
+        shutil.rmtree(results, ignore_errors=True)
+
+
+def test_adversarial_pictures_are_made_and_come_back_without_their_latents(tmp_path: Path) -> None:
+    results = repository_root() / "results" / "smoke-pictures"
+    shutil.rmtree(results, ignore_errors=True)
+    model = str(save_tiny_diffusion(tmp_path / "tiny"))
+    generation = {"sets": ["synthetic-natural"], "pictures": 3, "steps": 1, "attack_steps": 1}
+    profile = small_profile(
+        tmp_path / "small.yaml", name=results.name, diffusion=model, controlnet=model, generation=generation
+    )
+    script = {"script": "train_diffusion.sh", "PROFILE": str(profile), "WORK": str(tmp_path / "work"), "AT_ONCE": "2"}
+    try:
+        code, said = run(tmp_path / "out", "pictures", **script)
+        assert code == 0, said
+        made = sorted(path.name for path in results.glob("generated/*/*.png"))
+        assert len(made) == 3 * 5  # inverted and attacked, also in the autoencoder alone; from noise
+        placed, refused = bring_back(tmp_path / "out", tmp_path / "checkout")
+        back = tmp_path / "checkout" / "results" / results.name
+        assert refused == [] and sorted(path.name for path in back.glob("generated/*/*.png")) == made
+        assert placed == 5 + 2 * len(made) + 5  # records, pictures and facts, and that all are there
+        again, said = run(tmp_path / "out", "pictures", **script)
+        assert again == 0 and "nothing to run" in said, said
     finally:
         shutil.rmtree(results, ignore_errors=True)
 

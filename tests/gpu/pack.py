@@ -1,6 +1,7 @@
 """Pack what a run has written under results/ since OUT/started was made into OUT: `pack.py OUT`.
 
-At most 7 archives of 15 MiB (records first, then small checkpoints), so that logs fit beside them; whole or absent.
+At most 6 archives of 15 MiB (records first, then small checkpoints), so that logs fit beside them; whole or absent. The
+latents of generated pictures stay: those of 200 inversions are 160 MB, and a training wants the pictures alone.
 """
 
 import io
@@ -24,6 +25,7 @@ def new_files(root: Path, since: float) -> list[Path]:
         if path.suffix not in (".lock", ".partial", ".pt")
         and path.stat().st_size <= LARGEST
         and not {"rehearsal", "cache"} & set(path.relative_to(root).parts)
+        and not (path.suffix == ".safetensors" and "generated" in path.relative_to(root).parts)
     ]
     return sorted(kept, key=lambda path: (path.parent.name != "records", str(path)))
 

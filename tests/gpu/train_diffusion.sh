@@ -1,29 +1,49 @@
 #!/usr/bin/env bash
-# Train the nano diffusion pipeline on a graphics card: autoencoder, U-Net, ControlNet, each going on where it stopped.
-# usage: tests/gpu/train_diffusion.sh OUT [STAGE ...]        (all three without one)
-# Checkpoints stay in checkpoints/nano_diffusion; the pipeline so far (fp16) and the learning curves are packed into OUT
-# every minute, in parts of 15 MB: cat OUT/pipeline.tar.gz.* | tar -xz. The file of pictures is made first where the data sets are:
+# Train the nano diffusion pipeline on a graphics card: autoencoder, U-Net, ControlNet, each going on where it stopped; then,
+# in the time that is left, make the adversarial pictures of a profile by it (stage pictures), picture by picture.
+# usage: tests/gpu/train_diffusion.sh OUT [STAGE ...]        (all four without one)
+# Checkpoints stay in WORK; the pipeline so far (fp16) and the learning curves are packed into OUT every minute, in parts of
+# 15 MB: cat OUT/pipeline.tar.gz.* | tar -xz. So are the pictures, without their latents (tests/gpu/pack.py; back by
+# tests/gpu/bring_back.py OUT). The file of training pictures is made first where the data sets are:
 #   python -m samtune.nano.diffusion --stage autoencoder --steps 0 --out checkpoints/nano_diffusion
-# Settings, from the environment: DEVICE (cuda)  PYTHON (python3)  PICTURES (checkpoints/nano_diffusion/pictures.npz)
-#   STEPS and BATCHES, of the three stages  EVERY, steps between checkpoints (500)
+# Stage pictures needs the data sets themselves (SAMTUNE_DATA). The pipeline becomes the checkout's own, which the profile calls
+# nano, where it has none: the cells are then those of the profile once these weights are shipped.
+# Settings, from the environment: DEVICE (cuda)  PYTHON (python3)  WORK (checkpoints/nano_diffusion)  PICTURES (WORK/pictures.npz)
+#   STEPS and BATCHES, of the three stages  EVERY, steps between checkpoints (500)  PROFILE of the pictures (cpu)
+#   AT_ONCE, pictures in a batch (25)
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=${1:?usage: tests/gpu/train_diffusion.sh OUT [STAGE ...]}; shift
-stages=("$@"); [ $# -gt 0 ] || stages=(autoencoder unet controlnet)
-work=checkpoints/nano_diffusion; pictures=${PICTURES:-$work/pictures.npz}
+stages=("$@"); [ $# -gt 0 ] || stages=(autoencoder unet controlnet pictures)
+work=${WORK:-checkpoints/nano_diffusion}; device=${DEVICE:-cuda}; python=${PYTHON:-python3}; pictures=${PICTURES:-$work/pictures.npz}
 read -r -a steps <<< "${STEPS:-8000 10000 5000}"
 read -r -a batches <<< "${BATCHES:-64 128 128}"
 declare -A place=([autoencoder]=0 [unet]=1 [controlnet]=2)
-mkdir -p "$out" "$work"
+mkdir -p "$out" "$work"; [ -e "$out/started" ] || touch "$out/started"
 export PYTHONPATH="$PWD/lib${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
-copy() { tar -C "$work" -cz $(cd "$work" && ls -d *.json pipeline 2>/dev/null) | split -b 15M - "$out/pipeline.tar.gz."; }
+copy() {
+    local parts; parts=$(cd "$work" && ls -d *.json pipeline 2>/dev/null)
+    [ -z "$parts" ] || tar -C "$work" -cz $parts | split -b 15M - "$out/pipeline.tar.gz."
+    $python tests/gpu/pack.py "$out"
+}
 ( while sleep 60; do copy; done ) > /dev/null 2>&1 & copier=$!
 trap 'kill $copier 2>/dev/null; copy' EXIT
 
+generate() {
+    local nano=lib/samtune/assets/nano_diffusion
+    [ -e $nano ] || [ ! -d "$work/pipeline/controlnet" ] || cp -r "$work/pipeline" $nano
+    $python tests/gpu/queue_profile.py "${PROFILE:-cpu}" "$device" > "$work/pictures.yaml" &&
+        $python tests/gpu/generate_pictures.py "$work/pictures.yaml" "${AT_ONCE:-25}"
+}
+
 for stage in "${stages[@]}"; do
-    number=${place[$stage]}
-    ${PYTHON:-python3} -m samtune.nano.diffusion --stage "$stage" --steps "${steps[$number]}" --out "$work" \
-        --pictures "$pictures" --device "${DEVICE:-cuda}" --batch-size "${batches[$number]}" \
-        --checkpoint-every "${EVERY:-500}" 2>&1 | tee -a "$out/$stage.txt" || exit 1
+    number=${place[$stage]:-}
+    if [ "$stage" = pictures ]; then
+        generate 2>&1 | tee -a "$out/training.txt" || exit 1
+        continue
+    fi
+    $python -m samtune.nano.diffusion --stage "$stage" --steps "${steps[$number]}" --out "$work" \
+        --pictures "$pictures" --device "$device" --batch-size "${batches[$number]}" \
+        --checkpoint-every "${EVERY:-500}" 2>&1 | tee -a "$out/training.txt" || exit 1
 done

@@ -201,9 +201,13 @@ def write_picture(folder: Path, sample: Sample, caption: str, made: Made) -> Non
 
 
 def read_inversion(folder: Path, sample: Sample) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
-    """Tensors and numbers that the inversion of a picture left in `folder`."""
+    """Tensors and numbers that the inversion of a picture left in `folder`. Raises `InputError` without the tensors:
+    they are too large to come back from a graphics card."""
     name = picture_name(sample.dataset, sample.id)
-    return load_file(folder / f"{name}.safetensors"), json.loads((folder / f"{name}.json").read_text())["numbers"]
+    latents = folder / f"{name}.safetensors"
+    if not latents.is_file():
+        raise InputError(f"no latents at {latents}, but the picture: remove {folder} and its record to invert anew")
+    return load_file(latents), json.loads((folder / f"{name}.json").read_text())["numbers"]
 
 
 class Cost:

@@ -130,6 +130,8 @@ def _load(kind: type, place: str | Path, source: str, part: str | None = None):
         by_hand = checkpoint_root() / source.rpartition("/")[2]
         what = "write the nano model by notebook 90" if source == "nano" else f"fetch {source} and put it at {by_hand}"
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(place, Path) and not place.is_dir():  # diffusers takes it for a hub id, and says so
+            first_line = "there is no such folder"
         raise InputError(
             f"no {part or 'model'} of {source} in {place} ({first_line}): {what}, a folder in diffusers' format with "
             "safetensors (vae, unet, text_encoder, tokenizer, scheduler, and controlnet where there is one)"

@@ -29,7 +29,8 @@ REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN, NO_REFERENCE = (
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN, NO_REFERENCE)
 NOTEBOOKS = {
     "baselines": "00_start_here", "spt_main": "10_spt", "spt_ablation": "11_spt_ablations", "sam_sp_main": "20_sam_sp",
-    "sam_sp_ablation": "21_sam_sp_ablations",
+    "sam_sp_ablation": "21_sam_sp_ablations", "asam_main": "30_asam", "asam_inversion": "30_asam",
+    "asam_ablation": "31_asam_ablations",
 }  # fmt: skip
 ABSENT = "not in this version"  # in place of the command, where no notebook measures the claim yet
 

@@ -101,6 +101,14 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
         "ASAM minus tuning on clean pictures",
         [("sets not tuned on, box prompt", "iou", above(asam_main("asam"), asam_main("clean_tuning")), True)],
     ),
+    "asam_gains_forest": (
+        "Tuned 1,280 parameters minus SAM as it is, sets not tuned on, box prompt",
+        [
+            (METHODS[method].title, "iou",
+             above(Side("asam_main", method, "box"), Side("asam_main", "zero_shot", "box")), True)
+            for method in ("asam", *asam.ON_CLEAN, "dat", "generated")
+        ],
+    ),
     "tuning_forest": (
         "Tuned minus not tuned",
         [

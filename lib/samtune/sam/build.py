@@ -1,4 +1,4 @@
-"""SAM ViT-B, ViT-L, ViT-H and nano, built from segment_anything's own classes."""
+"""SAM ViT-B, ViT-L, ViT-H, MobileSAM and nano, built from segment_anything's own classes."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from samtune.common.errors import InputError, unknown
 from samtune.sam.attention import split_attention
 from samtune.sam.decode import BatchedMaskDecoder, FullPrecisionPromptEncoder
-from samtune.sam.mobile import MobileEncoder
+from samtune.sam.mobile import MobileEncoder, TinyVitEncoder
 
 PIXEL_MEAN = [123.675, 116.28, 103.53]
 PIXEL_STD = [58.395, 57.12, 57.375]
@@ -98,6 +98,13 @@ def _nano_mobile() -> Sam:
     return sam
 
 
+def _mobile_sam() -> Sam:
+    """MobileSAM: SAM's own prompt encoder and mask decoder on a small image encoder."""
+    sam = _official(width=16, depth=0, heads=1, global_blocks=())
+    sam.image_encoder = TinyVitEncoder(sam.image_size, sam.mask_decoder.transformer_dim)
+    return sam
+
+
 _official = partial(
     _build,
     image_size=1024,
@@ -129,6 +136,7 @@ BACKBONES = {
         relative_positions=False,  # on a CPU the query-dependent bias doubles the cost of a global block
     ),
     "nano_mobile": _nano_mobile,
+    "mobile_sam": _mobile_sam,
 }
 
 

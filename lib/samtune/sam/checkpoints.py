@@ -19,6 +19,7 @@ from samtune.common.errors import InputError, unknown
 from samtune.common.paths import asset, checkpoint_root, names_a_file, resolve
 from samtune.sam.attention import merge_qkv, split_qkv
 from samtune.sam.build import BACKBONES, Sam, new_sam
+from samtune.sam.mobile import MOBILE_PATCHES, from_mobile_sam
 
 # The suffix of an official name is the beginning of the file's MD5. The SHA-256 were listed by third parties.
 OFFICIAL = {
@@ -31,6 +32,7 @@ NANO = "assets/nano_sam.safetensors"
 SHIPPED = {"nano": NANO, "nano_mobile": "assets/nano_mobile.safetensors"}
 NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
 PATCHES = "image_encoder.patch_embed.proj.weight"  # the first layer: which SAM a state dict is
+FIRST_LAYERS = (PATCHES, MOBILE_PATCHES)
 
 
 def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
@@ -38,7 +40,7 @@ def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
 
     Args:
         backbone: "nano" (shipped), "vit_b", "vit_l", "vit_h" (downloaded once, see `official_checkpoint`), or the path
-            of a checkpoint of any of them.
+            of a checkpoint of any of them, or MobileSAM's own.
         checkpoint: a file to read in place of the backbone's own, in SAM's own format or ours (`.safetensors`).
 
     Raises `InputError` when the file is missing, corrupt or of another backbone.
@@ -47,6 +49,10 @@ def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
     if backbone not in BACKBONES and names_a_file(backbone):
         path, backbone = resolve(backbone), ""
     elif path is None:
+        if backbone == "efficient_sam":
+            raise InputError(
+                "no Python package has EfficientSAM's classes; take mobile_sam or nano_mobile in its place"
+            )
         if backbone not in BACKBONES:
             raise unknown("backbone", backbone, BACKBONES)
         path = asset(SHIPPED[backbone]) if backbone in SHIPPED else official_checkpoint(backbone)
@@ -69,9 +75,13 @@ def sam_of_state(state: Mapping[str, Tensor], path: Path, backbone: str = "") ->
 
     Raises `InputError` when names or shapes do not fit.
     """
-    prefix = next((name.removesuffix(PATCHES) for name in state if name.endswith(PATCHES)), "")
-    state = split_qkv({name.removeprefix(prefix): value for name, value in state.items()})
-    backbone = backbone or guess_backbone(state, path)
+    prefix = next((name[: -len(one)] for name in state for one in FIRST_LAYERS if name.endswith(one)), "")
+    state = {name.removeprefix(prefix): value for name, value in state.items()}
+    if MOBILE_PATCHES in state:  # q, k and v stay joined in its encoder
+        backbone, state = backbone or "mobile_sam", from_mobile_sam(state)
+    else:
+        state = split_qkv(state)
+        backbone = backbone or guess_backbone(state, path)
     sam = new_sam(backbone)
     load_strictly(sam, state, path)
     return sam
@@ -79,7 +89,7 @@ def sam_of_state(state: Mapping[str, Tensor], path: Path, backbone: str = "") ->
 
 def holds_sam(state: Mapping[str, Tensor]) -> bool:
     """Does a state dict hold a whole SAM, with the first layer of its image encoder?"""
-    return any(name.endswith(PATCHES) for name in state)
+    return any(name.endswith(FIRST_LAYERS) for name in state)
 
 
 def is_safetensors(path: Path) -> bool:

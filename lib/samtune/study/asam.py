@@ -116,6 +116,9 @@ class Tuning:
         made = arm.made or self.generated.get(arm.method)
         images = self.profile.images or ASAM.epochs * self.pictures
         hyper = dict(METHODS[arm.method].recipe) | dict(arm.changes)
+        steps = self.profile.generation.attack_steps
+        if arm.method == "pgd" and steps != Profile.model_fields["generation"].default.attack_steps:
+            hyper["steps"] = steps  # as many as ASAM's attack has
         rate = rate or self.rates[arm.place]
         cell = training_cell(
             self.profile, arm.method, "+".join(self.sets), seed, rate, self.hash, images, TRAINED_WITH, **hyper

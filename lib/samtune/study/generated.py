@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from samtune.common.errors import InputError
 from samtune.diffusion.generation import AUTOENCODER
 from samtune.diffusion.pipeline import load_diffusion
 from samtune.sam.checkpoints import weights_hash
@@ -111,8 +112,13 @@ def inversion_cells(profile: Profile) -> list[GenerationCell]:
 
 
 def run_generated(profile: Profile) -> list[Record]:
-    """The records of `adversarial_cells` and `inversion_cells`; what has none is run."""
-    cells = [*adversarial_cells(profile).values(), *inversion_cells(profile)]
+    """The records of `adversarial_cells` and `inversion_cells`; what has none is run. None where nothing can be
+    generated here."""
+    try:
+        cells = [*adversarial_cells(profile).values(), *inversion_cells(profile)]
+    except InputError as error:
+        print(f"not run: pictures of a diffusion model: {str(error).splitlines()[0]}")
+        return []
     return run_cells(cells, profile.name, executor(profile))
 
 

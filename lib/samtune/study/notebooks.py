@@ -13,6 +13,13 @@ from samtune.study.runner import missing_cells, only_planned
 
 Parameters = Mapping[str, object]
 
+
+def _asam(profile: Profile, names: Sequence[str], seeds: Sequence[int], given: Parameters) -> list[Record]:
+    from samtune.study.generated import run_generated  # not above: it brings diffusers, seconds
+
+    return [*run_generated(profile), *asam.run_main(profile, names, seeds)]
+
+
 # As the notebooks call them: profile, data sets, seeds, and the parameters that the profile gives the notebook.
 ASKED: dict[str, Callable[[Profile, Sequence[str], Sequence[int], Parameters], list[Record]]] = {
     "00_start_here": lambda profile, names, seeds, given: baselines.run_baselines(profile, names, seeds),
@@ -26,6 +33,7 @@ ASKED: dict[str, Callable[[Profile, Sequence[str], Sequence[int], Parameters], l
     "21_sam_sp_ablations": lambda profile, names, seeds, given: sam_sp.run_ablations(
         profile, names, seeds, given.get("groups", ())
     ),
+    "30_asam": _asam,
     "31_asam_ablations": lambda profile, names, seeds, given: asam.run_ablations(
         profile, names, seeds, given.get("groups", ())
     ),

@@ -169,6 +169,15 @@ class SamSpAblations(NotebookParameters):
     groups: list[Annotated[str, AfterValidator(partial(_known_group, "study.sam_sp"))]]
 
 
+class Asam(NotebookParameters):
+    """Parameters of `30_asam`."""
+
+    notebook: ClassVar[str] = "30_asam"
+    profile: ProfileName
+    datasets: list[DatasetName]
+    seeds: list[Seed]
+
+
 class AsamAblations(NotebookParameters):
     """Parameters of `31_asam_ablations`."""
 

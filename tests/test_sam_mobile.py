@@ -1,0 +1,54 @@
+"""MobileSAM's own checkpoint, read with timm's classes; what is said of EfficientSAM's."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from samtune.common.errors import InputError
+from samtune.methods import build_method
+from samtune.sam.build import new_sam
+from samtune.sam.checkpoints import holds_sam, load_sam
+from samtune.sam.mobile import MOBILE_PATCHES
+
+
+def mobile_sam_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our names -> those of MobileSAM's file, with the classifier that it still holds."""
+    written = {"image_encoder.norm_head.weight": torch.ones(320), "image_encoder.head.bias": torch.zeros(1000)}
+    for name, value in state.items():
+        name = name.replace("network.", "").replace("stages", "layers").replace(".conv.weight", ".c.weight")
+        name = name.replace("patch_embed.conv1", "patch_embed.seq.0").replace("patch_embed.conv2", "patch_embed.seq.2")
+        moved = re.match(r"(image_encoder.layers.)(\d)(.downsample.*)", name)
+        written[f"{moved[1]}{int(moved[2]) - 1}{moved[3]}" if moved else name] = value
+    return written
+
+
+def test_its_checkpoint_loads_by_name_and_by_itself(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sam = new_sam("mobile_sam")
+    for name, buffer in sam.image_encoder.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_()
+    state = mobile_sam_layout(sam.state_dict())
+    assert MOBILE_PATCHES in state and "image_encoder.layers.2.downsample.conv3.bn.running_var" in state
+    assert "image_encoder.layers.3.blocks.1.local_conv.c.weight" in state and holds_sam(state)
+    torch.save(state, tmp_path / "mobile_sam.pt")
+    images = torch.randn(1, 3, 128, 128)
+    with torch.no_grad():
+        expected = sam.image_encoder(images)
+        assert expected.shape == (1, 256, 8, 8)  # a token for 16 pixels, as SAM has
+        for read in (load_sam(str(tmp_path / "mobile_sam.pt")), load_sam("mobile_sam", tmp_path / "mobile_sam.pt")):
+            assert read.backbone == "mobile_sam" and torch.equal(read.image_encoder(images), expected)
+    assert read.image_size == 1024 and read.mask_size == 256
+    assert build_method("asam", read).count_trainable() == 1280
+    del state["image_encoder.layers.1.blocks.0.attn.attention_biases"]
+    torch.save(state, tmp_path / "cut.pt")
+    with pytest.raises(InputError, match="cut.pt does not fit.*missing image_encoder.network.stages.1.*attention_bias"):
+        load_sam(str(tmp_path / "cut.pt"))
+
+
+def test_efficient_sam_is_said_to_have_no_classes() -> None:
+    with pytest.raises(InputError, match="^no Python package has EfficientSAM's classes"):
+        load_sam("efficient_sam")
