@@ -293,11 +293,9 @@ def profiles() -> None:
     from samtune.study.profile import load_profile, profile_names
 
     known = [load_profile(name) for name in profile_names()]
-    minutes = {one.name: sum(notebook.minutes for notebook in one.notebooks.values()) for one in known}
-    for one in sorted(known, key=lambda one: minutes[one.name]):
+    for one in sorted(known, key=lambda one: (one.images is None, one.images)):
         typer.echo(f"{one.name:6}  {one.description}")
-        seeds = counted(len(one.seeds), "seed")
-        typer.echo(f"        backbone {one.backbone}, {seeds}, about {duration_text(minutes[one.name])}")
+        typer.echo(f"        backbone {one.backbone}, {counted(len(one.seeds), 'seed')}")
 
 
 @app.command()

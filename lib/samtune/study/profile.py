@@ -22,11 +22,9 @@ class Notebook(_Strict):
     """How the profile runs one notebook.
 
     Fields:
-        minutes: about how long it takes.
         parameters: of the notebook, beside the profile's name.
     """
 
-    minutes: float
     parameters: dict[str, object] = {}
 
 
