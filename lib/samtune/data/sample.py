@@ -133,6 +133,29 @@ class Dataset(Protocol):
         """Read one sample. Raises `InputError` with the file's name when it cannot be read."""
 
 
+class Remembered:
+    """A data set whose samples, once read, stay in memory until they fill `most` bytes: where every object is a file of
+    its own, reading a picture can take longer than a training step on it.
+    """
+
+    def __init__(self, dataset: Dataset, most: int = 2**30) -> None:
+        self.name, self.dropped, self.ids = dataset.name, dataset.dropped, dataset.ids
+        self._dataset, self._left = dataset, most
+        self._kept: dict[str, Sample] = {}
+
+    def load(self, id: str) -> Sample:
+        """As the data set does. Do not change the arrays."""
+        if id in self._kept:
+            return self._kept[id]
+        sample = self._dataset.load(id)
+        if isinstance(sample.masks, np.ndarray):
+            size = sample.image.nbytes + sample.masks.nbytes
+            if size <= self._left:
+                self._left -= size
+                self._kept[id] = sample
+        return sample
+
+
 def target_masks(sample: Sample, target: Target) -> np.ndarray | CroppedMasks:
     """The masks that prompts are made from and predictions are compared with, bool `(N, H, W)`.
 
