@@ -3,6 +3,7 @@ that help is fast.
 """
 
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -348,15 +349,21 @@ def bench(
     Pictures a second and memory of encoding, decoding and a training step, into the table `speed` of the profile; the
     fastest batch size, precision and compilation. Do nothing else on the machine meanwhile.
     """
-    from samtune.study.bench import recommendations, run_bench, speed_table
+    from samtune.study.bench import EVALUATE, recommendations, run_bench, speed_table
+    from samtune.study.bench_generation import run_generation_bench
     from samtune.study.profile import load_profile
 
     chosen = load_profile(profile)
     typer.echo(f"about {minutes:g} minutes")
-    table = speed_table(run_bench(chosen.name, backbone or (), minutes, device, typer.echo))
+    start = time.perf_counter()
+    records = run_generation_bench(chosen, minutes / 4, device, typer.echo)
+    left = minutes - (time.perf_counter() - start) / 60
+    table = speed_table([*records, *run_bench(chosen.name, backbone or (), left, device, typer.echo)])
     columns = ["method", "backbone", "batch", "precision", "compiled", "images_per_second", "peak_memory_mb"]
     for name, fastest in recommendations(table).groupby("device"):
         typer.echo(f"\nThe fastest training steps on {name}:\n{fastest[columns].to_string(index=False)}")
+    for row in table[table["phase"] == EVALUATE].itertuples():
+        typer.echo(f"ASAM's {row.method} on {row.device}: {row.images_per_second:.3g} network evaluations a second")
     say_outlook(chosen)
 
 
