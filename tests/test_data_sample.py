@@ -1,10 +1,11 @@
-"""Which masks of a sample count: its objects, or their union."""
+"""Which masks of a sample count: its objects, or their union; what stays in memory."""
 
 import numpy as np
 import pytest
 
 from samtune.common.errors import InputError
-from samtune.data.sample import Sample, stack_masks, target_masks
+from samtune.data.sample import Remembered, Sample, stack_masks, target_masks
+from small_sam import ListedSamples, disc_sample
 
 
 def test_targets():
@@ -20,3 +21,21 @@ def test_targets():
     assert target_masks(blank, "union").shape == (0, 2, 3)
     with pytest.raises(InputError, match="unknown target 'unoin'; known: union"):
         target_masks(sample, "unoin")
+
+
+def test_samples_stay_in_memory_until_it_is_full() -> None:
+    read = []
+
+    class Counted(ListedSamples):
+        def load(self, id: str) -> Sample:
+            read.append(id)
+            return super().load(id)
+
+    data = Counted([disc_sample(number) for number in range(3)])
+    one = data.load("000")
+    kept = Remembered(data, most=2 * (one.image.nbytes + one.masks.nbytes))
+    read.clear()
+    for _ in range(2):
+        assert [kept.load(id).id for id in kept.ids("train")] == data.ids("train")
+    assert read == ["000", "001", "002", "002"]
+    assert kept.load("000") is kept.load("000") and kept.name == data.name

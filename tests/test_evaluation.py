@@ -343,6 +343,18 @@ def test_one_kind_of_prompt_after_another_encodes_a_picture_once(monkeypatch: py
     assert len(encoded) == len(DISCS) == len(known)
 
 
+def test_threads_change_neither_rows_nor_errors() -> None:
+    method = build_method("lora", small_sam())
+    tables = []
+    for workers in (0, 3):
+        config = replace(CONFIG, batch_size=2, workers=workers)
+        tables.append(evaluate(predict_with(method, config), ListedSamples(DISCS), config, progress=False)[0])
+    assert tables[0].equals(tables[1])
+    with pytest.raises(ValueError, match="mae needs logits"):
+        wrong = replace(config, metrics=("mae",))
+        evaluate(predict_with(method, config), ListedSamples(DISCS), wrong, progress=False)
+
+
 def test_box_noise_moves_jittered_boxes_and_no_others() -> None:
     boxes: dict[tuple, np.ndarray] = {}
 

@@ -122,6 +122,14 @@ def test_hd95_equals_medpy_pooled_and_monai_strict() -> None:
     assert apart >= 2  # the two rules are different rules
 
 
+def test_both_kinds_of_hd95_measure_the_distances_once() -> None:
+    metrics._distances.cache_clear()
+    for prediction, truth in (pairs := blob_pairs()):
+        metrics.hd95_transunet(prediction, truth), metrics.hd95_strict(prediction, truth)
+    known = metrics._distances.cache_info()
+    assert known.hits == known.misses == len(pairs)
+
+
 @pytest.mark.parametrize(
     ("name", "peer", "read"),
     [

@@ -51,6 +51,10 @@ def test_pgd_stays_within_eps_is_made_once_and_fools_the_victim(tmp_path: Path) 
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
     AttackedDataset(data, build_method("pgd", small_sam(), eps=4), tmp_path, "cpu").load("000")
     assert len(list(tmp_path.iterdir())) == 4
+    late = AttackedDataset(data, method, tmp_path / "late", "cpu")
+    for parameter in method.parameters():  # trained meanwhile: the victim stays as it was
+        torch.nn.init.zeros_(parameter)
+    assert np.array_equal(late.load("000").image, made.load("000").image)
 
 
 def _loss(method: torch.nn.Module, image: np.ndarray, masks: np.ndarray) -> float:

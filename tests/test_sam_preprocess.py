@@ -62,6 +62,15 @@ def test_pictures_are_normalised_and_padding_is_zero(size: tuple[int, int]) -> N
     height, width = Preprocess(64, "pad").inner_size(*size)
     assert (padded[:, :height, :width] - normalised).abs().max() < 1e-5
     assert not padded[:, height:].any() and not padded[:, :, width:].any()
+    assert stretched.is_contiguous() and padded.is_contiguous()
+
+
+@pytest.mark.parametrize("mode", ["pad", "stretch"])
+def test_masks_at_the_squares_own_size_average_down_to_those_at_a_quarter(mode: str) -> None:
+    to_square = Preprocess(64, mode)
+    whole, quarter = (to_square.masks(disc(48, 80)[None], size) for size in (64, 16))
+    assert whole.shape == (1, 1, 64, 64)
+    assert torch.allclose(torch.nn.functional.avg_pool2d(whole, 4), quarter)
 
 
 def bilinear(logits: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ class Clock:
             self.now += seconds
             return seconds, None
 
-        monkeypatch.setattr(bench, "_run", run)
+        monkeypatch.setattr(bench, "run_step", run)
 
 
 def test_bench_ends_in_time_and_times_the_papers_training_first(
@@ -89,14 +89,14 @@ def test_what_was_timed_is_kept_when_the_bench_is_stopped(
     tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch, {"train": 1.0, "encode": 1.0, "decode": 1.0})
-    timed = bench._run
+    timed = bench.run_step
 
     def stopped(step: tuple[str, str, int], device: str) -> tuple[float, None]:
         if step[1] == "encode":
             raise KeyboardInterrupt
         return timed(step, device)
 
-    monkeypatch.setattr(bench, "_run", stopped)
+    monkeypatch.setattr(bench, "run_step", stopped)
     with pytest.raises(KeyboardInterrupt):
         run_bench(tmp_path, ["nano"], 60.0, "cpu", say=lambda line: None)
     assert {record.cell["phase"] for record in read_records(tmp_path / "records")} == {"train"} and clock.called
@@ -114,7 +114,7 @@ def test_median_in_turns_leaves_the_first_round_out_and_what_does_not_fit_is_0(
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return next(taken[step]), None
 
-    monkeypatch.setattr(bench, "_run", run)
+    monkeypatch.setattr(bench, "run_step", run)
     monkeypatch.setattr(bench, "_seconds_a_product", lambda device: 0.0)
     monkeypatch.setattr(bench, "_step", lambda method, cell, device: cell.method)
     names = ("lora", "spt", "sam_sp")

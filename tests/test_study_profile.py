@@ -37,7 +37,7 @@ def test_all_that_ship_are_valid_and_as_designed():
     [
         ({"imagez": 3}, "unknown key 'imagez'; known: images"),
         ({"evaluation": {"max_image": 3}}, "unknown key 'max_image'; known: max_images"),
-        ({"notebooks": {"00_start_here": {"minutes": 1, "minute": 2}}}, "unknown key 'minute'; known: minutes"),
+        ({"notebooks": {"00_start_here": {"parameter": {}}}}, "unknown key 'parameter'; known: parameters"),
         ({"seeds": []}, r"seeds is \[\]: "),
         ({"seeds": [0.5]}, r"seeds.0 is 0.5: "),
         ({"images": "3000"}, r"images.* is '3000': input should be a valid integer"),

@@ -4,10 +4,12 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from tqdm.asyncio import tqdm_asyncio
 
 from samtune import training
 from samtune.common.errors import InputError
@@ -230,6 +232,17 @@ def test_order_of_data_does_not_depend_on_workers_or_batches() -> None:
         for field in ("boxes", "points"):
             first, second = getattr(one["prompts"], field), getattr(other["prompts"], field)
             assert (first is None and second is None) or torch.equal(first, second)
+
+
+def test_the_loader_starts_its_processes_once_and_without_opencvs_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    start = training.DataLoader._get_iterator
+    monkeypatch.setattr(training.DataLoader, "_get_iterator", lambda self: started.append(self) or start(self))
+    monkeypatch.setattr(training, "tqdm", tqdm_asyncio)  # what tqdm.auto is in a notebook
+    cv2.setNumThreads(2)
+    run(method_of(), replace(CONFIG, workers=1, images=4))
+    assert len(started) == 1
+    assert cv2.getNumThreads() == 1  # with threads, a forked process that ends them waits for ever
 
 
 def test_every_epoch_shows_every_picture_of_every_set_once() -> None:

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -45,6 +47,7 @@ class EvaluationConfig:
         mask_size: side of the model's low-resolution masks; mask prompts are made at it, and so is `predict_truth`.
         device: "cpu", "cuda", ...
         precision: "fp32" or "bf16".
+        workers: threads that compute the metrics of one batch while a card predicts the next; 0: one after the other.
     """
 
     split: str = "test"
@@ -63,6 +66,7 @@ class EvaluationConfig:
     mask_size: int = 256
     device: str = "cpu"
     precision: str = "fp32"
+    workers: int = 0
 
 
 # By output: masks bool or logits (N, M, H, W) at the original size; of M > 1 the best by the truth is scored.
@@ -109,13 +113,19 @@ def evaluate(
     rows: list[dict] = []
     dropped = {"images without a mask": 0, "empty masks": 0, "objects below min_side": 0}
     batches = _batches(dataset, ids, config, dropped)
-    with tqdm(total=len(ids), desc=f"measure {name}".strip(), disable=not progress, mininterval=2, leave=False) as bar:
+    bar = tqdm(total=len(ids), desc=f"measure {name}".strip(), disable=not progress, mininterval=2, leave=False)
+    with bar, ThreadPoolExecutor(config.workers or 1) as threads:
+        late: Iterator[list[dict]] = iter(())
         for samples, masks, prompts, taken in batches:
-            for sample, truth, outputs in zip(samples, masks, predict(samples, prompts), strict=True):
-                if config.per_object:
-                    outputs = {output: reduce(torch.maximum, logits)[None] for output, logits in outputs.items()}
-                rows += _rows(sample, truth, outputs, config.metrics)
+            answers = predict(samples, prompts)
+            if config.per_object:
+                answers = [{name: reduce(torch.maximum, one)[None] for name, one in each.items()} for each in answers]
+            rows += chain.from_iterable(late)
+            late = threads.map(partial(_rows, metrics=config.metrics), samples, masks, answers)
+            if not config.workers:
+                rows += chain.from_iterable(late)
             bar.update(taken)
+        rows += chain.from_iterable(late)
     if not rows:
         raise InputError(f"{dataset.name} {config.split}: no image with a mask among {len(ids)}")
     return pd.DataFrame(rows), dropped

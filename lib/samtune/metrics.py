@@ -15,6 +15,7 @@ nevertheless is in its docstring. Wrong shapes or types raise `ValueError`.
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -214,8 +215,17 @@ def _band(mask: np.ndarray, kernel: np.ndarray, iterations: int) -> np.ndarray:
 
 
 def _surface_distances(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from each surface pixel to the other mask's surface, in both directions; no mask may be empty."""
-    first, second = (np.argwhere(_band(mask, CROSS, 1)) for mask in (prediction, truth))
+    """Distances from each surface pixel to the other mask's surface, in both directions; no mask may be empty.
+
+    The last ones are remembered: both kinds of HD95 ask for them.
+    """
+    masks = np.stack([prediction, truth])
+    return _distances(masks.tobytes(), masks.shape)
+
+
+@lru_cache(maxsize=2)
+def _distances(masks: bytes, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    first, second = (np.argwhere(_band(mask, CROSS, 1)) for mask in np.frombuffer(masks, bool).reshape(shape))
     return cKDTree(second).query(first)[0], cKDTree(first).query(second)[0]
 
 

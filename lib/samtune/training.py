@@ -329,11 +329,13 @@ def train(
     result = TrainingResult(precision=precision)
     first = _resume(method, optimiser, result, folder)
     indices = range(first * config.batch_size, len(samples))
+    cv2.setNumThreads(1)  # before the loader forks: a child that ends OpenCV's threads waits for ever
     loader = DataLoader(
         torch.utils.data.Subset(samples, indices),
         config.batch_size,
         num_workers=config.workers,
         collate_fn=list,
+        pin_memory=device.startswith("cuda"),
         generator=torch.Generator(),  # without one it would draw from the global generator, again after every resume
     )
     method, optimiser = accelerator.prepare(method, optimiser)
@@ -341,7 +343,7 @@ def train(
     plain.train()
     cached = cache if plain.frozen_encoder else None
     bar = tqdm(
-        loader,
+        iter(loader),  # in notebooks tqdm would ask the loader twice, and so start its processes twice
         f"train {plain.name}",
         initial=first,
         total=config.steps,
@@ -388,12 +390,12 @@ def _step(
     """
     device = accelerator.device
     prompts = Prompts.concatenate([sample["prompts"].at_image(index) for index, sample in enumerate(batch)]).to(device)
-    masks = torch.cat([sample["masks"] for sample in batch]).to(device)
+    masks = torch.cat([sample["masks"].to(device, non_blocking=True) for sample in batch])
     generator = torch.Generator(device).manual_seed(config.seed * 10**9 + step)
     try:
         with accelerator.accumulate(method), accelerator.autocast():
             if cache is None:
-                images = torch.stack([sample["image"] for sample in batch]).to(device)
+                images = torch.stack([sample["image"].to(device, non_blocking=True) for sample in batch])
                 prediction = method(images, prompts)
             else:
                 embedding = cache.encode(plain, [sample["image"] for sample in batch], device)

@@ -3,10 +3,12 @@
     rehearse.py [--device cuda] [--backbone vit_b] [--dataset NAME ...] [NOTEBOOK ...]
 
 A checkpoint of the backbone with random weights is made in SAM's own format and loaded as a file ("nano": the shipped
-one). Then one training step of ViT-L and ViT-H each. Everything is written to results/rehearsal, which git ignores.
+one); the diffusion model is a tiny one of random weights. Then one training step of ViT-L and ViT-H each. Everything is
+written to results/rehearsal, which git ignores.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -20,7 +22,11 @@ from samtune.sam.build import new_sam
 from samtune.sam.checkpoints import save_official
 from samtune.study.profile import Profile, load_profile
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tiny_diffusion import save_tiny_diffusion  # noqa: E402
+
 FOLDER = resolve("results/rehearsal")
+GROUPS = {"31_asam_ablations": ["tokens", "rivals", "controlnet"]}  # more than in the profile smoke
 
 
 def random_checkpoint(backbone: str) -> str:
@@ -42,13 +48,19 @@ def rehearsal_profile(backbone: str, device: str, datasets: list[str]) -> Path:
     values = gpu.model_dump(mode="json") | {
         "name": "rehearsal", "backbone": backbone, "device": device, "images": 8, "plateau_images": None,
         "seeds": [0], "ablation_seeds": [0], "batch_size": 2, "workers": 1, "learning_rates": [1e-3],
+        "diffusion": str(save_tiny_diffusion(FOLDER / "diffusion")),
     }  # fmt: skip
+    values["controlnet"] = values["diffusion"]  # its own
+    general = datasets or values["pretraining"]["sets"][:1]
+    values["pretraining"]["sets"] = general
+    values["generation"] = load_profile("smoke").generation.model_dump(mode="json") | {"sets": general}
     small = load_profile("smoke").notebooks
     for name, notebook in values["notebooks"].items():
         first = values["datasets"][name] = datasets or values["datasets"][name][:1]
         given = notebook["parameters"] | small[name].parameters
         notebook["parameters"] = given | {key: first for key in ("controls", "transfer") if key in given}
         notebook["parameters"] |= {"speed": ["nano" if backbone == "nano" else "vit_b"]} if "speed" in given else {}
+        notebook["parameters"] |= {"groups": GROUPS[name]} if name in GROUPS else {}
     values["evaluation"] |= {"max_images": 2, "batch_size": 2}
     path = FOLDER / "rehearsal.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@ that help is fast.
 """
 
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Annotated, Any
@@ -293,11 +294,9 @@ def profiles() -> None:
     from samtune.study.profile import load_profile, profile_names
 
     known = [load_profile(name) for name in profile_names()]
-    minutes = {one.name: sum(notebook.minutes for notebook in one.notebooks.values()) for one in known}
-    for one in sorted(known, key=lambda one: minutes[one.name]):
+    for one in sorted(known, key=lambda one: (one.images is None, one.images)):
         typer.echo(f"{one.name:6}  {one.description}")
-        seeds = counted(len(one.seeds), "seed")
-        typer.echo(f"        backbone {one.backbone}, {seeds}, about {duration_text(minutes[one.name])}")
+        typer.echo(f"        backbone {one.backbone}, {counted(len(one.seeds), 'seed')}")
 
 
 @app.command()
@@ -350,15 +349,21 @@ def bench(
     Pictures a second and memory of encoding, decoding and a training step, into the table `speed` of the profile; the
     fastest batch size, precision and compilation. Do nothing else on the machine meanwhile.
     """
-    from samtune.study.bench import recommendations, run_bench, speed_table
+    from samtune.study.bench import EVALUATE, recommendations, run_bench, speed_table
+    from samtune.study.bench_generation import run_generation_bench
     from samtune.study.profile import load_profile
 
     chosen = load_profile(profile)
     typer.echo(f"about {minutes:g} minutes")
-    table = speed_table(run_bench(chosen.name, backbone or (), minutes, device, typer.echo))
+    start = time.perf_counter()
+    records = run_generation_bench(chosen, minutes / 4, device, typer.echo)
+    left = minutes - (time.perf_counter() - start) / 60
+    table = speed_table([*records, *run_bench(chosen.name, backbone or (), left, device, typer.echo)])
     columns = ["method", "backbone", "batch", "precision", "compiled", "images_per_second", "peak_memory_mb"]
     for name, fastest in recommendations(table).groupby("device"):
         typer.echo(f"\nThe fastest training steps on {name}:\n{fastest[columns].to_string(index=False)}")
+    for row in table[table["phase"] == EVALUATE].itertuples():
+        typer.echo(f"ASAM's {row.method} on {row.device}: {row.images_per_second:.3g} network evaluations a second")
     say_outlook(chosen)
 
 

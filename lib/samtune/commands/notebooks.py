@@ -97,18 +97,15 @@ def run_notebook(
 def run_profile(profile: str) -> list[Path]:
     """Run every notebook of the profile, in its order. One that fails does not stop the others.
 
-    Prints first about how long it takes. Returns the executed notebooks. At the end raises `NotebookError` that names
-    those that failed; before anything runs, `InputError` when a notebook is not known.
+    Returns the executed notebooks. At the end raises `NotebookError` that names those that failed; before anything
+    runs, `InputError` when a notebook is not known.
     """
     listed = load_profile(profile).notebooks
     for name in listed:
         find_notebook(name)  # a misspelt name is said now, not after an hour
-    minutes = sum(entry.minutes for entry in listed.values())
-    in_all = f"{minutes:g} minutes" if minutes < 90 else f"{minutes / 60:.0f} hours"
-    print(f"profile {profile}: {', '.join(listed)}; about {in_all} in all", flush=True)
+    print(f"profile {profile}: {', '.join(listed)}", flush=True)
     outputs, failures = [], []
     for name, entry in listed.items():
-        print(f"{name}: about {entry.minutes:g} minutes", flush=True)
         try:
             outputs.append(run_notebook(name, profile, entry.parameters))
         except NotebookError as error:

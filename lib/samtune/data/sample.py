@@ -30,6 +30,10 @@ class CroppedMasks:
     def __len__(self) -> int:
         return len(self.crops)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(crop.nbytes for _, crop in self.crops)
+
     def __iter__(self) -> Iterator[np.ndarray]:
         return map(self.__getitem__, range(len(self)))
 
@@ -189,6 +193,28 @@ class Dataset(Protocol):
 
     def load(self, id: str) -> Sample:
         """Read one sample. Raises `InputError` with the file's name when it cannot be read."""
+
+
+class Remembered:
+    """A data set whose samples, once read, stay in memory until they fill `most` bytes: where every object is a file of
+    its own, reading a picture can take longer than a training step on it.
+    """
+
+    def __init__(self, dataset: Dataset, most: int = 2**30) -> None:
+        self.name, self.dropped, self.ids = dataset.name, dataset.dropped, dataset.ids
+        self._dataset, self._left = dataset, most
+        self._kept: dict[str, Sample] = {}
+
+    def load(self, id: str) -> Sample:
+        """As the data set does. Do not change the arrays."""
+        if id in self._kept:
+            return self._kept[id]
+        sample = self._dataset.load(id)
+        size = sample.image.nbytes + sample.masks.nbytes
+        if size <= self._left:
+            self._left -= size
+            self._kept[id] = sample
+        return sample
 
 
 def target_masks(sample: Sample, target: Target) -> np.ndarray | CroppedMasks:

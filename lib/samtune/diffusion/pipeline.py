@@ -35,8 +35,8 @@ class LatentDiffusion(nn.Module):
         self,
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
+        text_encoder: CLIPTextModel | None,
+        tokenizer: CLIPTokenizer | None,
         scheduler: DDIMScheduler,
         controlnet: ControlNetModel | None = None,
     ) -> None:
@@ -96,6 +96,21 @@ def load_diffusion(source: str = STABLE_DIFFUSION, controlnet: str | None = None
         _load(DDIMScheduler, place, source, "scheduler"),
         _find_controlnet(controlnet, place, unet),
     )
+
+
+def new_diffusion() -> LatentDiffusion:
+    """A model of Stable Diffusion 1.5's sizes, with random weights and without a text encoder: to time it."""
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)  # the rest are diffusers' defaults
+    widths = (128, 256, 512, 512)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
+        layers_per_block=2,
+        sample_size=512,
+    )
+    schedule = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    return LatentDiffusion(vae, unet, None, None, schedule, ControlNetModel.from_unet(unet))
 
 
 def find_source(source: str) -> str | Path:

@@ -13,7 +13,7 @@ from samtune.common.errors import InputError
 from samtune.common.paths import asset
 from samtune.report.labels import in_order, prompt_label, rate_label, row_label
 from samtune.report.tables import MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
-from samtune.study.bench import PHASES
+from samtune.study.bench import EVALUATE, PHASES
 from samtune.study.plan import SCORE_TIE
 from samtune.study.sam_sp import ON_BOTH
 
@@ -202,7 +202,8 @@ def _learning_rates(table: pd.DataFrame) -> list[Pivot]:
 
 def speed_pivot(table: pd.DataFrame) -> Pivot:
     """Of the bench's table (`study.bench.speed_table`), a row a device, backbone and method: the most pictures a second
-    of each phase, and of training the batch, precision, compilation and memory at which that was."""
+    of each phase, and of training the batch, precision, compilation and memory at which that was. Of ASAM's inversion
+    and attack: network evaluations a second."""
     header = [
         "device",
         "backbone",
@@ -210,6 +211,7 @@ def speed_pivot(table: pd.DataFrame) -> Pivot:
         "encoding",
         "decoding",
         "training",
+        "evaluations",
         "at batch",
         "precision",
         "compiled",
@@ -218,8 +220,12 @@ def speed_pivot(table: pd.DataFrame) -> Pivot:
     rows = []
     for (device, backbone, method), found in table.groupby(["device", "backbone", "method"], sort=False):
         best = {phase: part.loc[part["images_per_second"].idxmax()] for phase, part in found.groupby("phase")}
-        speeds = [f"{best[phase]['images_per_second']:.3g}" if phase in best else NOT_RUN for phase in PHASES]
-        trained = best.get("train")
+        asked = [EVALUATE] if EVALUATE in best else PHASES
+        speeds = [
+            "" if phase not in asked else f"{best[phase]['images_per_second']:.3g}" if phase in best else NOT_RUN
+            for phase in (*PHASES, EVALUATE)
+        ]
+        trained = best.get("train", best.get(EVALUATE))
         if trained is None or not trained["images_per_second"]:
             how = ["does not fit" if trained is not None else NOT_RUN, "", "", ""]
         else:
@@ -228,7 +234,12 @@ def speed_pivot(table: pd.DataFrame) -> Pivot:
             how.append("not measured" if pd.isna(memory) else f"{memory:.0f}")
         rows.append([device, backbone, method, *speeds, *how])
     return Pivot(
-        header, rows, set(), 3, "Pictures a second, the most of the batch sizes and precisions that were tried."
+        header,
+        rows,
+        set(),
+        3,
+        "Pictures a second, the most of the batch sizes and precisions that were tried; of "
+        "ASAM's inversion and attack, network evaluations a second.",
     )
 
 

@@ -61,8 +61,10 @@ class Preprocess:
         """uint8 `(h, w, 3)` RGB at `inner_size` -> normalised and padded, float32 `(3, S, S)`."""
         height, width = resized.shape[:2]
         mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1)
-        pixels = (torch.from_numpy(resized).permute(2, 0, 1).float() - mean) / std
-        return F.pad(pixels, (0, self.size - width, 0, self.size - height))
+        planes = torch.from_numpy(resized).permute(2, 0, 1)
+        pixels = planes.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
+        padding = (0, self.size - width, 0, self.size - height)
+        return F.pad(pixels, padding) if any(padding) else pixels
 
     def shares(self, masks: np.ndarray | CroppedMasks) -> list[Crop]:
         """The share of each pixel of the square that a mask covers, for each of bool `(N, H, W)`: float32 values near
@@ -82,7 +84,8 @@ class Preprocess:
         canvas = np.zeros((len(masks), self.size, self.size), np.float32)
         for square, (window, values) in zip(canvas, self.shares(masks), strict=True):
             square[window] = values
-        return F.adaptive_avg_pool2d(torch.from_numpy(canvas)[:, None], mask_size)
+        whole = torch.from_numpy(canvas)[:, None]
+        return whole if mask_size == self.size else F.adaptive_avg_pool2d(whole, mask_size)  # the same, but not slow
 
     def prompts(self, prompts: Prompts, original_size: tuple[int, int]) -> Prompts:
         """Boxes and points from pixels of an image of `original_size` (H, W) to model pixels.

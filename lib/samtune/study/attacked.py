@@ -1,5 +1,6 @@
 """Training pictures whose pixels are attacked once each, before training: those of ASAM's rival PGD."""
 
+import copy
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,8 @@ class AttackedDataset:
 
     def __init__(self, dataset: Dataset, method: PGD, folder: Path, device: str) -> None:
         self.name, self.dropped, self.ids = dataset.name, dataset.dropped, dataset.ids
-        self._dataset, self._victim, self._folder, self._device = dataset, method.to(device).eval(), folder, device
+        self._dataset, self._folder, self._device = dataset, folder, device
+        self._victim = copy.deepcopy(method).to(device).eval()  # training changes the method while pictures are read
         self._square = Preprocess(method.image_size, "stretch")
         self._strength = {"eps": method.eps / 255, "step_size": method.step_size / 255, "steps": method.steps}
         self._key = f"{method.name} {self._strength} {weights_hash(method.sam)}"

@@ -26,6 +26,7 @@ from samtune.study.runner import Result, missing_cells, run_cells
 from samtune.training import usable_device
 
 PHASES = ("encode", "decode", "train")
+EVALUATE = "evaluate"  # the phase of ASAM's inversion and attack
 SHARES = {"nano": 0.2, "vit_b": 1.0, "vit_l": 1.0, "vit_h": 1.0}  # of the time
 BATCHES = (1, 2, 4, 8, 16, 32)
 ROUNDS = 4  # a first one to warm up, then three of which the median counts
@@ -154,7 +155,7 @@ class _Bench:
                 try:
                     if place not in steps:
                         steps[place] = _step(self.method(place[0]), cell, self.device)
-                    taken, memory = _run(steps[place], self.device)
+                    taken, memory = run_step(steps[place], self.device)
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -203,7 +204,7 @@ class _Bench:
 def _seconds_a_product(device: str) -> float:
     """Seconds that a multiplication and addition takes in a product of matrices of a layer's size."""
     left, right = torch.randn(512, 768, device=device), torch.randn(768, 768, device=device)
-    seconds = min(_run(lambda: left @ right, device)[0] for _ in range(5))
+    seconds = min(run_step(lambda: left @ right, device)[0] for _ in range(5))
     return seconds / (512 * 768 * 768)
 
 
@@ -251,7 +252,7 @@ def _step(method: Method, cell: TimingCell, device: str) -> Step:
     return {"encode": encode, "decode": decode, "train": train}[cell.phase]
 
 
-def _run(step: Step, device: str) -> tuple[float, float | None]:
+def run_step(step: Step, device: str) -> tuple[float, float | None]:
     """Seconds that a step takes, and the graphics memory in MiB that it needs beside the weights of all methods.
 
     On a CPU no memory is measured: what one step frees the next one takes, without the system's notice.

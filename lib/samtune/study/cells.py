@@ -223,11 +223,13 @@ class TimingCell(Cell):
     """A step of a method timed on one device (`samtune.study.bench`).
 
     Fields:
-        phase: "encode", "decode" or "train".
+        method: or "inversion", "attack" (`study.bench_generation`).
+        phase: "encode", "decode", "train"; "evaluate" of an inversion or attack.
         batch: pictures in a step.
         precision: "fp32" or "bf16".
         compiled: is the image encoder compiled?
         device: what was timed, in words: here the machine is part of the cell.
+        diffusion: the model that inverts or attacks; the backbone is then the victim's.
     """
 
     kind: ClassVar[str] = "timing"
@@ -240,6 +242,7 @@ class TimingCell(Cell):
     compiled: bool
     device: str
     tables: tuple[str, ...] = field(default=(), compare=False)
+    diffusion: str = ""
 
     @property
     def parts(self) -> int:

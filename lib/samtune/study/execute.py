@@ -1,6 +1,7 @@
 """What running a cell means: a training leaves weights and a curve, an evaluation rows, a generation pictures."""
 
 from dataclasses import fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from samtune.common.paths import results_root
 from samtune.common.provenance import choose_precision
 from samtune.data.generated import chosen_pictures, chosen_sets, picture_name, read_facts
 from samtune.data.registry import describe, open_dataset
+from samtune.data.sample import Remembered
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import (
     EvaluationConfig,
@@ -62,6 +64,8 @@ def executor(profile: Profile) -> Execute:
     # Of the trained method that was measured last, so that one kind of prompt after another finds its embeddings.
     known: dict[tuple, dict[str, Tensor]] = {}
     models: dict[tuple[str, str | None], Any] = {}  # the diffusion model that was used last
+    # One cell after another reads the same sets.
+    opened_set = lru_cache(maxsize=4)(lambda name, **options: Remembered(open_dataset(name, **options)))
 
     def execute(cell: Cell, results: Path) -> Result:
         run = {"training": run_training, "evaluation": run_evaluation, "generation": run_generation}
@@ -78,13 +82,13 @@ def executor(profile: Profile) -> Execute:
             seed=cell.seed,
             device=device,
             precision=precision,
-            workers=profile.workers,
+            workers=0 if isinstance(method, PGD) else profile.workers,  # no attack on a card in a forked process
             **{"batch_size": profile.batch_size, "learning_rate": method.learning_rate} | options,
         )
         if cell.pictures:
-            opened = chosen_sets("+".join(cell.train_datasets), "train", cell.pictures, open_dataset)
+            opened = chosen_sets("+".join(cell.train_datasets), "train", cell.pictures, opened_set)
         else:
-            opened = [open_dataset(name) for name in cell.train_datasets]
+            opened = [opened_set(name) for name in cell.train_datasets]
         if isinstance(method, PGD):
             opened = [AttackedDataset(one, method, results / "cache" / "attacked", device) for one in opened]
         sources = [(dataset, "train") for dataset in opened]
@@ -100,7 +104,7 @@ def executor(profile: Profile) -> Execute:
 
     def run_evaluation(cell: EvaluationCell, results: Path) -> Result:
         nothing = {"defect_free": True} if cell.target == NOTHING else {}
-        dataset = open_dataset(cell.dataset, **nothing)
+        dataset = opened_set(cell.dataset, **nothing)
         options = {name: value for name, value in cell.options if name in EVALUATION_OPTIONS}
         method = None if cell.method in (*CLASSICAL, TRUTH) else cell_method(cell, results)
         if method is not None:
@@ -110,7 +114,8 @@ def executor(profile: Profile) -> Execute:
         metrics = measured.metrics + by_domain.get(describe(cell.dataset).domain, ())
         config = EvaluationConfig(
             cell.split, cell.target, cell.prompt, cell.preprocess, metrics + (method.metrics if method else ()),
-            cell.seed, cell.max_images, measured.batch_size, device=device, precision=precision, **options,
+            cell.seed, cell.max_images, measured.batch_size, device=device, precision=precision,
+            workers=profile.workers, **options,
         )  # fmt: skip
         place = (cell.training, cell.dataset, cell.split, cell.preprocess)
         if cell.training is not None and place not in known:

@@ -22,11 +22,9 @@ class Notebook(_Strict):
     """How the profile runs one notebook.
 
     Fields:
-        minutes: about how long it takes.
         parameters: of the notebook, beside the profile's name.
     """
 
-    minutes: float
     parameters: dict[str, object] = {}
 
 
@@ -134,7 +132,7 @@ class Profile(_Strict):
         plateau_images: seen by one training of each method, to show where it stops improving; null: no such training.
         batch_size: in training.
         accumulate: batches for an optimiser step.
-        workers: processes that load the pictures of a training.
+        workers: processes that load the pictures of a training, and threads that compute metrics while a card predicts.
         learning_rates: the grid, searched on validation for all methods; empty: no search.
         rates: by method, used without a grid in place of the method's own.
         evaluation: what is measured.
