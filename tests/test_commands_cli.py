@@ -394,6 +394,7 @@ def test_an_overlay_tints_the_mask_and_leaves_the_rest() -> None:
     image = np.full((600, 800, 3), 100, np.uint8)
     mask = np.zeros((600, 800), bool)
     mask[200:400, 300:500] = True
+    assert overlay(image, mask[None], [ObjectPrompt((-1e30, 5, 1e30, 50))]).shape == image.shape
     drawn = overlay(image, mask[None], [ObjectPrompt((300, 200, 499, 399), [(50.0, 50.0, 0.0)])])
     orange = np.array(predict.COLOURS[0])
     assert np.array_equal(drawn[300, 400], np.round(0.6 * 100 + 0.4 * orange))

@@ -36,6 +36,8 @@ def coco(folder, annotations=None, images=None, file="000000000001.jpg", encodin
     [
         {},
         {"segmentation": POLYGON},
+        {"segmentation": [[[4, 4], [14, 4], [14, 14], [4, 14]]]},
+        {"segmentation": [[4, 4], [14, 4], [14, 14], [4, 14]]},
         {"segmentation": {"counts": RUNS}},
         {"segmentation": {"counts": RUNS, "size": [HEIGHT, WIDTH]}},
         {"segmentation": {"counts": RUNS, "size": [float(HEIGHT), float(WIDTH)]}},
@@ -59,6 +61,31 @@ def test_file_names_as_tools_write_them(tmp_path, named):
     assert (coco(tmp_path, images=images).load("val2017/000000000001").masks == SQUARE).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ((float(HEIGHT), str(WIDTH)), ""),
+        ((HEIGHT, "wide"), "image 1 is given the size"),
+        ((HEIGHT, None), "image 1 is given the size"),
+        ((-HEIGHT, WIDTH), "is 32x24 pixels but mask .* is 32x-24"),
+        ((10**7, 10**7), "is 32x24 pixels but mask .* is 10000000x10000000"),
+    ],
+)
+def test_sizes_as_tools_write_them(tmp_path, size, words):
+    named = "000000000001.jpg"
+    dataset = coco(tmp_path, images=[{"id": 1, "file_name": named, "height": size[0], "width": size[1]}])
+    if not words:
+        assert (dataset.load("val2017/000000000001").masks == SQUARE).all()
+        return
+    with pytest.raises(InputError, match=words):
+        dataset.load("val2017/000000000001")
+
+
+def test_a_file_name_that_is_a_number(tmp_path):
+    with pytest.raises(InputError, match="lists an image that is not there: expected .*val2017/1$"):
+        coco(tmp_path, images=[{"id": 1, "file_name": 1}])
+
+
 def test_marks_names_and_missing_categories(tmp_path):
     dataset = coco(tmp_path, file="ärger-写真.jpeg", encoding="utf-8-sig", categories=[])
     assert dataset.load("val2017/ärger-写真").object_class == ("class 7",)
@@ -75,7 +102,9 @@ def test_marks_names_and_missing_categories(tmp_path):
         ([POLYGON[:-1]], "polygon of 7 numbers"),
         ([[*POLYGON[:-1], "x"]], "could not convert"),
         ([[*POLYGON[:-1], None]], "polygon of 8 numbers"),
-        ([[[4, 4], [14, 4], [14, 14]]], "polygon of 3 numbers"),
+        ([[[4, 4], [14, 4], [14]]], "inhomogeneous"),
+        ([[*POLYGON[:-1], 1e12]], "polygon of 8 numbers"),  # ended the process, in pycocotools
+        ({"counts": [4.5, 20, 1570]}, "not whole numbers"),
         ({"counts": [10, 20, 1570], "size": [40, 40]}, "run lengths are of 40x40 pixels"),
         ({"counts": [10, 20, 1570]}, "sum to 1600"),
         ({"counts": [10, -20, 10 + HEIGHT * WIDTH]}, "sum to"),

@@ -157,7 +157,7 @@ def overlay(image: np.ndarray, masks: Iterable[np.ndarray], objects: Sequence[Ob
         cv2.drawContours(canvas, outline, -1, COLOURS[index % len(COLOURS)], width)
     for index, one in enumerate(objects):
         if one.box is not None:
-            x0, y0, x1, y1 = (round((value + 0.5) * scale) for value in one.box)
+            x0, y0, x1, y1 = (round((value + 0.5) * scale) for value in np.clip(one.box, -1, max(image.shape)))
             cv2.rectangle(canvas, (x0, y0), (x1, y1), (255, 255, 255), width + 2)
             cv2.rectangle(canvas, (x0, y0), (x1, y1), COLOURS[index % len(COLOURS)], width)
         for x, y, label in one.clicks:

@@ -10,15 +10,19 @@ from samtune.common.errors import InputError
 from samtune.data.entries import Entry, EntryDataset, Truth, content_root
 from samtune.data.files import find, pictures, readable
 from samtune.data.outlines import class_name, is_crowd, plain_id, read_json, read_listing, read_outline
-from samtune.data.pixels import image_size
+from samtune.data.pixels import check_same_size, image_size
 from samtune.data.splits import hashed_validation
 
 
 def read_annotations(path: Path, annotations: list[dict], image: dict, file: Path, names: dict[str, str]) -> Truth:
     """The annotations of one image: one mask for each object; `iscrowd` regions are ignored where no object is."""
-    height, width = image.get("height"), image.get("width")
-    if not height or not width:
-        height, width = image_size(file)
+    height, width = image_size(file)
+    if listed := [image[side] for side in ("height", "width") if image.get(side)]:
+        try:
+            tall, wide = (int(float(side)) for side in listed)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{path}: image {image['id']} is given the size {listed}, not height and width") from error
+        check_same_size((height, width), (tall, wide), file, path)
     objects = [one for one in annotations if not is_crowd(one)]
     crowd = np.zeros((height, width), dtype=bool)
     for one in annotations:
@@ -53,7 +57,7 @@ def list_entries(path: Path, images: Path, part: str, folders: tuple[str, ...] |
         named = image.get("coco_url" if folders is not None else "file_name")
         if not named:
             raise InputError(f"{path}: image {image['id']} has no file name")
-        parts = PureWindowsPath(named).parts  # takes both kinds of slash
+        parts = PureWindowsPath(str(named)).parts  # takes both kinds of slash
         place = images / parts[-2] if folders is not None else images.joinpath(*parts[:-1])
         if folders is None and not place.is_dir():  # the name repeats the folder: "val2017/1.jpg" in val2017
             place = images

@@ -11,6 +11,8 @@ from pycocotools import mask as coco_mask
 from samtune.common.errors import InputError
 from samtune.data.files import read_text
 
+FARTHEST = 1e6  # of a corner from the picture's, in pixels: far beyond it, pycocotools ends the process
+
 
 def read_json(path: Path) -> Any:
     """Contents of a json file; raises `InputError` with path and reason."""
@@ -72,8 +74,9 @@ def read_outline(annotation: Mapping[str, Any], height: int, width: int, path: P
 def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
     """A list of polygons, one polygon, or run lengths, plain or packed, as bool `(H, W)`.
 
-    Polygons of fewer than three corners, which LVIS and COCO have a few of, count as nothing. Raises `ValueError`
-    for what has no outline, odd numbers of coordinates, and run lengths of another size.
+    A polygon is a list of numbers or of corners. Polygons of fewer than three corners, which LVIS and COCO have a few
+    of, count as nothing. Raises `ValueError` for what has no outline, odd numbers of coordinates, and run lengths of
+    another size.
     """
     if not segmentation:
         raise ValueError("it has no outline (segmentation)")
@@ -86,10 +89,13 @@ def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
     if not isinstance(segmentation, list):
         raise ValueError(f"its outline is {type(segmentation).__name__}, not polygons or run lengths")
     polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+    if all(isinstance(corner, list) and len(corner) == 2 for corner in polygons):  # one polygon, as corners
+        polygons = [polygons]
+    polygons = [np.asarray(polygon, dtype=float).ravel() for polygon in polygons]
     for polygon in polygons:
-        if len(polygon) % 2 or not np.isfinite(np.asarray(polygon, dtype=float)).all():
-            raise ValueError(f"a polygon of {len(polygon)} numbers is not x, y, x, y ...")
-    polygons = [[float(value) for value in polygon] for polygon in polygons if len(polygon) >= 6]
+        if len(polygon) % 2 or not (np.abs(polygon) <= FARTHEST).all():
+            raise ValueError(f"a polygon of {len(polygon)} numbers is not x, y, x, y ... in pixels")
+    polygons = [polygon.tolist() for polygon in polygons if len(polygon) >= 6]
     return polygons_to_mask(polygons, height, width) if polygons else np.zeros((height, width), dtype=bool)
 
 
@@ -101,7 +107,10 @@ def polygons_to_mask(polygons: list[list[float]], height: int, width: int) -> np
 
 def _decode_runs(counts: list[int] | str | bytes, height: int, width: int) -> np.ndarray:
     """Run lengths, background first, column by column. pycocotools reads past the end where their sum is wrong."""
-    runs = np.array(counts if isinstance(counts, list) else _unpack(counts), dtype=np.int64)
+    runs = np.array(counts if isinstance(counts, list) else _unpack(counts))
+    if (runs % 1 != 0).any():
+        raise ValueError("its run lengths are not whole numbers")
+    runs = runs.astype(np.int64)
     if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(f"its run lengths sum to {runs.sum()}, the image has {height * width} pixels")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
