@@ -31,8 +31,8 @@ def fake_objects(cell: EvaluationCell, images: int = 12, objects: int = 2) -> pd
 
 
 def fake_execute(cell: Cell, results: Path) -> Result:
-    """What a training or a measurement would give; a training writes its "weights", a measurement reads them."""
-    if isinstance(cell, TrainingCell):
+    """What a cell would give; a training (or generation) writes its "weights", a measurement reads them."""
+    if cell.keeps_files:
         folder = files_folder(results, cell)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "weights.txt").write_text(cell.key())
