@@ -9,6 +9,7 @@ from diffusers import ControlNetModel
 from torch import Tensor
 
 from samtune.common.errors import InputError
+from samtune.diffusion import pipeline
 from samtune.diffusion.attack import AttackConfig, attack
 from samtune.diffusion.inversion import denoise, invert
 from samtune.diffusion.pipeline import LatentDiffusion, load_diffusion, read_controlnet
@@ -94,6 +95,9 @@ def test_missing_files_say_what_to_fetch_and_where_to_put_it(
     assert load_diffusion("someone/some-diffusion").controlnet is not None
     with pytest.raises(InputError, match="no model of someone/controlnet"):
         load_diffusion("someone/some-diffusion", "someone/controlnet")
+    monkeypatch.setattr(pipeline, "NANO", "assets/none")
+    with pytest.raises(InputError, match=r"no unet of nano .*assets/none \(there is no such folder\): write the nano"):
+        load_diffusion("nano")
 
 
 RESNET = {

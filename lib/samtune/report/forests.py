@@ -102,9 +102,9 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
         [("sets not tuned on, box prompt", "iou", above(asam_main("asam"), asam_main("clean_tuning")), True)],
     ),
     "asam_gains_forest": (
-        "Tuned 1,280 parameters minus SAM as it is, sets not tuned on, box prompt",
+        "1,280 parameters tuned, minus SAM as it is",
         [
-            (METHODS[method].title, "iou",
+            (f"{METHODS[method].title}, sets not tuned on, box prompt", "iou",
              above(Side("asam_main", method, "box"), Side("asam_main", "zero_shot", "box")), True)
             for method in ("asam", *asam.ON_CLEAN, "dat", "generated")
         ],
