@@ -8,12 +8,12 @@ import torch
 
 from samtune.common import provenance
 from samtune.report.tables import build_tables
-from samtune.study import bench
+from samtune.study import bench, estimate
 from samtune.study.bench import bench_methods, recommendations, run_bench, speed_table
-from samtune.study.cells import EvaluationCell, TrainingCell
+from samtune.study.cells import EvaluationCell, GenerationCell, TrainingCell
 from samtune.study.estimate import estimate_seconds
 from samtune.study.records import Record, cell_of, read_records
-from small_sam import small_sam
+from small_sam import ListedSamples, disc_sample, small_sam
 
 STEPS = {(name, phase) for name in bench_methods() for phase in bench.PHASES}
 
@@ -131,7 +131,7 @@ def test_compilation_and_bf16_are_tried_on_cuda_alone() -> None:
     assert len(bench.settings("cuda:1")) == 4
 
 
-def test_hours_come_from_the_bench_where_nothing_alike_was_run() -> None:
+def test_hours_come_from_the_bench_where_nothing_alike_was_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def timing(method: str, phase: str, speed: float) -> Record:
         cell = bench.TimingCell(method, "vit_b", phase, 1, "fp32", False, "x")
         values = {"method": method, "backbone": "vit_b", "phase": phase, "batch": 1, "precision": "fp32"}
@@ -145,10 +145,22 @@ def test_hours_come_from_the_bench_where_nothing_alike_was_run() -> None:
     assert estimate_seconds([training], records) == pytest.approx(60)
     measured = training.evaluation("neu-seg", max_images=8)
     assert estimate_seconds([measured], records) == pytest.approx(8 / 4 + 8 / 20)
+    opened = []
+    monkeypatch.setattr(estimate, "open_dataset", lambda name: opened.append(name) or ListedSamples([disc_sample(0)]))
+    whole = [training.evaluation("discs of this test", split=split) for split in ("val", "test", "test")]
+    assert estimate_seconds(whole, records) == pytest.approx(3 * (1 / 4 + 1 / 20)) and len(opened) == 2
+    unknown = TrainingCell("spt", ("neu-seg",), "vit_b").evaluation("neu-seg")
+    assert estimate_seconds([unknown], records) is None and len(opened) == 2
     untuned = EvaluationCell("zero_shot", "vit_b", "neu-seg", max_images=10)
     truth = EvaluationCell("truth", "none", "neu-seg", max_images=10)
     assert estimate_seconds([untuned, truth], records) == pytest.approx(2)
     assert estimate_seconds([TrainingCell("spt", ("neu-seg",), "vit_b", images=30)], records) is None
+    inversion = GenerationCell("inversion", "bsds500", 4, "nano", options={"recipe": "direct", "steps": 20})
+    attack = GenerationCell("attack", "bsds500", 4, "nano", options={"steps": 3}, inversion=inversion)
+    assert estimate_seconds([inversion], records) is None
+    records += [timing("inversion", "evaluate", 10.0), timing("attack", "evaluate", 8.0)]
+    assert estimate_seconds([inversion], records) == pytest.approx(4 * 20 * 5 / 10)
+    assert estimate_seconds([attack], records) == pytest.approx(4 * 2 * 20 * 4 / 8)
 
 
 def test_an_empty_table_has_its_columns() -> None:

@@ -33,6 +33,7 @@ def test_inversion_and_attack_have_a_row_each(profile: Profile, monkeypatch: pyt
     table = build_tables(records)["speed"]
     assert set(table["method"]) == {"inversion", "attack"}
     shown = speed_pivot(table)
+    assert shown.title
     assert [row[3:6] for row in shown.rows] == [["", "", ""]] * 2 and all(float(row[6]) > 0 for row in shown.rows)
     monkeypatch.setattr(bench_generation, "_model", lambda profile: pytest.fail("what has a record is read"))
     again = run_generation_bench(profile, 1.0, "cpu")

@@ -6,10 +6,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from samtune.common.errors import InputError
+from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import METHODS, build_method
 from samtune.prompts import Prompts
 from samtune.training import TrainingConfig, train, usable_device
@@ -85,6 +87,26 @@ class _Interrupting:
         if self.after < 0:
             raise KeyboardInterrupt
         return self.data.load(id)
+
+
+def test_processes_that_load_pictures_change_nothing() -> None:
+    data = ListedSamples([disc_sample(number) for number in range(4)])
+    curves = []
+    for workers in (0, 2):
+        torch.manual_seed(0)
+        config = TrainingConfig(4, 2, prompts=("box", "mask"), device=DEVICE, precision="fp32", workers=workers)
+        curves.append(train(build_method("lora", small_sam()), [(data, "train")], config, progress=False).curve)
+    assert [row["loss"] for row in curves[0]] == pytest.approx([row["loss"] for row in curves[1]], rel=1e-4)
+
+
+def test_an_evaluation_equals_the_cpus() -> None:
+    data = ListedSamples([disc_sample(number) for number in range(4)])
+    tables = []
+    for device, workers in (("cpu", 0), (DEVICE, 2)):
+        config = EvaluationConfig(prompt="point3", batch_size=2, device=device, workers=workers)
+        method = build_method("zero_shot", small_sam())
+        tables.append(evaluate(predict_with(method, config), data, config, progress=False)[0])
+    assert np.allclose(tables[0]["iou"], tables[1]["iou"], atol=5e-3)
 
 
 def test_too_little_memory_is_one_line_that_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

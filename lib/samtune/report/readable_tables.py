@@ -238,8 +238,9 @@ def speed_pivot(table: pd.DataFrame) -> Pivot:
         rows,
         set(),
         3,
-        "Pictures a second, the most of the batch sizes and precisions that were tried; of "
-        "ASAM's inversion and attack, network evaluations a second.",
+        "The most of the batch sizes and precisions that were tried. Of ASAM's inversion and attack: network "
+        "evaluations a second.",
+        "Pictures a second",
     )
 
 

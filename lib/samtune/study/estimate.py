@@ -1,6 +1,7 @@
 """How long cells will take here, and how much disk they need: from recorded cells, else from the bench."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from samtune.common import provenance
 from samtune.data.registry import open_dataset
@@ -11,6 +12,8 @@ from samtune.study.records import Record, cell_of
 CHECKPOINT_COPIES = 4  # the trained weights; and to resume, the same with Adam's two averages
 PICTURE_BYTES = 1_000_000  # a generated picture with what its inversion keeps
 RECORD_BYTES = 10_000
+# Network evaluations a picture and step, of an inversion with the denoising after it; null-text optimisation: the most.
+INVERSION_CALLS = {"ddim": 3, "negative_prompt": 2, "direct": 5, "null_text": 25, "autoencoder": 0}
 
 
 def estimate_seconds(cells: Sequence[Cell], records: Sequence[Record]) -> float | None:
@@ -58,8 +61,12 @@ def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | Non
 
     Zero-shot SAM takes as long as decoder tuning does to measure. Baselines without a network count as 0.
     """
+    if isinstance(cell, GenerationCell):
+        what = "attack" if cell.method == "attack" else "inversion"
+        found = [speed for (name, _, phase), speed in speeds.items() if (name, phase) == (what, "evaluate") and speed]
+        return cell.pictures * _evaluations(cell) / min(found) if found else None
     if cell.method not in METHODS:
-        return None if isinstance(cell, GenerationCell) else 0.0
+        return 0.0
     method = "decoder_tuning" if cell.method == "zero_shot" else cell.method
 
     def seconds(phase: str, images: int) -> float:
@@ -71,11 +78,28 @@ def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | Non
         if isinstance(cell, TrainingCell):
             return seconds("train", cell.images)
         if isinstance(cell, EvaluationCell):
-            images = cell.max_images or len(open_dataset(cell.dataset).ids(cell.split))
-            return seconds("encode", images) + seconds("decode", images)
+            a_picture = seconds("encode", 1) + seconds("decode", 1)
+            return a_picture * (cell.max_images or _pictures(cell.dataset, cell.split))
     except (KeyError, ValueError, ZeroDivisionError):  # not timed, or did not fit
         pass
     return None
+
+
+@lru_cache
+def _pictures(dataset: str, split: str) -> int:
+    """How many there are: some sets read every mask to know."""
+    return len(open_dataset(dataset).ids(split))
+
+
+def _evaluations(cell: GenerationCell) -> int:
+    """About how many network evaluations a picture of the cell takes, without the inversion that it starts from."""
+    options, start = dict(cell.options), dict(cell.inversion.options) if cell.inversion else {}
+    if cell.method == "inversion":
+        return options.get("steps", 50) * INVERSION_CALLS[options.get("recipe", "null_text")]
+    if cell.method == "sample":
+        return 2 * options.get("steps", 50)
+    renderings = options.get("steps", 10) + 1 if cell.method == "attack" else 2
+    return 0 if start.get("recipe") == "autoencoder" else 2 * start.get("steps", 50) * renderings
 
 
 def disk_bytes(cells: Sequence[Cell]) -> int:
