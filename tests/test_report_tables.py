@@ -199,7 +199,7 @@ def test_pivot_sets_ours_beside_the_papers_and_never_mixes_them(tmp_path):
     ours = [f"{iou['zero_shot', name]:.3f}" for name in ("bbbc038", "coco128-seg")]
     assert rows["zero-shot SAM"] == [ours[0], "0.848", ours[1]]
     assert rows["ASAM, tuned on bsds500"] == [f"{iou['asam', 'bbbc038']:.3f}", "–", "not run"]
-    assert rows["ASAM"] == ["–", "0.850", "–"] and rows["PGD"] == ["–", "0.658", "–"]
+    assert rows["ASAM"] == ["–", "0.850", "–"] and rows["PGD tuning"] == ["–", "0.658", "–"]
     elsewhere = reported_elsewhere("asam_main", table, papers["asam"])
     assert len(elsewhere.rows) == 13 and "bbbc038" not in {line[0] for line in elsewhere.rows}
     assert pivots("spt_main", table, papers["spt"])[0].header == [
