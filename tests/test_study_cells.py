@@ -19,7 +19,7 @@ def test_keys_are_stable_and_depend_on_everything_but_where_a_cell_is_shown():
     changes = {
         "method": "spt", "train_datasets": ("neu-seg",), "backbone": "vit_b", "seed": 2, "images": 10,
         "preprocess": "pad", "prompt": "box+point1", "target": "instances", "hyper": (("rank", 4),),
-        "weights_hash": "ab",
+        "weights_hash": "ab", "pictures": 200,
     }  # fmt: skip
     assert set(changes) == {one.name for one in dataclasses.fields(TRAINING)} - {
         "tables",
