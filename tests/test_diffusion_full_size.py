@@ -45,7 +45,7 @@ def stable_diffusion() -> LatentDiffusion:
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 def test_the_whole_path_at_stable_diffusions_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 denoising, 1 null-text and 1 attack step. Not run to its end yet: stopped after an hour on two cores shared with
+    """2 denoising, 1 null-text and 1 attack step. Not run to its end yet: stopped after an hour on cores shared with
     a dozen processes, with 5.5 minutes of CPU time and 8.4 GiB resident; nothing had failed until then."""
     started = time.perf_counter()
     model = stable_diffusion()
