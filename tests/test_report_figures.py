@@ -50,7 +50,7 @@ def test_curves_of_several_outputs_are_lines_of_their_own(records):
     rows = [{"iou_draft": 0.2, "iou_final": 0.3}, {"iou_draft": 0.4, "iou_final": 0.6}]
     figure = figures.learning_curves([replace(training, curve=curve(*rows))], "Draft", ("iou_draft", "iou_final"))
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].lines}
-    assert lines == {"SPT draft": [0.2, 0.4], "SPT final": [0.3, 0.6]}
+    assert lines == {"SPT draft": [0.2, 0.4], "SPT": [0.3, 0.6]}
 
 
 def test_a_long_curve_soon_forgets_its_start(records):
