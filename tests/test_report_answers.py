@@ -9,7 +9,7 @@ from samtune.report.answers import answers
 from samtune.study.cells import TrainingCell
 from samtune.study.records import read_records
 from samtune.study.runner import Result, run_cells
-from samtune.study.sam_sp import TRUTH_ON_BOTH
+from samtune.study.sam_sp import TAUGHT_DIRECTLY, TRUTH_ON_BOTH
 
 SETS = ("magnetic-tile", "neu-seg")
 
@@ -91,6 +91,6 @@ def test_self_prompting_by_the_comparison_that_is_there(tmp_path, monkeypatch):
     assert answer.sentence.endswith("SAM-SP by the paper's own loss was not run.")
     answer = answer_of(tmp_path, cells("sam_sp", "sam_sp_main"), "SAM-SP", execute)
     assert answer.sentence.startswith("SAM-SP over LoRA with SAMed's own loss") and "was not run" in answer.sentence
-    direct = cells("lora_samed", "sam_sp_ablation:Dice loss", mask_loss="dice")
+    direct = cells("lora_samed", "sam_sp_ablation:Dice loss", **TAUGHT_DIRECTLY)
     answer = answer_of(tmp_path, direct, "SAM-SP", execute)
     assert "that was taught the truth by the same Dice loss" in answer.sentence and "not run" not in answer.sentence

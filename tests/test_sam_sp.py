@@ -183,10 +183,10 @@ def test_image_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [2]
 
 
-def dice(logits: Tensor, truth: Tensor) -> Tensor:
-    """1 - (2 |p t| + 1) / (|p| + |t| + 1) of each mask `(P, 1, h, w)`, written out."""
+def dice(logits: Tensor, truth: Tensor, power: int = 2) -> Tensor:
+    """1 - (2 |p t| + 1) / (|p^power| + |t| + 1) of each mask `(P, 1, h, w)`, written out; t is 0 or 1."""
     probability = 1 / (1 + torch.exp(-logits))
-    overlap, sizes = (probability * truth).sum((1, 2, 3)), probability.sum((1, 2, 3)) + truth.sum((1, 2, 3))
+    overlap, sizes = (probability * truth).sum((1, 2, 3)), (probability**power + truth).sum((1, 2, 3))
     return 1 - (2 * overlap + 1) / (sizes + 1)
 
 
@@ -211,6 +211,8 @@ def test_loss_is_the_papers() -> None:
     for alpha in (0.0, 1.0, 10.0):
         expected = (dice(second, truth) + alpha * divergence(first, second)).mean()
         assert torch.allclose(trained(distillation_weight=alpha).loss(prediction, masks), expected)
+    plain = trained(mask_loss="dice", distillation_weight=0.0).loss(prediction, masks)
+    assert torch.allclose(plain, dice(second, truth, power=1).mean())
     reverse = trained(reverse=True).loss(prediction, masks)
     assert torch.allclose(reverse, (dice(second, truth) + divergence(second, first)).mean())
     prediction, masks, truth = random_passes(3)
@@ -222,7 +224,7 @@ def test_loss_is_the_papers() -> None:
 def test_truth_on_both_passes_is_the_kits_first_loss() -> None:
     prediction, masks, truth = random_passes(2)
     first, second = prediction["pass0"], prediction["pass1"]
-    both = sum(0.2 * binary_cross_entropy(one, truth)[:, 0] + 0.8 * dice(one, truth) for one in (first, second))
+    both = sum(0.2 * binary_cross_entropy(one, truth)[:, 0] + 0.8 * dice(one, truth, 1) for one in (first, second))
     taught = 0.1 * 2**2 * divergence(first / 2, second / 2)  # at temperature 2
     assert torch.allclose(trained(**TRUTH_ON_BOTH).loss(prediction, masks), (both + taught).mean())
 
@@ -311,7 +313,7 @@ def test_parameters_of_vit_b() -> None:
 
 def test_without_iterations_it_is_the_same_as_lora_samed() -> None:
     torch.manual_seed(0)
-    plain = build_method("lora_samed", small_sam(), mask_loss="dice").eval()
+    plain = build_method("lora_samed", small_sam(), mask_loss="squared_dice").eval()
     torch.manual_seed(0)
     alone = SamSP(small_sam(), iterations=0).eval()
     masks = torch.rand(3, 1, 64, 64).round()
@@ -343,5 +345,5 @@ def test_unknown_options_list_the_known_ones() -> None:
         SamSP(small_sam(), self_prompt="box+circle")
     with pytest.raises(InputError, match="unknown distillation 'js'; known: "):
         SamSP(small_sam(), distillation="js")
-    with pytest.raises(InputError, match="unknown mask loss 'focal'; known: dice, samed"):
+    with pytest.raises(InputError, match="unknown mask loss 'focal'; known: dice, samed, squared_dice"):
         SamSP(small_sam(), mask_loss="focal")

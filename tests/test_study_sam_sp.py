@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from samtune.data.polyps import TEST_SETS
-from samtune.losses import dice_loss, samed_loss
+from samtune.losses import samed_loss, squared_dice_loss
 from samtune.methods import SamSP
 from samtune.report.claims import build_claims
 from samtune.report.tables import build_tables
@@ -90,7 +90,7 @@ def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[Evalu
         method, usual = cell_method(training), SamSP(small_sam())
         assert all(getattr(method, name) == value != getattr(usual, name) for name, value in changes.items())
     direct = variants["Dice loss", "lora_samed"].training
-    assert dict(direct.hyper)["mask_loss"] == "dice" and cell_method(direct).mask_loss is dice_loss
+    assert cell_method(direct).mask_loss is SamSP(small_sam()).mask_loss is squared_dice_loss
     assert direct.images == variants["SAM-SP", "sam_sp"].training.images
     taught = variants["true box in training", "sam_sp"]  # it prompts itself at test time
     assert cell_method(taught).self_prompt == "box" and cell_method(taught.training).self_prompt == "given"
@@ -119,7 +119,7 @@ def test_choices_change_one_option_and_do_not_depend_on_defaults(profile: Profil
     for variant, options in trained["val"].items():
         # In full: a new default of SamSP leaves the record what it is.
         assert set(START) - {"mask_loss"} <= set(options)
-        assert options.get("mask_loss", "samed") == GROUPS["recipe"].get(variant, {}).get("mask_loss", "dice")
+        assert options.get("mask_loss", "samed") == GROUPS["recipe"].get(variant, {}).get("mask_loss", "squared_dice")
         assert 1 <= len(set(options.items()) ^ set(start.items())) <= 6
 
 
@@ -148,7 +148,7 @@ def test_truth_on_both_passes_is_the_cell_of_the_kits_first_version(profile: Pro
     assert method.mask_loss is samed_loss and method.detach_teacher
     plan = sam_sp_plan(profile, [DATA])
     assert dict(plan.training("sam_sp", DATA, 0).hyper) == hyper | {
-        "first_weight": 0, "distillation_weight": 1, "temperature": 1, "mask_loss": "dice"
+        "first_weight": 0, "distillation_weight": 1, "temperature": 1, "mask_loss": "squared_dice"
     }  # fmt: skip
     # The same for LoRA: SAMed's loss, which was its only one, is no part of its key.
     assert "mask_loss" not in dict(plan.training("lora_samed", DATA, 0).hyper)

@@ -7,8 +7,8 @@ E the image encoder, P the prompt encoder, M the mask decoder, SP(y) the box aro
     L  = Dice(y1, y) + alpha KL(y0, y1)    (3) the truth y teaches the second pass, which teaches the first
 
 Below in the paper's order: self-prompting, LoRA, the loss with its self-distillation. We know the three equations from
-a public reading note. The paper leaves open alpha, the temperature and whether the teacher is detached: they are
-options here.
+a public reading note. The paper leaves open alpha, the temperature, whether the teacher is detached and which Dice loss
+it is: they are options here.
 """
 
 import zlib
@@ -116,7 +116,8 @@ class SamSP(LoraSamed):
         reverse: the earlier pass teaches the later one (ours).
         first_weight: weight of the truth's loss on every pass before the last one. 0: the paper's; 1: truth on both
             passes.
-        mask_loss: a name of `MASK_LOSSES`: "dice" or "squared_dice", as the paper says Dice and not which; or "samed".
+        mask_loss: a name of `MASK_LOSSES`: "squared_dice", as SAMed's code has it, or "dice" (the paper does not say
+            which Dice loss it means); or "samed", with cross-entropy.
         detach_teacher: the distillation sends no gradient into the teaching pass (the paper does not say).
 
     Raises `InputError` on an unknown `self_prompt`, `distillation` or `mask_loss`, or a number out of range.
@@ -145,7 +146,7 @@ class SamSP(LoraSamed):
         temperature: float = 1.0,
         reverse: bool = False,
         first_weight: float = 0.0,
-        mask_loss: str = "dice",
+        mask_loss: str = "squared_dice",
         detach_teacher: bool = True,
     ) -> None:
         super().__init__(sam, rank, alpha, mask_loss)

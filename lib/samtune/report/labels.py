@@ -88,7 +88,7 @@ _CALLED = {
     "SAMed's recipe": sam_sp.SAMED,
     "starting point": sam_sp.START,
     sam_sp.ON_BOTH: sam_sp.SAMED | sam_sp.TRUTH_ON_BOTH,
-    sam_sp.DICE: sam_sp.SAMED | {"mask_loss": "dice"},
+    sam_sp.DICE: sam_sp.SAMED | sam_sp.TAUGHT_DIRECTLY,
     "two decoders, end to end": spt.END_TO_END,
     **spt.PARTS,
 }

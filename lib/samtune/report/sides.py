@@ -34,5 +34,5 @@ def asam_part(method: str = "asam", **options: object) -> Side:
     return Side("asam_ablation", method, "box", options)
 
 
-SAMED_DICE = sam_sp_part("lora_samed", mask_loss="dice")  # the only pass of LoRA, taught by the same Dice loss
+SAMED_DICE = sam_sp_part("lora_samed", **sam_sp.TAUGHT_DIRECTLY)  # LoRA's only pass, taught by the same Dice loss
 FIRST_VERSION = sam_sp.TRUTH_ON_BOTH  # of the kit's SAM-SP

@@ -23,7 +23,7 @@ SAMED = {"optimiser": "adamw", "weight_decay": 0.1, "schedule": "polynomial"}
 # option, so that it stays the same training when a default changes.
 START = {
     "rank": 4, "iterations": 1, "self_prompt": "box", "smallest_part": 0.0, "distillation": "kl",
-    "distillation_weight": 1.0, "temperature": 1.0, "reverse": False, "first_weight": 0.0, "mask_loss": "dice",
+    "distillation_weight": 1.0, "temperature": 1.0, "reverse": False, "first_weight": 0.0, "mask_loss": "squared_dice",
     "optimiser": "adamw", "weight_decay": 0.1, "schedule": "polynomial",
 }  # fmt: skip
 GROUPS: dict[str, dict[str, dict[str, object]]] = {
@@ -43,15 +43,15 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
     "recipe": {
         "Adam in steps": {"optimiser": "adam", "weight_decay": 0.0, "schedule": "step"},
         "SAMed's loss": {"mask_loss": "samed"},
-        "squared Dice": {"mask_loss": "squared_dice"},
+        "plain Dice": {"mask_loss": "dice"},
     },
 }
 REPEATED = ("starting point",)
 # The kit's first version of SAM-SP, before the paper's loss was known.
 TRUTH_ON_BOTH = {"distillation_weight": 0.1, "temperature": 2.0, "first_weight": 1.0, "mask_loss": "samed"}
 ON_BOTH = "truth on both passes"
-# The most important control: equal budget, the same Dice loss, but the first pass learns from the truth directly.
-DICE = "Dice loss"
+# The most important control: equal budget, SAM-SP's own loss, but the first pass learns from the truth directly.
+DICE, TAUGHT_DIRECTLY = "Dice loss", {"mask_loss": "squared_dice"}
 # Named controls, at SAM-SP's learning rate.
 CONTROLS = {
     "no distillation": {"distillation_weight": 0.0},
@@ -139,7 +139,7 @@ def run_ablations(
     records = run_choices(profile, datasets, seeds, few, [group for group in GROUPS if group in groups])
     if set(groups) <= set(GROUPS):
         return records
-    direct = [("lora_samed", {"mask_loss": "dice"})] if "controls" in groups else []
+    direct = [("lora_samed", TAUGHT_DIRECTLY)] if "controls" in groups else []
     plan = sam_sp_plan(profile, datasets, TUNED if "plateau" in groups else TUNED[1:], direct)
     cells: list[EvaluationCell] = []
     for dataset in datasets:
@@ -168,11 +168,12 @@ def run_choices(
 ) -> list[Record]:
     """One change at a time from `START`, on test (`sam_sp_ablation`) and on validation (`sam_sp_choices`).
 
-    `REPEATED` with `few` and `seeds`, the others with `few` alone.
+    `REPEATED` with `few` and `seeds`, the others with `few` alone. A change of the loss has a learning rate of its own.
     """
     if not groups:
         return []
-    plan = sam_sp_plan(profile, datasets, ("sam_sp",), **START)
+    losses = [("sam_sp", changes) for changes in GROUPS["recipe"].values() if "mask_loss" in changes]
+    plan = sam_sp_plan(profile, datasets, ("sam_sp",), losses if "recipe" in groups else (), **START)
     variants = {"starting point": {}} | {name: changes for group in groups for name, changes in GROUPS[group].items()}
     cells: list[EvaluationCell] = []
     for dataset in datasets:
@@ -212,7 +213,7 @@ def control_cells(plan: Plan, dataset: str, seeds: Sequence[int]) -> list[Evalua
     for seed in seeds:
         for variant, changes in CONTROLS.items():
             cells += plan.measured(plan.training("sam_sp", dataset, seed, **changes), dataset, f"{ABLATION}:{variant}")
-        direct = plan.training("lora_samed", dataset, seed, mask_loss="dice")
+        direct = plan.training("lora_samed", dataset, seed, **TAUGHT_DIRECTLY)
         cells += plan.measured(direct, dataset, f"{ABLATION}:{DICE}")
         boxes = plan.training("sam_sp", dataset, seed, prompt="box", self_prompt="given")
         cells += plan.measured(boxes, dataset, f"{ABLATION}:{TAUGHT}", options={"self_prompt": "box"})
