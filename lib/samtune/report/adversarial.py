@@ -14,7 +14,7 @@ from samtune.prompts import make_prompts
 from samtune.report.examples import predict_masks
 from samtune.report.figures import SOFT, STYLE, may_be_committed
 from samtune.report.labels import OTHERS
-from samtune.report.picture_figures import _fill, _picture, _picture_grid
+from samtune.report.picture_figures import fill, picture_grid, show_picture
 from samtune.study.attacked import MOST_MASKS
 from samtune.study.execute import cell_method
 from samtune.study.records import Record, cell_of
@@ -78,15 +78,15 @@ def gallery(examples: Sequence[Example], title: str) -> Figure:
     """A row a picture, `COLUMNS`: what the attack changed five times as strong (grey: nothing), SAM's masks before and
     after with their mean IoU over the objects; an object keeps its colour."""
     images = [example.original for example in examples]
-    figure, axes = _picture_grid(title, len(examples), len(COLUMNS), images, margins=(0.1, 0.7))
+    figure, axes = picture_grid(title, len(examples), len(COLUMNS), images, margins=(0.1, 0.7))
     for row, example in zip(axes, examples, strict=True):
         change = example.adversarial.astype(int) - example.reconstruction
         shown = [example.original, example.reconstruction, example.adversarial]
         for axis, image in zip(row, [*shown, (127.5 + 5 * change).clip(0, 255).astype(np.uint8), *shown], strict=True):
-            _picture(axis, image)
+            show_picture(axis, image)
         for axis, masks in zip(row[4:], (example.truth, example.before, example.after), strict=True):
             for mask, colour in zip(masks, cycle(OTHERS), strict=False):
-                _fill(axis, mask, colour)
+                fill(axis, mask, colour)
         for axis, masks in zip(row[5:], (example.before, example.after), strict=True):
             overlap = np.mean([iou(mask, truth) for mask, truth in zip(masks, example.truth, strict=True)])
             axis.set_xlabel(f"IoU {overlap:.2f}", fontsize=8.5, labelpad=2)
@@ -102,11 +102,11 @@ def contact_sheet(record: Record, ids: Sequence[str], title: str, columns: int =
     made = open_dataset(cell_of(record).name)
     samples = [made.load(id) for id in ids]
     overlap = record.objects.set_index(["output", "image"])["iou"]
-    figure, axes = _picture_grid(title, -(-len(ids) // columns), columns, [sample.image for sample in samples])
+    figure, axes = picture_grid(title, -(-len(ids) // columns), columns, [sample.image for sample in samples])
     for axis in axes.flat[len(ids) :]:
         axis.set_axis_off()
     for axis, id, sample in zip(axes.flat, ids, samples, strict=False):
-        _picture(axis, sample.image)
+        show_picture(axis, sample.image)
         for mask, colour in zip(sample.masks, cycle(OTHERS), strict=False):
             axis.contour(mask, levels=[0.5], colors=[colour], linewidths=0.9)
         axis.set_xlabel(f"{overlap['before', id]:.2f} → {overlap['final', id]:.2f}", fontsize=7, color=SOFT, labelpad=2)

@@ -76,14 +76,14 @@ def qualitative_grid(examples: Sequence[Example], title: str, metric: str = "iou
         for example, window in zip(examples, windows, strict=True)
     ]
     small = any(window is not None for window in windows)
-    figure, axes = _picture_grid(title, len(examples), 2 + len(columns), images, (0.6, 0.85), small)
+    figure, axes = picture_grid(title, len(examples), 2 + len(columns), images, (0.6, 0.85), small)
     measure, said = METRIC_LABELS[metric], []
     for row, example, window in zip(axes, examples, windows, strict=True):
-        _picture(row[0], example.image, window)
+        show_picture(row[0], example.image, window)
         if example.prompt is not None:
             draw_prompt(row[0], example.prompt)
-        _picture(row[1], example.image, window)
-        _fill(row[1], example.truth, HIT, window)
+        show_picture(row[1], example.image, window)
+        fill(row[1], example.truth, HIT, window)
         row[0].set_ylabel(example.note, fontsize=9.5, color=INK, rotation=0, ha="right", va="center", labelpad=6)
         for axis, name in zip(row[2:], columns, strict=False):
             if name not in example.predictions:
@@ -122,11 +122,11 @@ def relation_grid(examples: Sequence[RelationExample], title: str) -> Figure:
     averaging; each map on its own scale, which stands below it."""
     columns = list(examples[0].maps)
     images = [example.image for example in examples]
-    figure, axes = _picture_grid(title, len(examples), 1 + len(columns), images, margins=(0.2, 0.7))
+    figure, axes = picture_grid(title, len(examples), 1 + len(columns), images, margins=(0.2, 0.7))
     for row, example in zip(axes, examples, strict=True):
         height, width = example.truth.shape
-        _picture(row[0], example.image)
-        _fill(row[0], example.truth, HIT)
+        show_picture(row[0], example.image)
+        fill(row[0], example.truth, HIT)
         for axis, name in zip(row[1:], columns, strict=True):
             weights = example.maps[name] * example.maps[name].size
             axis.imshow(weights, cmap="viridis", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
@@ -145,13 +145,13 @@ def contact_sheet(
 ) -> Figure:
     """Many samples at once: picture, every object outlined and filled in its own colour, prompts drawn in."""
     rows = -(-len(samples) // columns)
-    figure, axes = _picture_grid(title, rows, columns, [sample.image for sample in samples])
+    figure, axes = picture_grid(title, rows, columns, [sample.image for sample in samples])
     for axis in axes.flat[len(samples) :]:
         axis.set_axis_off()
     for number, (axis, sample) in enumerate(zip(axes.flat, samples, strict=False)):
-        _picture(axis, sample.image)
+        show_picture(axis, sample.image)
         for mask, colour in zip(sample.masks, OTHERS * (len(sample.masks) // len(OTHERS) + 1), strict=False):
-            _fill(axis, mask, colour)
+            fill(axis, mask, colour)
         if number < len(prompts) and prompts[number] is not None:
             draw_prompt(axis, prompts[number])
         name = sample.id if len(sample.id) <= 24 else f"…{sample.id[-23:]}"
@@ -199,7 +199,7 @@ def draw_prompt(axis: Axes, prompts: Prompts) -> None:
             )
 
 
-def _picture_grid(
+def picture_grid(
     title: str,
     rows: int,
     columns: int,
@@ -238,10 +238,10 @@ def _shrunk(picture: np.ndarray) -> np.ndarray:
 
 def _mistakes(axis: Axes, example: Example, name: str, window: Window | None) -> None:
     """A picture with hits, false alarms and misses of the prediction `name`, where there is one."""
-    _picture(axis, example.image, window)
+    show_picture(axis, example.image, window)
     mask, truth = example.predictions.get(name, example.truth), example.truth
     for part, colour in ((mask & truth, HIT), (mask & ~truth, FALSE_ALARM), (~mask & truth, MISSED)):
-        _fill(axis, part, colour, window, outline=False)  # outlines would widen what is thin
+        fill(axis, part, colour, window, outline=False)  # outlines would widen what is thin
 
 
 def _cut(picture: np.ndarray, window: Window | None) -> tuple[np.ndarray, tuple[float, float, float, float]]:
@@ -251,13 +251,14 @@ def _cut(picture: np.ndarray, window: Window | None) -> tuple[np.ndarray, tuple[
     return _shrunk(picture[rows, columns]), extent
 
 
-def _picture(axis: Axes, image: np.ndarray, window: Window | None = None) -> None:
+def show_picture(axis: Axes, image: np.ndarray, window: Window | None = None) -> None:
+    """The part of `image`, uint8 `(H, W, 3)`, in `window` (None: all of it); axes in the whole image's pixels."""
     part, extent = _cut(image, window)
     axis.imshow(part, extent=extent, interpolation="auto")
     axis.set(xlim=extent[:2], ylim=extent[2:], autoscale_on=False)  # prompts may go beyond
 
 
-def _fill(axis: Axes, mask: np.ndarray, colour: str, window: Window | None = None, outline: bool = True) -> None:
+def fill(axis: Axes, mask: np.ndarray, colour: str, window: Window | None = None, outline: bool = True) -> None:
     """`mask`, bool `(H, W)`, over a picture: translucent, with its outline; denser without."""
     if not mask.any():
         return
