@@ -14,6 +14,7 @@ from samtune.common.paths import asset
 from samtune.report.labels import in_order, prompt_label, rate_label, row_label
 from samtune.report.tables import MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
 from samtune.study.bench import EVALUATE, PHASES
+from samtune.study.cells import NO_BACKBONE
 from samtune.study.plan import SCORE_TIE
 from samtune.study.sam_sp import ON_BOTH
 
@@ -357,9 +358,8 @@ def _measure_rank(measure: tuple[str, str]) -> tuple:
 
 def _caption(table: pd.DataFrame, labels: list[str]) -> str:
     """What all rows share, in one sentence; and where the backbone's grid is too coarse for what is to be found."""
-    shared = {
-        column: table[column].unique() for column in ("variant", "backbone", "split", "output") if column not in labels
-    }
+    columns = [column for column in ("variant", "backbone", "split", "output") if column not in labels]
+    shared = {column: [value for value in table[column].unique() if value != NO_BACKBONE] for column in columns}
     parts = [f"{column} {values[0]}" for column, values in shared.items() if len(values) == 1 and values[0]]
     if len(table):
         seeds = sorted(set(table["seeds"].astype(int)))
