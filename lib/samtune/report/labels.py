@@ -87,6 +87,7 @@ def row_label(method: str, variant: str = "", output: str = "final", trained: st
 _CALLED = {
     "SAMed's recipe": sam_sp.SAMED,
     "starting point": sam_sp.START,
+    **{name: sam_sp.START | changes for name, changes in sam_sp.GROUPS["recipe"].items()},
     sam_sp.ON_BOTH: sam_sp.SAMED | sam_sp.TRUTH_ON_BOTH,
     sam_sp.DICE: sam_sp.SAMED | sam_sp.TAUGHT_DIRECTLY,
     "two decoders, end to end": spt.END_TO_END,

@@ -11,7 +11,7 @@ import yaml
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import asset
-from samtune.report.labels import in_order, prompt_label, rate_label, row_label
+from samtune.report.labels import in_order, label, prompt_label, rate_label, row_label
 from samtune.report.tables import MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
 from samtune.study.bench import EVALUATE, PHASES
 from samtune.study.cells import NO_BACKBONE
@@ -233,7 +233,7 @@ def speed_pivot(table: pd.DataFrame) -> Pivot:
             memory = trained["peak_memory_mb"]
             how = [f"{trained['batch']}", trained["precision"], "yes" if trained["compiled"] else "no"]
             how.append("not measured" if pd.isna(memory) else f"{memory:.0f}")
-        rows.append([device, backbone, method, *speeds, *how])
+        rows.append([device, backbone, label(method), *speeds, *how])
     return Pivot(
         header,
         rows,
