@@ -160,7 +160,8 @@ def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:
 def read_table(path: Path) -> pd.DataFrame:
     """A table as `write_tables` wrote it: text columns as text, empty where empty."""
     table = pd.read_csv(path, keep_default_na=False, dtype=str)
-    for column in ("mean", "std", "low", "high", "effect", "margin", "seeds", "images", "units", "sets"):
+    numbers = ("mean", "std", "low", "high", "effect", "margin", "seeds", "images", "units", "sets", "peak_memory_mb")
+    for column in numbers:
         if column in table:
             table[column] = pd.to_numeric(table[column], errors="coerce")  # an empty cell is not a number
     return table
@@ -174,7 +175,7 @@ def differences(committed: pd.DataFrame, rebuilt: pd.DataFrame) -> list[str]:
         return [f"{len(committed)} rows instead of {len(rebuilt)}"]
     found = []
     for column in rebuilt.columns:
-        if pd.api.types.is_numeric_dtype(rebuilt[column]):
+        if pd.api.types.is_numeric_dtype(rebuilt[column]) and not pd.api.types.is_bool_dtype(rebuilt[column]):
             old, new = committed[column].to_numpy(float), rebuilt[column].to_numpy(float)
             same = np.isclose(old, new, rtol=1e-5, atol=1e-6, equal_nan=True)
         else:

@@ -281,6 +281,7 @@ def speed_table(records: Sequence[Record]) -> pd.DataFrame:
         if record.kind == "timing"
     ]
     table = pd.DataFrame(rows, columns=columns + measured)
+    table["peak_memory_mb"] = table["peak_memory_mb"].astype(float)  # not measured on a CPU: not a number
     order = table["backbone"].map(list(SHARES).index)
     return table.assign(order=order).sort_values(["device", "order", *columns[:-1]]).drop(columns="order")
 
