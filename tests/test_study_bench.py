@@ -126,6 +126,19 @@ def test_median_in_turns_leaves_the_first_round_out_and_what_does_not_fit_is_0(
     assert called == ["lora", "spt", "sam_sp"] + ["lora", "spt"] * 3
 
 
+def test_a_cards_first_step_never_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_step", lambda method, cell, device: cell.method)
+    method = bench.build_method("lora", small_sam())
+    monkeypatch.setattr(bench._Bench, "method", lambda self, name: self.methods.setdefault(name, method))
+    cells = {("lora", "train"): bench.TimingCell("lora", "nano", "train", 4, "fp32", False, "x")}
+    for device, rounds, expected in (("cuda", 1, []), ("cuda", 2, [4 / 2]), ("cpu", 1, [4 / 9])):
+        taken, found = iter([9.0, 2.0][:rounds]), {}
+        monkeypatch.setattr(bench, "run_step", lambda step, device, taken=taken: (next(taken), None))
+        monkeypatch.setattr(bench, "ROUNDS", rounds)
+        bench._Bench("nano", device, False, float("inf")).time(cells, {("lora", "train"): 1.0}, found)
+        assert [result.extras["images_per_second"] for result in found.values()] == expected
+
+
 def test_compilation_and_bf16_are_tried_on_cuda_alone() -> None:
     assert {compiled for _, compiled in bench.settings("cpu")} == {False} and ("fp32", False) in bench.settings("cpu")
     assert len(bench.settings("cuda:1")) == 4

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from samtune.common.errors import InputError
-from samtune.methods import METHODS
+from samtune.common.paths import repository_root
+from samtune.methods import METHODS, options_in_key
 from samtune.study import execute, plan
 from samtune.study.cells import EvaluationCell
 from samtune.study.execute import cell_method, executor
 from samtune.study.plan import Plan, backbone_hash, choose_learning_rates, mean_iou, place_of, training_cell
 from samtune.study.profile import Profile
-from samtune.study.records import Record
+from samtune.study.records import Record, read_records
 from samtune.study.runner import files_folder
 from small_sam import small_sam
 
@@ -33,6 +34,18 @@ def test_cell_alone_decides_a_trainings_result(profile: Profile, tmp_path: Path)
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     other = cell_method(replace(cell, seed=4)).trainable_state()
     assert not all(torch.equal(states[0][name], other[name]) for name in other)
+
+
+def test_what_is_recorded_is_asked_for_by_the_same_key() -> None:
+    """A default that enters or leaves a method's key would have all of its trainings run again."""
+    trainings = [
+        record for record in read_records(repository_root() / "results/cpu/records") if record.kind == "training"
+    ]
+    assert len(trainings) > 300
+    for record in trainings:
+        hyper = record.cell["hyper"]
+        before = {**METHODS[record.method].options_before, **hyper}
+        assert options_in_key(record.method, before) == hyper, record.key
 
 
 def test_training_resumes_in_its_folder(profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Pack what a run has written under results/ since OUT/started was made into OUT: `pack.py OUT`.
 
-At most 6 archives of 15 MiB (records first, then small checkpoints), so that logs fit beside them; whole or absent. The
-latents of generated pictures stay: those of 200 inversions are 160 MB, and a training wants the pictures alone.
+At most 4 archives of 15 MiB (64 MiB come back in all): records first, then generated pictures, then small checkpoints;
+whole or absent. The latents of generated pictures stay: those of 200 inversions are 160 MB, and a training wants the
+pictures alone.
 """
 
 import io
@@ -12,12 +13,13 @@ from pathlib import Path
 from samtune.common.atomic import write_atomically
 from samtune.common.paths import repository_root
 
-ARCHIVES, BYTES = 6, 15 * 2**20
+ARCHIVES, BYTES = 4, 15 * 2**20
+ORDER = ("records", "generated")  # folders, and then the rest
 LARGEST = 4 * 2**20  # a file above that (a checkpoint to resume from, a random ViT-B) stays
 
 
 def new_files(root: Path, since: float) -> list[Path]:
-    """Files under results/ written after `since` (seconds), records before anything else, without what is half done."""
+    """Files under results/ written after `since` (seconds), in `ORDER`, without what is half done."""
     files = [path for path in (root / "results").rglob("*") if path.is_file() and path.stat().st_mtime >= since]
     kept = [
         path
@@ -27,7 +29,11 @@ def new_files(root: Path, since: float) -> list[Path]:
         and not {"rehearsal", "cache"} & set(path.relative_to(root).parts)
         and not (path.suffix == ".safetensors" and "generated" in path.relative_to(root).parts)
     ]
-    return sorted(kept, key=lambda path: (path.parent.name != "records", str(path)))
+
+    def rank(path: Path) -> int:
+        return next((place for place, name in enumerate(ORDER) if name in path.parts), len(ORDER))
+
+    return sorted(kept, key=lambda path: (rank(path), str(path)))
 
 
 def pack(out: Path, root: Path) -> int:

@@ -34,6 +34,7 @@ class UNet(Method):
     prompts = ("none",)
     epochs = 160  # as many as the methods without prompts that it is compared with
     learning_rate = 1e-3
+    named_options = ("image_size",)  # the backbone's, whose name is not in a U-Net's key
 
     def __init__(
         self, sam: Sam | None, image_size: int = 256, encoder: str = "resnet18", encoder_weights: str | None = None

@@ -135,7 +135,8 @@ class _Bench:
         """Put the result of every cell that time reaches into `timed`, by its key.
 
         The median of some rounds, in each of which every step has its turn; in the first round too no step is started
-        that is not expected to end in time. One that does not fit into memory makes 0 pictures a second.
+        that is not expected to end in time. One that does not fit into memory makes 0 pictures a second. On a CPU the
+        first round counts where it is the only one, on a card never.
 
         Args:
             speeds: pictures a second at the batch before, 0 where that is not known.
@@ -166,7 +167,8 @@ class _Bench:
                     seconds.setdefault(place, []).append(taken)
                     a_picture = (time.perf_counter() - start) / cell.batch
                     self.slowest[cell.phase] = max(self.slowest.get(cell.phase, 0.0), a_picture)
-                timed[cell.key()] = _result(cell, seconds[place], memory, self.methods[place[0]])
+                if len(seconds[place]) != 1 or self.device == "cpu":  # a card's first step compiles and fills caches
+                    timed[cell.key()] = _result(cell, seconds[place], memory, self.methods[place[0]])
 
     def expected(self, cell: TimingCell, speed: float) -> float:
         """About how many seconds the first step of a cell takes: from its smaller batch, else from other methods' steps

@@ -1,0 +1,67 @@
+"""The nano diffusion pipeline's card: what it measures, what it says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from samtune.diffusion.pipeline import load_diffusion
+from samtune.methods import build_method
+from samtune.nano import diffusion_card
+from samtune.nano.diffusion import STAGES
+from samtune.nano.diffusion_pictures import Pictures
+from small_sam import small_sam
+from tiny_diffusion import save_tiny_diffusion
+
+LOG = {"step": 60, "steps": 80, "batch_size": 4, "seconds": 90.0, "hardware": "a machine", "losses": [0.5] * 60}
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Pictures:
+    """Five of two sets; the second shows nothing, the third a speck only."""
+    size = load_diffusion(str(save_tiny_diffusion(tmp_path / "tiny"))).image_size
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, 3, size, size), dtype=torch.uint8, generator=generator)
+    objects = torch.zeros(5, size, size, dtype=torch.uint8)
+    objects[[0, 3, 4], 4:20, 4:20] = 1
+    objects[2, 0, 0] = 1
+    return Pictures(images, objects, ["a hair"] * 5, ["one", "one", "one", "two", "two"])
+
+
+def test_pictures_without_a_large_object_are_not_scored(pictures: Pictures) -> None:
+    kept = diffusion_card.some_of_each(pictures, 1)
+    assert kept.sets == ["one", "two"] and torch.equal(kept.images, pictures.images[[0, 3]])
+    assert len(diffusion_card.some_of_each(pictures, 9)) == 3
+
+
+def test_box_ious_of_a_victim_that_sees_the_boxes_alone(pictures: Pictures, tmp_path: Path) -> None:
+    model = load_diffusion(str(tmp_path / "tiny"))
+    victim = build_method("zero_shot", small_sam()).eval()
+    kept = diffusion_card.some_of_each(pictures, 9)
+    found = diffusion_card.box_ious(model, victim, kept, steps=1)
+    assert set(found) == {"pictures", "reconstructions", "samples", "samples without ControlNet"}
+    assert all(0 <= value <= 1 for value in found.values())
+
+    class Seer:
+        image_size = victim.image_size
+
+        def encode(self, images: torch.Tensor) -> torch.Tensor:
+            return images
+
+        def decode(self, embedding: torch.Tensor, prompts) -> dict[str, torch.Tensor]:
+            logits = torch.full((len(prompts), 1, self.image_size, self.image_size), -1.0)
+            for one, (left, top, right, bottom) in zip(logits, prompts.boxes.round().int().tolist(), strict=True):
+                one[0, top:bottom, left:right] = 1
+            return {"final": logits}
+
+    assert np.allclose(list(diffusion_card.box_ious(model, Seer(), kept, steps=1).values()), 1, atol=0.15)
+
+
+def test_the_card_says_how_far_every_stage_came(tmp_path: Path) -> None:
+    logs = {stage: LOG | {"validation": [{"step": 60, "noise error": 0.25}]} for stage in STAGES}
+    logs["autoencoder"]["validation"] = [{"step": 60, "psnr here": 24.5}]
+    text = diffusion_card.card_text(logs, {"samples": 0.5})
+    assert "60 of 80" in text and "psnr here 24.50 dB" in text and "| samples | 0.500 |" in text
+    figure = diffusion_card.learning_curve(logs, window=10)
+    assert [axis.get_title(loc="left") for axis in figure.axes[:3]] == list(STAGES)
