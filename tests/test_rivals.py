@@ -13,7 +13,7 @@ from samtune.study.attacked import AttackedDataset
 from samtune.training import augment
 from small_sam import ListedSamples, disc_sample, small_sam
 
-RIVALS = ("clean_tuning", "classical_augmentation", "pgd", "dat", "generated")
+RIVALS = ("clean_tuning", "classical_augmentation", "pgd", "dat", "generated", "reconstructed")
 
 
 @pytest.mark.parametrize("name", [*RIVALS, "asam"])

@@ -3,8 +3,8 @@
 #   tests      pytest of tests/gpu: methods on the card against the CPU, resuming across devices, messages
 #   bench      pictures a second and memory of every method: table `speed` of the profile gpu
 #   rehearsal  every notebook of the profile gpu on 8 pictures, with a ViT-B of random weights
-#   queue      all cells of the profile cpu that have no record, many processes sharing the card (CUDA's MPS)
 #   diffusion  the nano diffusion pipeline's three stages, see train_diffusion.sh
+#   queue      all cells of the profile cpu that have no record, many processes sharing the card (CUDA's MPS)
 # usage: tests/gpu/run.sh OUT [PART ...]        (all parts without one)
 # What is done is kept as records, and is not done again; everything new is packed into OUT every minute
 # (tests/gpu/pack.py) and brought back with tests/gpu/bring_back.py OUT. Settings, from the environment:
@@ -13,7 +13,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 out=${1:?usage: tests/gpu/run.sh OUT [PART ...]}; shift
-parts=("$@"); [ $# -gt 0 ] || parts=(tests bench rehearsal queue diffusion)
+parts=("$@"); [ $# -gt 0 ] || parts=(tests bench rehearsal diffusion queue)  # the queue slows all else down
 device=${DEVICE:-cuda}; python=${PYTHON:-python3}
 mkdir -p "$out"; [ -e "$out/started" ] || touch "$out/started"
 export PYTHONPATH="$PWD/lib${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

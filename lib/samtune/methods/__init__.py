@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from samtune.common.errors import unknown
-from samtune.methods.asam import ASAM, DAT, PGD, ClassicalAugmentation, CleanTuning, Generated
+from samtune.methods.asam import ASAM, DAT, PGD, ClassicalAugmentation, CleanTuning, Generated, Reconstructed
 from samtune.methods.decoder_tuning import DecoderTuning
 from samtune.methods.lora import Lora, LoraSamed
 from samtune.methods.method import Method
@@ -32,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
     "pgd": PGD,
     "dat": DAT,
     "generated": Generated,
+    "reconstructed": Reconstructed,
     "asam": ASAM,
 }
 

@@ -113,3 +113,12 @@ class Generated(ASAM):
     title = "generated pictures"
     makes_pictures = True
     colour = "#e07b91"
+
+
+class Reconstructed(ASAM):
+    """The same on the pictures that ASAM's attack starts from: what inversion and denoising alone do to them."""
+
+    name = "reconstructed"
+    title = "reconstruction tuning"
+    makes_pictures = True
+    colour = "#8c8c5a"

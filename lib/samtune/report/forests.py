@@ -106,7 +106,7 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
         [
             (f"{METHODS[method].title}, sets not tuned on, box prompt", "iou",
              above(Side("asam_main", method, "box"), Side("asam_main", "zero_shot", "box")), True)
-            for method in ("asam", *asam.ON_CLEAN, "dat", "generated")
+            for method in ("asam", *asam.ON_CLEAN, *(name for name in asam.ON_GENERATED if name != "asam"))
         ],
     ),
     "tuning_forest": (

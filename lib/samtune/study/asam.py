@@ -24,7 +24,7 @@ INSTANCES = "instances"
 TRAINED_WITH = ",".join(ASAM.prompts)
 PROMPTS = ("box", "point1")
 ON_CLEAN = ("clean_tuning", "classical_augmentation", "pgd")  # need no generated pictures
-ON_GENERATED = ("dat", "generated", "asam")
+ON_GENERATED = ("dat", "generated", "reconstructed", "asam")
 WITHOUT, FEW, WHOLE_DECODER = "without ControlNet", "few pictures", "whole decoder"
 ADVERSARIAL, RECONSTRUCTED = "adversarial pictures", "reconstructed pictures"  # measured, not tuned on
 # Options of ASAM by group and row; "rivals" are those of PGD. They run without a diffusion model where ASAM cannot: the
