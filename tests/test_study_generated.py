@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import UNet2DConditionModel
 
 from samtune.common.errors import InputError
 from samtune.data.generated import read_facts
@@ -17,10 +18,10 @@ from samtune.diffusion.conditions import caption
 from samtune.report.tables import build_tables
 from samtune.study.cells import Cell, GenerationCell, TrainingCell, cell_from_plain, plain_cell
 from samtune.study.execute import executor
-from samtune.study.generated import AUTHORS, TABLE, adversarial_cells, costs, inversion_cells
+from samtune.study.generated import AUTHORS, TABLE, adversarial_cells, costs, inversion_cells, run_generated
 from samtune.study.profile import Generation, Profile, load_profile
 from samtune.study.records import Record
-from samtune.study.runner import files_folder, missing_cells, run_cells
+from samtune.study.runner import files_folder, missing_cells, only_planned, run_cells
 from tiny_diffusion import save_tiny_diffusion
 
 SETS = "synthetic-natural+synthetic-industrial"
@@ -141,3 +142,19 @@ def test_the_profiles_cells_fill_the_table_of_inversions(model: str, folder: Pat
     assert cost.loc[AUTHORS, "times fewer evaluations"] == 1 and cost.loc["lean", "times fewer seconds"] > 1
     made = read_image(next(folder.glob("generated/*/*.png")))
     assert made.shape == (32, 32, 3)
+
+
+def test_planning_downloads_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SAMTUNE_OFFLINE", raising=False)
+    asked = []
+
+    def look(place: str, **options: object) -> None:
+        asked.append(options["local_files_only"])
+        raise OSError("not here")
+
+    monkeypatch.setattr(UNet2DConditionModel, "from_pretrained", look)
+    hub = load_profile("smoke").model_copy(update={"diffusion": "someone/model", "controlnet": "someone/model"})
+    with only_planned():
+        run_generated(hub)
+    run_generated(hub)
+    assert asked == [True, False]

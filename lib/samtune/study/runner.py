@@ -4,6 +4,7 @@ A notebook asks for cells. Those with a record are read; the others are run and 
 """
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -153,14 +154,17 @@ def run_cell(cell: Cell, folder: Path, execute: Execute) -> None:
 @contextmanager
 def only_planned() -> Iterator[list[Cell]]:
     """Inside this context `run_cells` runs nothing: it adds the cells to the list it gives, and returns existing
-    records.
+    records. Nothing is downloaded either.
     """
     global _planned
     _planned = []
+    offline = os.environ.get("SAMTUNE_OFFLINE", "")
+    os.environ["SAMTUNE_OFFLINE"] = "1"
     try:
         yield _planned
     finally:
         _planned = None
+        os.environ["SAMTUNE_OFFLINE"] = offline
 
 
 _planned: list[Cell] | None = None
