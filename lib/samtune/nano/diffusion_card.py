@@ -32,17 +32,22 @@ from samtune.sam.checkpoints import load_sam
 SCORED = 16  # validation pictures of each set, whose box IoU stands in the card
 AT_ONCE = 8
 SMALLEST = 64  # pixels of 128 x 128: smaller objects have no box worth the name
-CURVE = "learning_curve.png"
+CURVE, LOGS = "learning_curve.png", "training.json"
 
 
 def ship_diffusion(folder: Path, pictures: Pictures) -> Path:
-    """Replace the package's pipeline by that in `folder`, and write its card and learning curve; the card's path."""
+    """Replace the package's pipeline by that in `folder`; write its card, the trainings' logs and their curve.
+
+    Returns the card's path.
+    """
     logs = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in STAGES}
     target = asset(NANO)
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(folder / "pipeline", target)
     victim = build_method("zero_shot", load_sam("nano")).eval()
     scores = box_ious(load_diffusion("nano"), victim, some_of_each(pictures, SCORED))
+    logs = {stage: log | {"losses": [round(loss, 4) for loss in log["losses"]]} for stage, log in logs.items()}
+    (target / LOGS).write_text(json.dumps(logs))
     learning_curve(logs).savefig(target / CURVE, dpi=100)
     card = target / "README.md"
     card.write_text(card_text(logs, scores), encoding="utf-8")
