@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, ControlNetModel, DDIMInverseScheduler, DDIM
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from samtune.common.errors import InputError
 from samtune.common.paths import asset, checkpoint_root, resolve
@@ -139,6 +140,7 @@ def _load(kind: type, place: str | Path, source: str, part: str | None = None):
         options["subfolder"] = part
     if issubclass(kind, nn.Module):
         options["use_safetensors"] = True
+    transformers_logging.disable_progress_bar()  # of loading its weights, in the middle of the kit's own messages
     try:
         loaded = kind.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
