@@ -1,12 +1,14 @@
 """The nano diffusion pipeline's card: what it measures, what it says."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from samtune.diffusion.pipeline import load_diffusion
+from samtune.common.paths import asset
+from samtune.diffusion.pipeline import NANO, load_diffusion
 from samtune.methods import build_method
 from samtune.nano import diffusion_card
 from samtune.nano.diffusion import STAGES
@@ -65,3 +67,10 @@ def test_the_card_says_how_far_every_stage_came(tmp_path: Path) -> None:
     assert "60 of 80" in text and "psnr here 24.50 dB" in text and "| samples | 0.500 |" in text
     figure = diffusion_card.learning_curve(logs, window=10)
     assert [axis.get_title(loc="left") for axis in figure.axes[:3]] == list(STAGES)
+
+
+def test_the_shipped_card_and_its_logs_belong_together() -> None:
+    text, figure = diffusion_card.shipped_card()
+    assert "The learning curve: below." in text and len(figure.axes) >= len(STAGES)
+    logs = json.loads((asset(NANO) / diffusion_card.LOGS).read_text())
+    assert all(f"| {stage} | {log['step']:,} of {log['steps']:,} |" in text for stage, log in logs.items())

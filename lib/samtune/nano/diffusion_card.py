@@ -174,6 +174,13 @@ def learning_curve(logs: Mapping[str, Mapping[str, Any]], window: int = 50) -> P
     return figure
 
 
+def shipped_card() -> tuple[str, Picture]:
+    """The card of the shipped pipeline, markdown, and its learning curve."""
+    folder = asset(NANO)
+    text = (folder / "README.md").read_text(encoding="utf-8").replace(f"[{CURVE}]({CURVE})", "below")
+    return text, learning_curve(json.loads((folder / LOGS).read_text()))
+
+
 def main(folder: Path) -> None:
     """Ship the pipeline that was trained in FOLDER."""
     print(ship_diffusion(folder, read_pictures(folder / "pictures.npz")["val"]))
