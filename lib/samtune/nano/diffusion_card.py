@@ -1,6 +1,6 @@
 """Ships the nano diffusion pipeline: weights, and a card that says how they were made and what they can do.
 
-python -m samtune.nano.diffusion_card DIR        (DIR: where `samtune.nano.diffusion` trained all stages)
+Run as `python -m samtune.nano.diffusion_card DIR`, with the folder where `samtune.nano.diffusion` trained all stages.
 """
 
 import itertools
