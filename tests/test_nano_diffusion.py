@@ -13,7 +13,7 @@ from samtune.common.errors import InputError
 from samtune.diffusion.conditions import PALETTE
 from samtune.nano import diffusion_models, diffusion_pictures
 from samtune.nano.diffusion import main, train_stage
-from samtune.nano.diffusion_models import new_scheduler, new_tokenizer
+from samtune.nano.diffusion_models import new_controlnet, new_scheduler, new_tokenizer, new_unet
 from samtune.nano.diffusion_pictures import Pictures, random_views, read_pictures, whole_views, write_pictures
 from small_sam import ListedSamples, disc_sample
 
@@ -130,7 +130,7 @@ def test_the_autoencoder_learns_and_scales_its_latents(
     assert state["validation"][-1]["psnr listed"] == pytest.approx(psnr, abs=0.05)
 
 
-def test_three_stages_make_a_pipeline_that_diffusers_opens(file: Path, tmp_path: Path) -> None:
+def test_the_stages_make_a_pipeline_that_diffusers_opens(file: Path, tmp_path: Path) -> None:
     pictures = read_pictures(file)
     for stage, needed in (("unet", "autoencoder"), ("controlnet", "autoencoder")):
         with pytest.raises(InputError, match=f"train stage {needed} first"):
@@ -146,6 +146,24 @@ def test_three_stages_make_a_pipeline_that_diffusers_opens(file: Path, tmp_path:
     saved = torch.load(tmp_path / "controlnet.pt", weights_only=False)
     zero = saved["trained"]["controlnet.controlnet_mid_block.weight"]
     assert zero.any()  # it starts as zeros: the ControlNet has learned, through the frozen U-Net
+    before = weights(tmp_path)
+    train_stage("decoder", pictures, tmp_path, 2, 2, progress=False)
+    after = weights(tmp_path)
+    changed = {name.partition(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"decoder", "post_quant_conv"}  # latents stay what they were
+
+
+def test_a_mask_counts_in_the_controlnet_from_the_start() -> None:
+    torch.manual_seed(0)
+    controlnet = new_controlnet(new_unet())
+    nothing = torch.zeros(1, 3, 128, 128)
+    half = nothing.clone()
+    half[..., 64:] = 1
+    with torch.no_grad():
+        first, second = (controlnet.controlnet_cond_embedding(condition) for condition in (nothing, half))
+        latents = controlnet.conv_in(torch.randn(1, 4, 32, 32))
+    difference = (first - second)[..., 16:].std() / latents.std()
+    assert 0.1 < difference < 3  # by PyTorch's own start: 0.00
 
 
 def test_command_line_goes_on_and_says_what_is_wrong(file: Path, tmp_path: Path) -> None:

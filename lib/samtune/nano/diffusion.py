@@ -1,4 +1,4 @@
-"""Training of the nano diffusion pipeline: autoencoder, then U-Net with captions, then the mask ControlNet.
+"""Training of the nano diffusion pipeline: autoencoder, U-Net with captions, mask ControlNet, then the decoder again.
 
     python -m samtune.nano.diffusion --stage autoencoder --steps 20000 --out DIR [--device cuda]
 
@@ -66,7 +66,7 @@ class Batch:
 
 
 class Stage(ABC):
-    """Base of the three stages: `trained` has the parts that it trains, by the names of their folders
+    """Base of the stages: `trained` has the parts that it trains, by the names of their folders
     in the pipeline.
     """
 
@@ -224,7 +224,28 @@ class ControlNetStage(NoiseStage):
         ).sample
 
 
-STAGES = {"autoencoder": AutoencoderStage, "unet": UNetStage, "controlnet": ControlNetStage}
+class DecoderStage(AutoencoderStage):
+    """The autoencoder's decoder alone, by squared error from the mean latents, as Stable Diffusion's ft-MSE decoder.
+
+    Latents do not change, so that a U-Net that was trained before stays right.
+    """
+
+    learning_rate = 5e-4
+
+    def __init__(self, folder: Path, device: str, captions: Sequence[str]) -> None:
+        super().__init__(folder, device, captions)
+        vae = self.trained["vae"] = self.part(AutoencoderKL, "vae", "autoencoder")
+        vae.decoder.requires_grad_(True)
+        vae.post_quant_conv.requires_grad_(True)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        vae = self.trained["vae"]
+        with self.autocast():
+            decoded = vae.decode(vae.encode(batch.images).latent_dist.mode()).sample
+        return F.mse_loss(decoded.float(), batch.images)
+
+
+STAGES = {"autoencoder": AutoencoderStage, "unet": UNetStage, "controlnet": ControlNetStage, "decoder": DecoderStage}
 
 
 def train_stage(
@@ -241,7 +262,7 @@ def train_stage(
     """Train a stage; its weights go to `folder/pipeline`.
 
     Args:
-        name: "autoencoder", "unet" or "controlnet".
+        name: "autoencoder", "unet", "controlnet" or "decoder".
         pictures: {"train", "val"}.
         folder: training resumes from its `<name>.pt`, if there is one.
         steps: in all.
@@ -260,7 +281,7 @@ def train_stage(
     stage = STAGES[name](folder / "pipeline", device, pictures["train"].captions)
     stage.trained.to(device).train()
     stage.batch_size = batch_size or stage.batch_size
-    parameters = list(stage.trained.parameters())
+    parameters = [parameter for parameter in stage.trained.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, learning_rate or stage.learning_rate, betas=(0.9, 0.99))
     schedule = get_cosine_schedule_with_warmup(optimiser, WARM_UP_STEPS, steps)
     average = EMAModel(parameters, AVERAGE, use_ema_warmup=True, foreach=True)

@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     UNet2DConditionModel,
 )
+from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 IMAGE_SIZE = 128
@@ -54,8 +55,18 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
-    """A ControlNet that starts as the U-Net's encoder. Its condition is an image `(B, 3, 128, 128)` in [0, 1]."""
-    return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=CONDITION_WIDTHS)
+    """A ControlNet that starts as the U-Net's encoder. Its condition is an image `(B, 3, 128, 128)` in [0, 1].
+
+    The condition's convolutions start by He et al. (2015), the last one too: by PyTorch's own start a mask reaches the
+    U-Net a thousand times weaker than the latents, and short training does not change that. The zero convolutions
+    after the blocks still make the untrained ControlNet do nothing.
+    """
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=CONDITION_WIDTHS)
+    embedding = controlnet.controlnet_cond_embedding
+    for convolution in (embedding.conv_in, *embedding.blocks, embedding.conv_out):
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        nn.init.zeros_(convolution.bias)
+    return controlnet
 
 
 def new_tokenizer(captions: Sequence[str]) -> CLIPTokenizer:
