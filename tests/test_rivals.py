@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from samtune.common.errors import InputError
+from samtune.data.augmentation import augment
 from samtune.methods import METHODS, build_method, options_in_key
 from samtune.prompts import Prompts, tight_boxes
 from samtune.study.attacked import AttackedDataset
-from samtune.training import augment
 from small_sam import ListedSamples, disc_sample, small_sam
 
 RIVALS = ("clean_tuning", "classical_augmentation", "pgd", "dat", "generated", "reconstructed")

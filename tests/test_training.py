@@ -13,13 +13,14 @@ from tqdm.asyncio import tqdm_asyncio
 
 from samtune import training
 from samtune.common.errors import InputError
+from samtune.data.augmentation import augment
 from samtune.data.sample import CroppedMasks, cropped
 from samtune.embeddings import EmbeddingCache
 from samtune.methods import Method, build_method
 from samtune.methods.decoder_tuning import DecoderTuning
 from samtune.metrics import iou
 from samtune.prompts import Prompts
-from samtune.training import TrainingConfig, TrainingResult, TrainingSamples, augment, learning_rate_factor, train
+from samtune.training import TrainingConfig, TrainingResult, TrainingSamples, learning_rate_factor, train
 from small_sam import ListedSamples, disc_sample, small_sam
 
 DISCS = ListedSamples([disc_sample(number) for number in range(5)])

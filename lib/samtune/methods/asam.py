@@ -56,7 +56,7 @@ class CleanTuning(ASAM):
 
 
 class ClassicalAugmentation(ASAM):
-    """The same on clean pictures under strong augmentation: colour, blur, noise and JPEG, see `training.augment`."""
+    """The same on clean pictures under strong augmentation: colour, blur, noise and JPEG, see `data.augmentation`."""
 
     name = "classical_augmentation"
     title = "classical augmentation"
