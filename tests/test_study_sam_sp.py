@@ -73,6 +73,11 @@ def test_nothing_in_training_or_use_has_a_prompt(profile: Profile, asked: list[E
     assert {place for cell in trained if cell.prompt != "none" for place in cell.tables} == upper
 
 
+def test_baselines_can_be_left_out(profile: Profile, asked: list[EvaluationCell]) -> None:
+    run_main(profile, [DATA], [0], ["lora_samed"])
+    assert {cell.method for cell in asked} == {"truth", "zero_shot", "lora_samed", "sam_sp"}
+
+
 def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[EvaluationCell]) -> None:
     profile = profile.model_copy(update={"plateau_images": 50, "images": 40})
     run_ablations(profile, [DATA], [0], ["controls", "size", "prompt quality", "plateau"])

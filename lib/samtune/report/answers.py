@@ -53,9 +53,9 @@ class Question:
     transfer: bool = False
 
 
-def _spt(prompt: str) -> Comparison:
-    sides = (spt_main(method, prompt) for method in ("spt", "lora"))
-    return Comparison(f"SPT over LoRA at equal training, {prompt_label(prompt)}", above(*sides))
+def _spt(prompt: str, method: str = "lora", how: str = "LoRA at equal training") -> Comparison:
+    sides = (spt_main(one, prompt) for one in ("spt", method))
+    return Comparison(f"SPT over {how}, {prompt_label(prompt)}", above(*sides))
 
 
 def _sam_sp(words: str, other: Side, caution: str = "", **options: object) -> Comparison:
@@ -68,10 +68,11 @@ def _asam(method: str) -> Comparison:
 
 
 _SAMED = sam_sp_main("lora_samed")
+_UNTUNED = label("zero_shot")
 QUESTIONS = (
     Question(
         "SPT", "Does SPT beat LoRA at equal training?", "iou", [_spt("box")], "spt_forest",
-        [_spt("point10"), _spt("point1")],
+        [_spt("point10"), _spt("point1"), _spt("box", "zero_shot", _UNTUNED)],
     ),
     Question(
         "SAM-SP", "Does self-prompting help over LoRA alone?", "dice",
@@ -83,7 +84,7 @@ QUESTIONS = (
             _sam_sp("The kit's first version of SAM-SP (truth on both passes) over LoRA tuned alike, no prompt",
                     _SAMED, "SAM-SP by the paper's own loss was not run", **FIRST_VERSION),
         ],
-        "sam_sp_forest",
+        "sam_sp_forest", [_sam_sp(f"SAM-SP over {_UNTUNED}, no prompt", sam_sp_main("zero_shot"))],
     ),
     Question(
         "ASAM", "Does ASAM make SAM better on sets that it was not tuned on?", "iou", [_asam("zero_shot")],

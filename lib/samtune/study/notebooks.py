@@ -29,7 +29,9 @@ ASKED: dict[str, Callable[[Profile, Sequence[str], Sequence[int], Parameters], l
     "11_spt_ablations": lambda profile, names, seeds, given: spt.run_ablations(
         profile, names, seeds, given.get("groups", ()), given.get("transfer", ())
     ),
-    "20_sam_sp": lambda profile, names, seeds, given: sam_sp.run_main(profile, names, seeds),
+    "20_sam_sp": lambda profile, names, seeds, given: sam_sp.run_main(
+        profile, names, seeds, given.get("baselines", ())
+    ),
     "21_sam_sp_ablations": lambda profile, names, seeds, given: sam_sp.run_ablations(
         profile, names, seeds, given.get("groups", ())
     ),

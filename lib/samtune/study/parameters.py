@@ -156,6 +156,7 @@ class SamSp(NotebookParameters):
     profile: ProfileName
     datasets: list[DatasetName]
     seeds: list[Seed]
+    baselines: list[Literal["decoder_tuning", "lora_samed", "unet"]]
     speed: list[str]
 
 

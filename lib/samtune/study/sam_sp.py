@@ -9,7 +9,8 @@ from samtune.study.profile import Profile
 from samtune.study.records import Record
 
 MAIN, ABLATION, CHOICES = "sam_sp_main", "sam_sp_ablation", "sam_sp_choices"
-TUNED = ("decoder_tuning", "lora_samed", "unet", "sam_sp")
+BASELINES = ("decoder_tuning", "lora_samed", "unet")
+TUNED = (*BASELINES, "sam_sp")
 MOST_ITERATIONS = 3
 GRID = 8  # points per side in SAM's everything mode: fine enough for these objects, and a second an image
 WHOLE = "100% of the pictures"  # the main table's model, as the last point of the curve
@@ -98,9 +99,14 @@ def sam_sp_plan(
     return Plan(profile, "none", ("none",), **SAMED | options).choose_rates(datasets, methods, variants)
 
 
-def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
-    """Table `sam_sp_main`: SAM-SP and its baselines without prompts; zero-shot SAM also with a true box or click."""
-    plan = sam_sp_plan(profile, datasets)
+def run_main(
+    profile: Profile, datasets: Sequence[str], seeds: Sequence[int], baselines: Sequence[str] = ()
+) -> list[Record]:
+    """Table `sam_sp_main`: SAM-SP and `baselines` (none: all of `BASELINES`) without prompts; zero-shot SAM also with a
+    true box or click.
+    """
+    tuned = (*(baselines or BASELINES), "sam_sp")
+    plan = sam_sp_plan(profile, datasets, tuned)
     both = sam_sp_plan(profile, datasets, ("sam_sp",), **TRUTH_ON_BOTH)
     shared = {"max_images": profile.evaluation.max_images}
     cells: list[EvaluationCell] = []
@@ -114,7 +120,7 @@ def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) ->
             cells.append(zero_shot_cell(profile, tested, seed, plan.hash, prompt="box", **boxes))
             everything = {"options": {"everything": GRID}, "tables": (f"{MAIN}:everything",)} | shared
             cells.append(zero_shot_cell(profile, tested, seed, plan.hash, prompt="none", **everything))
-            for method in TUNED:
+            for method in tuned:
                 cells += plan.measured(plan.training(method, dataset, seed), tested, MAIN)
             cells += both.measured(both.training("sam_sp", dataset, seed), tested, f"{MAIN}:{ON_BOTH}")
     return plan.run(cells)
