@@ -150,7 +150,7 @@ def test_the_stages_make_a_pipeline_that_diffusers_opens(file: Path, tmp_path: P
     train_stage("decoder", pictures, tmp_path, 2, 2, progress=False)
     after = weights(tmp_path)
     changed = {name.partition(".")[0] for name in after if not torch.equal(after[name], before[name])}
-    assert changed == {"decoder", "post_quant_conv"}  # latents stay what they were
+    assert "decoder" in changed and not changed & {"encoder", "quant_conv"}  # latents stay what they were
 
 
 def test_a_mask_counts_in_the_controlnet_from_the_start() -> None:

@@ -234,9 +234,10 @@ class DecoderStage(AutoencoderStage):
 
     def __init__(self, folder: Path, device: str, captions: Sequence[str]) -> None:
         super().__init__(folder, device, captions)
-        vae = self.trained["vae"] = self.part(AutoencoderKL, "vae", "autoencoder")
-        vae.decoder.requires_grad_(True)
-        vae.post_quant_conv.requires_grad_(True)
+        vae = self.trained["vae"]
+        vae.load_state_dict(self.part(AutoencoderKL, "vae", "autoencoder").state_dict())
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
         vae = self.trained["vae"]
