@@ -150,6 +150,15 @@ def test_the_profiles_cells_fill_the_table_of_inversions(model: str, folder: Pat
     assert made.shape == (32, 32, 3)
 
 
+def test_the_table_of_inversions_may_have_steps_of_its_own(model: str) -> None:
+    small = profile(model)
+    small = small.model_copy(update={"generation": small.generation.model_copy(update={"compared_steps": 10})})
+    steps = {dict(cell.options)["steps"] for cell in inversion_cells(small) if cell.method == "inversion"
+             and dict(cell.options)["recipe"] != "autoencoder"}  # fmt: skip
+    assert steps == {10, 4}  # lean: two fifths
+    assert dict(adversarial_cells(small)["reconstructed"].options)["steps"] == 2
+
+
 def test_planning_downloads_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAMTUNE_OFFLINE", raising=False)
     asked = []

@@ -100,11 +100,12 @@ def adversarial_cells(profile: Profile) -> dict[str, GenerationCell]:
 def inversion_cells(profile: Profile) -> list[GenerationCell]:
     """Table `asam_inversion`: by inversion, the reconstruction and the attack from it; random noise too."""
     made, few = Generation(profile), profile.generation.ablation_pictures
-    lean = {"recipe": "negative_prompt", "steps": max(1, round(LEAN_SHARE * profile.generation.steps))}
+    steps = profile.generation.compared_steps or profile.generation.steps
+    lean = {"recipe": "negative_prompt", "steps": max(1, round(LEAN_SHARE * steps))}
     cells = []
     for name, options in (INVERSIONS | {LEAN: lean}).items():
         shown = {"pictures": few, "tables": (f"{TABLE}:{name}",)}
-        inversion = made.inversion(**shown, **options)
+        inversion = made.inversion(**shown, **{"steps": steps} | options)
         cells += [inversion, made.attack(inversion, **shown)]
         if name == AUTHORS:
             cells.append(made.attack(inversion, method="random", **shown))

@@ -100,6 +100,7 @@ class Generation(_Strict):
         ablation_pictures: the first so many of them, for ablations.
         recipe: of the inversion.
         steps: of denoising.
+        compared_steps: of denoising in the table of inversions, beside the authors' recipe; None: `steps`.
         attack_steps: of the attack.
         batch: images at once.
     """
@@ -109,6 +110,7 @@ class Generation(_Strict):
     ablation_pictures: Count = 40
     recipe: str = "direct"
     steps: Count = 50
+    compared_steps: Count | None = None
     attack_steps: Count = 10
     batch: Count = 1
 
