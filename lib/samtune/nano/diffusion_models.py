@@ -57,9 +57,9 @@ def new_unet() -> UNet2DConditionModel:
 def new_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """A ControlNet that starts as the U-Net's encoder. Its condition is an image `(B, 3, 128, 128)` in [0, 1].
 
-    The condition's convolutions start by He et al. (2015), the last one too: by PyTorch's own start a mask reaches the
-    U-Net a thousand times weaker than the latents, and short training does not change that. The zero convolutions
-    after the blocks still make the untrained ControlNet do nothing.
+    The condition's convolutions start by He et al. (2015), the last one too: by diffusers' own start another mask still
+    changed the outputs by less than 0.3% after 300 steps. The zero convolutions after the blocks still make the
+    untrained ControlNet do nothing.
     """
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=CONDITION_WIDTHS)
     embedding = controlnet.controlnet_cond_embedding
