@@ -1,5 +1,6 @@
 """The bench: a record a step of every method, medians in turns, what does not fit, the fastest; and hours from it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -8,11 +9,12 @@ import torch
 
 from samtune.common import provenance
 from samtune.report.tables import build_tables
-from samtune.study import bench, estimate
+from samtune.study import bench, estimate, notebooks
 from samtune.study.bench import bench_methods, recommendations, run_bench, speed_table
 from samtune.study.cells import EvaluationCell, GenerationCell, TrainingCell
 from samtune.study.estimate import estimate_seconds
-from samtune.study.records import Record, cell_of, read_records
+from samtune.study.profile import Notebook, load_profile
+from samtune.study.records import Record, cell_of, read_records, write_record
 from small_sam import ListedSamples, disc_sample, small_sam
 
 STEPS = {(name, phase) for name in bench_methods() for phase in bench.PHASES}
@@ -162,12 +164,16 @@ def test_hours_come_from_the_bench_where_nothing_alike_was_run(monkeypatch: pyte
     monkeypatch.setattr(estimate, "open_dataset", lambda name: opened.append(name) or ListedSamples([disc_sample(0)]))
     whole = [training.evaluation("discs of this test", split=split) for split in ("val", "test", "test")]
     assert estimate_seconds(whole, records) == pytest.approx(3 * (1 / 4 + 1 / 20)) and len(opened) == 2
-    unknown = TrainingCell("spt", ("neu-seg",), "vit_b").evaluation("neu-seg")
-    assert estimate_seconds([unknown], records) is None and len(opened) == 2
+    spt = TrainingCell("spt", ("neu-seg",), "vit_b", images=30)  # not timed: as the slowest that was
+    assert estimate_seconds([spt], records) == pytest.approx(60)
+    assert estimate_seconds([spt.evaluation("neu-seg", max_images=8)], records) == pytest.approx(8 / 4 + 8 / 10)
+    assert estimate_seconds([spt.evaluation("neu-seg", max_images=8)], records[:2]) == pytest.approx(8 / 0.5)
     untuned = EvaluationCell("zero_shot", "vit_b", "neu-seg", max_images=10)
     truth = EvaluationCell("truth", "none", "neu-seg", max_images=10)
     assert estimate_seconds([untuned, truth], records) == pytest.approx(2)
-    assert estimate_seconds([TrainingCell("spt", ("neu-seg",), "vit_b", images=30)], records) is None
+    larger = TrainingCell("lora", ("neu-seg",), "vit_l", images=30)
+    assert estimate_seconds([larger], records) is None
+    assert estimate_seconds([larger.evaluation("neu-seg", max_images=8)], records) is None
     inversion = GenerationCell("inversion", "bsds500", 4, "nano", options={"recipe": "direct", "steps": 20})
     attack = GenerationCell("attack", "bsds500", 4, "nano", options={"steps": 3}, inversion=inversion)
     assert estimate_seconds([inversion], records) is None
@@ -178,3 +184,17 @@ def test_hours_come_from_the_bench_where_nothing_alike_was_run(monkeypatch: pyte
 
 def test_an_empty_table_has_its_columns() -> None:
     assert isinstance(speed_table([]), pd.DataFrame) and "images_per_second" in speed_table([])
+
+
+def test_hours_come_from_another_profiles_bench_on_the_same_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path))
+    step = bench.TimingCell("lora", "vit_b", "train", 1, "fp32", False, "x")
+    [made] = bench.run_cells([step], "quick", lambda cell, _: bench.Result(extras={"images_per_second": 0.5}))
+    training = TrainingCell("lora", ("neu-seg",), "vit_b", images=30)
+    monkeypatch.setitem(notebooks.ASKED, "10_spt", lambda profile, *_: bench.run_cells([training], profile.name, None))
+    profile = load_profile("gpu").model_copy(update={"notebooks": {"10_spt": Notebook()}})
+    assert [left.seconds for left in notebooks.outlook(profile)] == [pytest.approx(60)]
+    write_record(tmp_path / "quick" / "records", replace(made, hardware="another machine"))
+    assert [left.seconds for left in notebooks.outlook(profile)] == [None]

@@ -59,7 +59,8 @@ def _likenesses(cell: Cell) -> list[tuple]:
 def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | None:
     """Seconds of a cell by the bench's images a second, if it timed the method on this backbone.
 
-    Zero-shot SAM takes as long as decoder tuning does to measure. Baselines without a network count as 0.
+    A method that it did not reach counts as the slowest that it did, a decoding that it did not reach as a training
+    step. Zero-shot SAM takes as long as decoder tuning does to measure. Baselines without a network count as 0.
     """
     if isinstance(cell, GenerationCell):
         what = "attack" if cell.method == "attack" else "inversion"
@@ -70,15 +71,20 @@ def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | Non
     method = "decoder_tuning" if cell.method == "zero_shot" else cell.method
 
     def seconds(phase: str, images: int) -> float:
-        if cell.backbone != NO_BACKBONE:
+        if cell.backbone == NO_BACKBONE:
+            return images / min(speed for (name, _, what), speed in speeds.items() if (name, what) == (method, phase))
+        if (method, cell.backbone, phase) in speeds:
             return images / speeds[method, cell.backbone, phase]
-        return images / min(speed for (name, _, what), speed in speeds.items() if (name, what) == (method, phase))
+        return images / min(speed for (_, *place), speed in speeds.items() if place == [cell.backbone, phase] and speed)
 
     try:
         if isinstance(cell, TrainingCell):
             return seconds("train", cell.images)
         if isinstance(cell, EvaluationCell):
-            a_picture = seconds("encode", 1) + seconds("decode", 1)
+            try:
+                a_picture = seconds("encode", 1) + seconds("decode", 1)
+            except ValueError:
+                a_picture = seconds("train", 1)
             return a_picture * (cell.max_images or _pictures(cell.dataset, cell.split))
     except (KeyError, ValueError, ZeroDivisionError):  # not timed, or did not fit
         pass

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from samtune.common.errors import InputError, unknown
 from samtune.common.paths import results_root
@@ -80,7 +81,7 @@ def outlook(profile: Profile) -> Iterator[Outlook]:
     While learning rates are not chosen yet, each counts as three trainings: one rate, and its two neighbours.
     """
     folder = results_root(profile.name)
-    known = read_records(folder / "records")
+    known = [*read_records(folder / "records"), *_timed_elsewhere(folder)]
     anywhere = profile.model_copy(update={"device": "cpu", "precision": "fp32"})
     planned: set[str] = set()  # cells that two notebooks share are run once
     for notebook in profile.notebooks:
@@ -94,3 +95,9 @@ def outlook(profile: Profile) -> Iterator[Outlook]:
         planned |= {cell.key() for cell in left}
         asked = len({cell.key() for cell in cells})
         yield Outlook(notebook, asked, len(left), estimate_seconds(left, known), disk_bytes(left))
+
+
+def _timed_elsewhere(folder: Path) -> list[Record]:
+    """What `samtune bench` timed for the other profiles: on the same hardware it holds for this one too."""
+    others = [other for other in folder.parent.glob("*/records") if other.parent != folder]
+    return [record for other in others for record in read_records(other) if record.kind == "timing"]
