@@ -147,10 +147,11 @@ def test_compilation_and_bf16_are_tried_on_cuda_alone() -> None:
 
 
 def test_hours_come_from_the_bench_where_nothing_alike_was_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def timing(method: str, phase: str, speed: float) -> Record:
-        cell = bench.TimingCell(method, "vit_b", phase, 1, "fp32", False, "x")
+    def timing(method: str, phase: str, speed: float, diffusion: str = "") -> Record:
+        cell = bench.TimingCell(method, "vit_b", phase, 1, "fp32", False, "x", diffusion=diffusion)
         values = {"method": method, "backbone": "vit_b", "phase": phase, "batch": 1, "precision": "fp32"}
-        return Record(cell.key(), "timing", values | {"compiled": False, "device": "x"}, seconds=1 / speed,
+        values |= {"compiled": False, "device": "x", "diffusion": diffusion}
+        return Record(cell.key(), "timing", values, seconds=1 / speed,
                       hardware=provenance.hardware(), extras={"images_per_second": speed})  # fmt: skip
 
     records = [timing("lora", "train", 0.5), timing("lora", "encode", 4.0), timing("lora", "decode", 20.0)]
@@ -177,7 +178,9 @@ def test_hours_come_from_the_bench_where_nothing_alike_was_run(monkeypatch: pyte
     inversion = GenerationCell("inversion", "bsds500", 4, "nano", options={"recipe": "direct", "steps": 20})
     attack = GenerationCell("attack", "bsds500", 4, "nano", options={"steps": 3}, inversion=inversion)
     assert estimate_seconds([inversion], records) is None
-    records += [timing("inversion", "evaluate", 10.0), timing("attack", "evaluate", 8.0)]
+    records.append(timing("inversion", "evaluate", 1.0, "a larger diffusion model"))
+    assert estimate_seconds([inversion], records) is None
+    records += [timing("inversion", "evaluate", 10.0, "nano"), timing("attack", "evaluate", 8.0, "nano")]
     assert estimate_seconds([inversion], records) == pytest.approx(4 * 20 * 5 / 10)
     assert estimate_seconds([attack], records) == pytest.approx(4 * 2 * 20 * 4 / 8)
 

@@ -31,7 +31,7 @@ def estimate_seconds(cells: Sequence[Cell], records: Sequence[Record]) -> float 
             continue
         cell = cell_of(record)
         if isinstance(cell, TimingCell):
-            place = (cell.method, cell.backbone, cell.phase)
+            place = (cell.method, cell.diffusion or cell.backbone, cell.phase)
             speeds[place] = max(speeds.get(place, 0.0), record.extras["images_per_second"])
         for likeness in _likenesses(cell):
             costs.setdefault(likeness, []).append(record.seconds / max(cell.parts, 1))
@@ -57,15 +57,20 @@ def _likenesses(cell: Cell) -> list[tuple]:
 
 
 def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | None:
-    """Seconds of a cell by the bench's images a second, if it timed the method on this backbone.
+    """Seconds of a cell by the bench's images a second, if it timed this backbone (or diffusion model).
 
-    A method that it did not reach counts as the slowest that it did, a decoding that it did not reach as a training
-    step. Zero-shot SAM takes as long as decoder tuning does to measure. Baselines without a network count as 0.
+    Of methods that it did not reach, each counts as the slowest that it did; a decoding that it did not reach, as a
+    training step. Zero-shot SAM takes as long as decoder tuning does to measure. Baselines without a network count
+    as 0.
+
+    Args:
+        cell: of any kind.
+        speeds: by method, backbone (of an inversion or attack: diffusion model) and phase.
     """
     if isinstance(cell, GenerationCell):
         what = "attack" if cell.method == "attack" else "inversion"
-        found = [speed for (name, _, phase), speed in speeds.items() if (name, phase) == (what, "evaluate") and speed]
-        return cell.pictures * _evaluations(cell) / min(found) if found else None
+        speed = speeds.get((what, cell.diffusion, "evaluate"))
+        return cell.pictures * _evaluations(cell) / speed if speed else None
     if cell.method not in METHODS:
         return 0.0
     method = "decoder_tuning" if cell.method == "zero_shot" else cell.method
@@ -86,7 +91,7 @@ def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | Non
             except ValueError:
                 a_picture = seconds("train", 1)
             return a_picture * (cell.max_images or _pictures(cell.dataset, cell.split))
-    except (KeyError, ValueError, ZeroDivisionError):  # not timed, or did not fit
+    except (ValueError, ZeroDivisionError):  # not timed, or did not fit
         pass
     return None
 
