@@ -1,6 +1,7 @@
 """ASAM's study: every rival has the same pictures, steps and parameters; what is planned; which rows claims read."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,7 @@ def test_ablations_leave_out_what_was_tuned_on_and_use_few_seeds(asam_profile: P
     assert all(seeds[variant] == {5} for variant in others)
     assert all(on[variant] == {UNSEEN} for variant in seeds.keys() - {FORGETTING, *fooled})
     rows = {variant for group in (*asam.GROUPS.values(), *asam.PICTURES.values()) for variant in group}
+    rows |= {asam.CHANGE, asam.MIXED, asam.BOXES}
     assert rows <= others | claimed
     # Every row that is tuned has learning rates of its own, tried on validation, with the prompts trained with.
     tried: dict[tuple[str, str, str], set[float]] = {}
@@ -158,6 +160,36 @@ def test_pictures_made_otherwise_differ_in_what_the_row_says_alone(asam_profile:
         for name, value in asam.ALONG[variant].items():
             where = options | {"prompt": cell.prompt} if name.startswith("attack_") else made
             assert where[name.removeprefix("attack_")] == value
+
+
+def test_remedies_have_clean_and_adversarial_pictures_or_boxes_alone(
+    asam_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path))
+    seen: list[set[str]] = []
+
+    def spy(method: object, sources: list, config: object, *rest: object) -> object:
+        seen.append({f"{dataset.name}/{id}" for dataset, split in sources for id in dataset.ids(split)})
+        raise InterruptedError
+
+    monkeypatch.setattr(execute, "train", spy)
+    plan = asam.tuning(asam_profile)[0]
+    arms = {(arm.variant, arm.method): arm for arm in asam.remedy_arms(asam_profile)}
+    mixed = plan.training(arms[asam.MIXED, "asam"], 0, 1e-3)
+    folder, run = tmp_path / asam_profile.name, executor(asam_profile)
+    for need in needed_cells(mixed, folder):
+        run_cell(need, folder, run)
+    with pytest.raises(InterruptedError):
+        run(mixed, folder)
+    clean = {f"{dataset.name}/{id}" for dataset, id in chosen_pictures("+".join(SETS), "train", 3, open_dataset)}
+    assert seen == [clean | {f"{mixed.generated.name}/{id}" for id in clean}] and len(seen[0]) == 6
+    for method in ("asam", "clean_tuning"):
+        boxes = plan.training(arms[asam.BOXES, method], 0, 1e-3)
+        usual = plan.training(asam.Arm(method), 0, 1e-3)
+        assert boxes.prompt == "box" and replace(boxes, prompt=usual.prompt) == usual
+    choices = tables_of(planned(run_ablations, asam_profile, [UNSEEN], [0], ["remedies"]), asam.CHOICES)
+    assert choices.keys() == {"ASAM", "clean tuning", asam.CHANGE, asam.MIXED, asam.BOXES}
+    assert {cell.split for found in choices.values() for cell in found} == {"val"}
 
 
 def test_without_a_diffusion_model_clean_tuning_is_varied(asam_profile: Profile, tmp_path: Path, capsys) -> None:

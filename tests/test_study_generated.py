@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 
 from samtune.common.errors import InputError
 from samtune.data.generated import read_facts
@@ -118,6 +120,24 @@ def test_a_training_on_generated_pictures_needs_them(model: str, folder: Path) -
     assert cell_from_plain("training", plain_cell(training)) == training
     with pytest.raises(ValueError, match="none is made"):
         TrainingCell("asam", (attack.name,), "nano")
+
+
+def test_the_change_that_an_attack_made_is_added_to_the_originals(model: str, folder: Path) -> None:
+    inversion, attack = cells(model, pictures=2)
+    quiet_run([attack], folder)
+    for cell, grey in ((inversion, 100), (attack, 110)):  # a change of 10 everywhere
+        for path in files_folder(folder, cell).glob("*.png"):
+            Image.fromarray(np.full((32, 32, 3), grey, np.uint8)).save(path)
+    change = replace(attack, method="change", options={}, inversion=attack)
+    (record,) = quiet_run([change], folder)
+    opened = open_dataset(change.name)
+    for id in opened.ids("train"):
+        source, _, name = id.partition("/")
+        original = open_dataset(source).load(name).image
+        assert np.array_equal(opened.load(id).image, np.minimum(original.astype(int) + 10, 255))
+    objects = record.objects.set_index(["output", "image"])
+    assert (objects.loc["final", "iou_drop"].abs() < 0.5).all() and (objects.loc["final", "psnr"] > 28).all()  # 28.1 dB
+    assert (objects.loc["final", "evaluations"] == (2 + 2 * 2) + 2 * 2 * 2).all()  # the attack's
 
 
 def test_keys_hold_all_that_the_pictures_depend_on(model: str) -> None:

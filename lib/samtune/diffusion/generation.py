@@ -5,6 +5,7 @@ Options, by what is made:
         (see `captions.captions_of`). The recipe "autoencoder" goes through the autoencoder alone: an attack that
         starts from it perturbs z_0 itself, without diffusion (as DAT does).
     attack: the fields of `AttackConfig`, and `objects`, the most masks of a picture.
+    change: none.
     random: `eps`, how far every latent value is moved, up or down by chance; and `objects`.
     sample: as inversion, without `recipe` and `rounds`.
 """
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError, unknown
 from samtune.data.generated import picture_name
+from samtune.data.pixels import read_image
 from samtune.data.sample import Sample
 from samtune.diffusion.attack import AttackConfig, Victim, attack, normalised, per_picture
 from samtune.diffusion.captions import captions_of
@@ -44,6 +46,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "inversion": ("recipe", "guidance", "steps", "rounds", "controlnet", "captions"),
     "attack": (*(field.name for field in fields(AttackConfig)), "objects"),
     "random": ("eps", "objects"),
+    "change": (),
     "sample": ("guidance", "steps", "controlnet", "captions"),
 }
 
@@ -170,6 +173,34 @@ def attacked(
     return made
 
 
+def changed(victim: Victim, given: Scene, reconstructed: Path, adversarial: Path, prompt: str, seed: int) -> list[Made]:
+    """What an attack changed in each picture, added to the original at its own size: without the autoencoder's losses.
+
+    `reconstructed`, `adversarial`: the folders of both sets. Output "before" is the original; cost is the attack's.
+    """
+    prompts, masks = _prompts(victim, given, prompt, seed, MOST_PROMPTS)
+    images = []
+    for sample in given.samples:
+        before, after = (read_image(folder / f"{_name(sample)}.png") for folder in (reconstructed, adversarial))
+        height, width = sample.image.shape[:2]
+        change = cv2.resize(after.astype(np.float32) - before, (width, height), interpolation=cv2.INTER_LINEAR)
+        images.append((sample.image + change).clip(0, 255).round().astype(np.uint8))
+
+    def iou(pictures: Sequence[np.ndarray]) -> Tensor:
+        side = (victim.image_size, victim.image_size)
+        squares = _float([cv2.resize(picture, side, interpolation=cv2.INTER_AREA) for picture in pictures])
+        return victim_iou(victim, squares.to(given.images.device), prompts, masks)
+
+    highs, lows = iou([sample.image for sample in given.samples]), iou(images)
+    made = []
+    for sample, image, high, low in zip(given.samples, images, highs.tolist(), lows.tolist(), strict=True):
+        spent = _numbers(adversarial, sample)["final"]
+        final = alike(image, sample.image) | {"iou": low, "iou_drop": high - low}
+        final |= {name: spent[name] for name in ("evaluations", "seconds")}
+        made.append(Made(image, {}, {"before": {"iou": high}, "final": final}))
+    return made
+
+
 def sampled(model: LatentDiffusion, given: Scene, options: Mapping[str, object], seed: int) -> list[Made]:
     """Pictures from noise with the captions and mask images of the samples."""
     cost = Cost(model, len(given.samples))
@@ -187,7 +218,7 @@ def sampled(model: LatentDiffusion, given: Scene, options: Mapping[str, object],
 
 def write_picture(folder: Path, sample: Sample, caption: str, made: Made) -> None:
     """Its files in the folder of a generated set; the JSON, written last, says that all are there."""
-    name = picture_name(sample.dataset, sample.id)
+    name = _name(sample)
     if made.tensors:
         save_safetensors(dict(made.tensors), folder / f"{name}.safetensors", torch.float32, {"id": sample.id})
     png = io.BytesIO()
@@ -203,11 +234,10 @@ def write_picture(folder: Path, sample: Sample, caption: str, made: Made) -> Non
 def read_inversion(folder: Path, sample: Sample) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
     """Tensors and numbers that the inversion of a picture left in `folder`. Raises `InputError` without the tensors:
     they are too large to come back from a graphics card."""
-    name = picture_name(sample.dataset, sample.id)
-    latents = folder / f"{name}.safetensors"
+    latents = folder / f"{_name(sample)}.safetensors"
     if not latents.is_file():
         raise InputError(f"no latents at {latents}, but the picture: remove {folder} and its record to invert anew")
-    return load_file(latents), json.loads((folder / f"{name}.json").read_text())["numbers"]
+    return load_file(latents), _numbers(folder, sample)
 
 
 class Cost:
@@ -236,6 +266,16 @@ def victim_iou(victim: Victim, images: Tensor, prompts: Prompts, masks: Tensor) 
     """Mean IoU, `(B,)`, of the victim's masks on images `(B, 3, S, S)` in [0, 1], as `attack` measures it."""
     logits = victim.decode(victim.encode(normalised(images, victim.image_size)), prompts)["final"]
     return per_picture(low_resolution_iou(logits, at_size(masks, logits))[:, 0], prompts.image_index, len(images))
+
+
+def _name(sample: Sample) -> str:
+    """The name of a picture's files, without suffix."""
+    return picture_name(sample.dataset, sample.id)
+
+
+def _numbers(folder: Path, sample: Sample) -> dict[str, dict[str, float]]:
+    """What was kept with a picture: numbers by output."""
+    return json.loads((folder / f"{_name(sample)}.json").read_text())["numbers"]
 
 
 def _plan(

@@ -34,6 +34,7 @@ TABLES = {
     "sam_sp_choices": "SAM-SP: what the paper leaves open, one change at a time, on validation pictures",
     "asam_main": "ASAM and its rivals on sets that none was tuned on; sets that they were tuned on apart, as seen sets",
     "asam_ablation": "ASAM: what each part contributes, on sets that it was not tuned on",
+    "asam_choices": "ASAM: what may help it in a small model, on validation pictures",
     "asam_inversion": "ASAM: inversions and attacks, and what they cost",
     "learning_rates": "Learning rates on validation pictures: the smallest within half a point of the best is taken",
     "speed": "Pictures a second and memory, of encoding, decoding and a training step, by device",

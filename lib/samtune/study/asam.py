@@ -18,7 +18,7 @@ from samtune.study.profile import Profile
 from samtune.study.records import Record
 from samtune.study.runner import run_cells
 
-MAIN, ABLATION = "asam_main", "asam_ablation"
+MAIN, ABLATION, CHOICES = "asam_main", "asam_ablation", "asam_choices"
 SEEN = "seen set"  # the main table's rows of sets that were tuned on; its means are of the others
 INSTANCES = "instances"
 TRAINED_WITH = ",".join(ASAM.prompts)
@@ -53,6 +53,10 @@ PICTURES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
     "gradient": {f"through the last {steps} steps": ({}, {"last_steps": steps}) for steps in (1, 3)},
     "attacked prompt": {"attacked with ten clicks": ({}, {"prompt": "point10"})},
 }
+# What may help in a small model, one change each. Its autoencoder loses detail: what the attack changed is added to the
+# originals. No clean picture is seen: those too. Clicks and masks draw the tokens away from boxes: boxes alone.
+REMEDIES = "remedies"
+CHANGE, MIXED, BOXES = "adversarial change on the originals", "clean pictures too", "tuned with boxes"
 FORGETTING, SECOND_VICTIM = "forgetting", "second victim"
 SECOND_VICTIMS = {"nano": "nano_mobile"}  # by backbone: to which attack and tuning are transferred
 
@@ -62,6 +66,8 @@ ALONG: dict[str, dict[str, object]] = {
     FEW: {"controlnet": True},  # beside `WITHOUT`
     ADVERSARIAL: {"pictures": "adversarial"},
     RECONSTRUCTED: {"pictures": "reconstructed"},
+    CHANGE: {"pictures": "originals with the change"},
+    MIXED: {"pictures": "clean and adversarial"},
 }
 for _rows in PICTURES.values():
     for _variant, (_made, _attacked) in _rows.items():
@@ -71,7 +77,7 @@ LENGTHS: tuple[str, ...] = ()
 
 def group_names() -> list[str]:
     """The groups of ablations that notebook 31 can be asked for."""
-    return [*GROUPS, *PICTURES, FORGETTING, SECOND_VICTIM]
+    return [*GROUPS, *PICTURES, REMEDIES, FORGETTING, SECOND_VICTIM]
 
 
 @dataclass(frozen=True)
@@ -79,13 +85,16 @@ class Arm:
     """One thing to tune, at a learning rate of its own.
 
     `variant`: its row in a table, "" for the method as it is; `changes`: options of the method or its training; `made`:
-    the cell that makes the pictures; None: those of its method.
+    the cell that makes the pictures; None: those of its method; `clean`: and the general pictures as they are;
+    `prompts`: in training and in the choice of the learning rate.
     """
 
     method: str
     variant: str = ""
     changes: Mapping[str, object] = field(default_factory=dict)
     made: GenerationCell | None = None
+    clean: bool = False
+    prompts: tuple[str, ...] = ASAM.prompts
 
     @property
     def place(self) -> Place:
@@ -121,9 +130,11 @@ class Tuning:
             hyper["steps"] = steps  # as many as ASAM's attack has
         rate = rate or self.rates[arm.place]
         cell = training_cell(
-            self.profile, arm.method, "+".join(self.sets), seed, rate, self.hash, images, TRAINED_WITH, **hyper
+            self.profile, arm.method, "+".join(self.sets), seed, rate, self.hash, images, ",".join(arm.prompts), **hyper
         )
-        on = {"pictures": self.pictures} if made is None else {"train_datasets": (made.name,), "generated": made}
+        on = {"pictures": self.pictures} if made is None or arm.clean else {}
+        if made is not None:
+            on |= {"train_datasets": (made.name, *self.sets) if arm.clean else (made.name,), "generated": made}
         return replace(cell, target=INSTANCES, **on)
 
     def choose_rates(self, arms: Sequence[Arm]) -> None:
@@ -133,8 +144,7 @@ class Tuning:
         def cells_of(place: Place, rate: float) -> list[EvaluationCell]:
             arm = known[place]
             shown = f"learning_rates:{rate:g}" + (f", {arm.variant}" if arm.variant else "")
-            cells = self.measured(self.training(arm, 0, rate), self.sets, shown, ASAM.prompts)
-            return [replace(cell, split="val") for cell in cells]
+            return self.validated(arm, rate, shown)
 
         self.rates |= choose_learning_rates(self.profile, list(known), self.hash, TRAINED_WITH, cells_of)
 
@@ -148,6 +158,11 @@ class Tuning:
             for name in datasets
             for prompt in prompts
         ]
+
+    def validated(self, arm: Arm, rate: float, table: str) -> list[EvaluationCell]:
+        """The measurements that choose the learning rate of an arm: seed 0, validation pictures of the general sets."""
+        cells = self.measured(self.training(arm, 0, rate), self.sets, table, arm.prompts)
+        return [replace(cell, split="val") for cell in cells]
 
     def zero_shot(self, datasets: Sequence[str], seed: int, table: str) -> list[EvaluationCell]:
         """The same of the backbone as it is."""
@@ -214,18 +229,21 @@ def run_ablations(
     """Table `asam_ablation`, the `groups` asked for (none: all), on the sets that were not tuned on.
 
     What claims rest on (ASAM, the whole decoder, the second victim) has all `seeds`, else the profile's few. What needs
-    generated pictures is not run where they cannot be made; clean tuning then stands for ASAM.
+    generated pictures is not run where they cannot be made; clean tuning then stands for ASAM. Table `asam_choices` has
+    the remedies on validation, beside ASAM and clean tuning.
     """
     groups = list(groups) or group_names()
     plan, lacking = tuning(profile)
     if lacking:
-        left = [group for group in groups if group in PICTURES]
+        left = [group for group in groups if group in (*PICTURES, REMEDIES)]
         print(f"not run: {', '.join(['asam', *left])}: {lacking}")
     held_out = [name for name in datasets if name not in plan.sets] or list(datasets)
     if left := sorted(set(datasets) - set(held_out)):
         print(f"not in the ablations, as they were tuned on: {', '.join(left)}")
     base = Arm("clean_tuning" if lacking else "asam")
     arms = [base, *option_arms(base.method, groups), *([] if lacking else picture_arms(profile, groups))]
+    remedies = remedy_arms(profile) if REMEDIES in groups and not lacking else []
+    arms += remedies
     rivals = plan.arms() if FORGETTING in groups else []
     plan.choose_rates([*arms, *rivals])
     few = profile.ablation_seeds
@@ -237,6 +255,9 @@ def run_ablations(
         for seed in every if arm.variant in ("", WHOLE_DECODER) else few:
             cells += plan.measured(plan.training(arm, seed), held_out, table)
     cells += [] if lacking else plan.fooled(few[0])
+    for arm in remedies and (base, *remedies):
+        variant = arm.variant or METHODS[arm.method].title
+        cells += plan.validated(arm, plan.rates[arm.place], f"{CHOICES}:{variant}")
     for seed in few if FORGETTING in groups else ():
         cells += forgetting_cells(plan, rivals, seed)
     records = plan.run(cells)
@@ -264,6 +285,15 @@ def picture_arms(profile: Profile, groups: Sequence[str]) -> list[Arm]:
         Arm("asam", variant, made=made.attack(made.inversion(pictures=few, **inverted), **attacked))
         for variant, (inverted, attacked) in ({FEW: ({}, {})} | rows).items()
     ]
+
+
+def remedy_arms(profile: Profile) -> list[Arm]:
+    """What may help adversarial tuning in a small model; and clean tuning, which it must be compared with."""
+    from samtune.study.generated import Generation, adversarial_cells
+
+    change = Generation(profile).change(adversarial_cells(profile)["asam"])
+    boxes = [Arm(method, BOXES, prompts=("box",)) for method in ("asam", "clean_tuning")]
+    return [Arm("asam", CHANGE, made=change), Arm("asam", MIXED, clean=True), *boxes, Arm("clean_tuning")]
 
 
 def forgetting_cells(plan: Tuning, arms: Sequence[Arm], seed: int) -> list[EvaluationCell]:

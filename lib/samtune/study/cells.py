@@ -66,7 +66,8 @@ class GenerationCell(Cell):
     """Pictures made by a latent diffusion model from the first `pictures` of real sets, with their masks.
 
     Fields:
-        method: "inversion", "attack", "random" (noise of the attack's size in its place) or "sample" (from noise).
+        method: "inversion", "attack", "random" (noise of the attack's size in its place), "change" (what an attack
+            changed, on the originals) or "sample" (from noise).
         dataset, split: what they are made from, several sets joined by "+", each giving as many.
         pictures: of them; which, see `samtune.data.generated.chosen_pictures`.
         diffusion, controlnet: as `load_diffusion` takes them. diffusion_hash: the hash of all their weights.
@@ -74,7 +75,8 @@ class GenerationCell(Cell):
         prompt: what the victim is given, one a mask.
         seed: draws noise and prompts.
         options: see `samtune.diffusion.generation`.
-        inversion: of the same pictures and perhaps more; what "attack" and "random" start from.
+        inversion: of the same pictures and perhaps more; what "attack" and "random" start from. For "change": the
+            attack.
     """
 
     kind: ClassVar[str] = "generation"
@@ -132,7 +134,7 @@ class TrainingCell(Cell):
         hyper: all that differs from the method's defaults, as pairs or a dictionary.
         weights_hash: the hash of the backbone's weights.
         generated: the cell that makes the generated set among `train_datasets`, under its `name`.
-        pictures: trained on so many of them only, the same as a generation cell takes from these sets; 0: all.
+        pictures: trained on so many of the sets' own only, the same as a generation cell takes from them; 0: all.
     """
 
     kind: ClassVar[str] = "training"

@@ -107,6 +107,8 @@ def _evaluations(cell: GenerationCell) -> int:
     options, start = dict(cell.options), dict(cell.inversion.options) if cell.inversion else {}
     if cell.method == "inversion":
         return options.get("steps", 50) * INVERSION_CALLS[options.get("recipe", "null_text")]
+    if cell.method == "change":
+        return 0
     if cell.method == "sample":
         return 2 * options.get("steps", 50)
     renderings = options.get("steps", 10) + 1 if cell.method == "attack" else 2

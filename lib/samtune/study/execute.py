@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from samtune.common.errors import InputError, unknown
 from samtune.common.paths import results_root
 from samtune.common.provenance import choose_precision
-from samtune.data.generated import chosen_pictures, chosen_sets, picture_name, read_facts
+from samtune.data.generated import PREFIX, chosen_pictures, chosen_sets, picture_name, read_facts
 from samtune.data.registry import describe, open_dataset
 from samtune.data.sample import Remembered
 from samtune.embeddings import EmbeddingCache
@@ -85,10 +85,12 @@ def executor(profile: Profile) -> Execute:
             workers=0 if isinstance(method, PGD) else profile.workers,  # no attack on a card in a forked process
             **{"batch_size": profile.batch_size, "learning_rate": method.learning_rate} | options,
         )
+        real = [name for name in cell.train_datasets if not name.startswith(PREFIX)]
+        opened = [opened_set(name) for name in cell.train_datasets if name.startswith(PREFIX)]
         if cell.pictures:
-            opened = chosen_sets("+".join(cell.train_datasets), "train", cell.pictures, opened_set)
+            opened += chosen_sets("+".join(real), "train", cell.pictures, opened_set)
         else:
-            opened = [opened_set(name) for name in cell.train_datasets]
+            opened += [opened_set(name) for name in real]
         if isinstance(method, PGD):
             opened = [AttackedDataset(one, method, results / "cache" / "attacked", device) for one in opened]
         sources = [(dataset, "train") for dataset in opened]
@@ -140,7 +142,9 @@ def executor(profile: Profile) -> Execute:
         from samtune.diffusion.pipeline import load_diffusion
 
         generation.check_options(cell.method, options := dict(cell.options))
-        folder, start = files_folder(results, cell), cell.inversion
+        folder, start, first_cell = files_folder(results, cell), cell.inversion, cell
+        while first_cell.inversion is not None:
+            first_cell = first_cell.inversion
         source = (cell.diffusion, cell.controlnet or None)
         if source not in models:
             models.clear()
@@ -160,11 +164,14 @@ def executor(profile: Profile) -> Execute:
             empty += len(places) - len(samples)
             if not samples:
                 continue
-            given = generation.scene(model, samples, dict(start.options) if start else options, device)
+            given = generation.scene(model, samples, dict(first_cell.options), device)
             if cell.method == "inversion":
                 made = generation.inverted(model, given, options)
             elif cell.method == "sample":
                 made = generation.sampled(model, given, options, cell.seed)
+            elif cell.method == "change":
+                before_and_after = files_folder(results, start.inversion), files_folder(results, start)
+                made = generation.changed(victim, given, *before_and_after, cell.prompt, cell.seed)
             else:
                 made_by = files_folder(results, start)
                 stored = [generation.read_inversion(made_by, sample) for sample in samples]

@@ -1,6 +1,7 @@
 """Which pictures a profile generates: ASAM's adversarial ones, inversions side by side, samples from noise."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -74,6 +75,10 @@ class Generation:
             method, self.dataset, pictures or inversion.pictures, **self.models, **self.victim, prompt=prompt,
             options=options, inversion=inversion, tables=tuple(tables),
         )  # fmt: skip
+
+    def change(self, attack: GenerationCell) -> GenerationCell:
+        """What the attack changed, added to the originals: without what the autoencoder loses."""
+        return replace(attack, method="change", options={}, inversion=attack)
 
     def sample(self, pictures: int = 0, tables: Sequence[str] = (), seed: int = 0, **options: object) -> GenerationCell:
         """Pictures from noise with the same masks and captions."""
