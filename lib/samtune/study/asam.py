@@ -1,7 +1,8 @@
 """Which cells notebooks 30 and 31 ask for: ASAM's tuning against its rivals' and its ablations.
 
 Everything is tuned once, on the same few general pictures as they are or changed (the profile's `generation`), in as
-many steps, and measured zero-shot, object by object, on sets of other fields. Every row has a learning rate of its own.
+many steps, and measured zero-shot, object by object, on sets of other fields. Every method has a learning rate of its
+own, and so has a row that changes what trains or its prompts. A row that changes the pictures alone has its method's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,11 +83,11 @@ def group_names() -> list[str]:
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing to tune, at a learning rate of its own.
+    """One thing to tune.
 
     `variant`: its row in a table, "" for the method as it is; `changes`: options of the method or its training; `made`:
     the cell that makes the pictures; None: those of its method; `clean`: and the general pictures as they are;
-    `prompts`: in training and in the choice of the learning rate.
+    `prompts`: in training and in the choice of the learning rate; `own_rate`: False: its learning rate is its method's.
     """
 
     method: str
@@ -95,11 +96,12 @@ class Arm:
     made: GenerationCell | None = None
     clean: bool = False
     prompts: tuple[str, ...] = ASAM.prompts
+    own_rate: bool = True
 
     @property
     def place(self) -> Place:
         """What its learning rate is chosen for."""
-        return self.variant, self.method, ()
+        return self.variant if self.own_rate else "", self.method, ()
 
 
 class Tuning:
@@ -139,7 +141,7 @@ class Tuning:
 
     def choose_rates(self, arms: Sequence[Arm]) -> None:
         """By the one rule, on validation pictures of the general sets, whatever is trained on."""
-        known = {arm.place: arm for arm in arms}
+        known = {arm.place: arm if arm.own_rate else Arm(arm.method) for arm in arms}
 
         def cells_of(place: Place, rate: float) -> list[EvaluationCell]:
             arm = known[place]
@@ -267,7 +269,7 @@ def run_ablations(
 def option_arms(base: str, groups: Sequence[str]) -> list[Arm]:
     """The rows of `GROUPS`: the method `base`, or PGD, with an option changed."""
     return [
-        Arm("pgd" if group == "rivals" else base, variant, changes)
+        Arm("pgd" if group == "rivals" else base, variant, changes, own_rate=group == "tokens")
         for group in groups
         for variant, changes in GROUPS.get(group, {}).items()
     ]
@@ -282,7 +284,7 @@ def picture_arms(profile: Profile, groups: Sequence[str]) -> list[Arm]:
         return []
     made, few = Generation(profile), profile.generation.ablation_pictures
     return [
-        Arm("asam", variant, made=made.attack(made.inversion(pictures=few, **inverted), **attacked))
+        Arm("asam", variant, made=made.attack(made.inversion(pictures=few, **inverted), **attacked), own_rate=False)
         for variant, (inverted, attacked) in ({FEW: ({}, {})} | rows).items()
     ]
 
@@ -292,8 +294,12 @@ def remedy_arms(profile: Profile) -> list[Arm]:
     from samtune.study.generated import Generation, adversarial_cells
 
     change = Generation(profile).change(adversarial_cells(profile)["asam"])
-    boxes = [Arm(method, BOXES, prompts=("box",)) for method in ("asam", "clean_tuning")]
-    return [Arm("asam", CHANGE, made=change), Arm("asam", MIXED, clean=True), *boxes, Arm("clean_tuning")]
+    return [
+        Arm("asam", CHANGE, made=change, own_rate=False),
+        Arm("asam", MIXED, clean=True, own_rate=False),
+        *(Arm(method, BOXES, prompts=("box",)) for method in ("asam", "clean_tuning")),
+        Arm("clean_tuning"),
+    ]
 
 
 def forgetting_cells(plan: Tuning, arms: Sequence[Arm], seed: int) -> list[EvaluationCell]:
