@@ -166,7 +166,9 @@ class Tuning:
         cells = self.measured(self.training(arm, 0, rate), self.sets, table, arm.prompts)
         return [replace(cell, split="val") for cell in cells]
 
-    def zero_shot(self, datasets: Sequence[str], seed: int, table: str) -> list[EvaluationCell]:
+    def zero_shot(
+        self, datasets: Sequence[str], seed: int, table: str, prompts: Sequence[str] = PROMPTS
+    ) -> list[EvaluationCell]:
         """The same of the backbone as it is."""
         shared = {"max_images": self.profile.evaluation.max_images, "target": INSTANCES}
         return [
@@ -174,7 +176,7 @@ class Tuning:
                 self.profile, name, seed, self.hash, prompt=prompt, tables=(self._shown(table, name),), **shared
             )
             for name in datasets
-            for prompt in PROMPTS
+            for prompt in prompts
         ]
 
     def fooled(self, seed: int) -> list[EvaluationCell]:
@@ -232,7 +234,7 @@ def run_ablations(
 
     What claims rest on (ASAM, the whole decoder, the second victim) has all `seeds`, else the profile's few. What needs
     generated pictures is not run where they cannot be made; clean tuning then stands for ASAM. Table `asam_choices` has
-    the remedies on validation, beside ASAM and clean tuning.
+    the remedies on validation, beside SAM, ASAM and clean tuning.
     """
     groups = list(groups) or group_names()
     plan, lacking = tuning(profile)
@@ -257,6 +259,9 @@ def run_ablations(
         for seed in every if arm.variant in ("", WHOLE_DECODER) else few:
             cells += plan.measured(plan.training(arm, seed), held_out, table)
     cells += [] if lacking else plan.fooled(few[0])
+    if remedies:
+        untuned = plan.zero_shot(plan.sets, 0, f"{CHOICES}:SAM", ASAM.prompts)
+        cells += [replace(cell, split="val") for cell in untuned]
     for arm in remedies and (base, *remedies):
         variant = arm.variant or METHODS[arm.method].title
         cells += plan.validated(arm, plan.rates[arm.place], f"{CHOICES}:{variant}")
