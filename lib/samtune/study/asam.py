@@ -260,11 +260,11 @@ def run_ablations(
             cells += plan.measured(plan.training(arm, seed), held_out, table)
     cells += [] if lacking else plan.fooled(few[0])
     if remedies:
-        untuned = plan.zero_shot(plan.sets, 0, f"{CHOICES}:SAM", ASAM.prompts)
+        untuned = plan.zero_shot(plan.sets, 0, CHOICES, ASAM.prompts)
         cells += [replace(cell, split="val") for cell in untuned]
     for arm in remedies and (base, *remedies):
-        variant = arm.variant or METHODS[arm.method].title
-        cells += plan.validated(arm, plan.rates[arm.place], f"{CHOICES}:{variant}")
+        table = f"{CHOICES}:{arm.variant}" if arm.variant else CHOICES
+        cells += plan.validated(arm, plan.rates[arm.place], table)
     for seed in few if FORGETTING in groups else ():
         cells += forgetting_cells(plan, rivals, seed)
     records = plan.run(cells)
