@@ -138,11 +138,14 @@ def _methods_by_sets(title: str, table: pd.DataFrame, reported: pd.DataFrame) ->
     """Methods down and sets across, the paper's numbers beside ours; sets down where they are too many; else parts."""
     split_by = [column for column in ("size", "object_class") if column in table]
     metric = table["metric"].iloc[0]
+    records = table.to_dict("records")
+    trained = {row["train_dataset"] for row in records} - {""}
+    unseen = trained if len(trained) == 1 and any(_trained_elsewhere(row) == UNSEEN for row in records) else set()
     ours: dict[tuple[str, str], Mapping] = {}
-    for row in table.to_dict("records"):
+    for row in records:
         place = ", ".join(filter(None, [row["dataset"], *(row[column] for column in split_by)]))
         where = _trained_elsewhere(row)
-        words = f"{UNSEEN} {row['train_dataset']}" if where == UNSEEN else where
+        words = f"{UNSEEN} {row['train_dataset']}" if where == UNSEEN and not unseen else where.removeprefix(UNSEEN)
         ours[row_label(row["method"], row["variant"], row["output"], words), place] = row
     names = in_order(dict.fromkeys(name for name, _ in ours))
     places = sorted({place for _, place in ours if place != MEAN})
@@ -163,6 +166,7 @@ def _methods_by_sets(title: str, table: pd.DataFrame, reported: pd.DataFrame) ->
         return ours.get((name, place), {}).get("best") == "yes"
 
     caption = _caption(table, ["size"] if split_by else [])
+    caption += "".join(f" All are {UNSEEN} {name}, but for zero-shot SAM." for name in unseen)
     caption += " Bold: above all others by the paired interval." if any(best(*key) for key in ours) else ""
     shown = {cell(name, place) for name in names for place in columns}
     caption += f" {DASH}: not measured on all sets, or not in the paper or the kit." if DASH in shown else ""
