@@ -176,7 +176,9 @@ def attacked(
 def changed(victim: Victim, given: Scene, reconstructed: Path, adversarial: Path, prompt: str, seed: int) -> list[Made]:
     """What an attack changed in each picture, added to the original at its own size: without the autoencoder's losses.
 
-    `reconstructed`, `adversarial`: the folders of both sets. Output "before" is the original; cost is the attack's.
+    `reconstructed`, `adversarial`: the folders of the sets before and after the attack, squares uint8 `(S, S, 3)`.
+    Output "before" is the original; "final" what was made, uint8 `(H, W, 3)` as the original, at the attack's cost.
+    Raises `InputError` where a picture is not there.
     """
     prompts, masks = _prompts(victim, given, prompt, seed, MOST_PROMPTS)
     images = []
