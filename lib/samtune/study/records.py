@@ -20,9 +20,9 @@ from samtune.common.errors import InputError
 from samtune.data.polyps import POLYPS, TEST_SETS
 from samtune.study.cells import KINDS, Cell, cell_from_plain
 
-FORMAT = 1
+FORMAT = 2  # of what is written; 1, which is read too, stored Dice beside the IoU
 SUFFIX = ".json.gz"
-DIGITS = 6  # significant digits kept of every measured number
+DIGITS = 4  # significant digits kept of every measured number: a profile's records together stay under 20 MB
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,9 @@ class Record:
 
 def write_record(folder: Path, record: Record) -> Path:
     """Write `record` to `<folder>/<key>.json.gz`, whole or not at all. The same record always gives the same bytes."""
-    data = asdict(record) | {"format": FORMAT, "objects": _pack(record.objects)}
-    text = json.dumps(_plain(data), separators=(",", ":"), sort_keys=True, allow_nan=False)
+    data = _plain(asdict(record) | {"format": FORMAT, "objects": _pack(record.objects)})
+    data["cell"] = _plain(record.cell, digits=17)  # exact: the key is its hash
+    text = json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False)
     path = folder / f"{record.key}{SUFFIX}"
     write_atomically(path, gzip.compress(text.encode(), compresslevel=9, mtime=0))
     return path
@@ -142,14 +143,14 @@ def _record(data: Any, path: Path) -> Record:
         raise InputError(f"{path} is no record of SAMtune: move it out of the folder")
     data.pop("status", None)  # of the first records, always "done"
     form = data.pop("format")
-    strange = [f"format {form}"] if form != FORMAT else []
+    strange = [f"format {form}"] if form not in range(1, FORMAT + 1) else []
     strange += [f"field {name!r}" for name in sorted(data.keys() - {one.name for one in fields(Record)})]
     strange += [f"kind {data['kind']!r}"] if data["kind"] not in KINDS else []
     if strange:
         written = data.get("packages", {}).get("samtune", "of an unknown version")
         raise InputError(
-            f"{path} was written by SAMtune {written}; this is SAMtune {__version__}, which reads format {FORMAT} and "
-            f"does not know its {', '.join(strange)}: use the version that wrote it, or a later one"
+            f"{path} was written by SAMtune {written}; this is SAMtune {__version__}, which reads formats to {FORMAT} "
+            f"and does not know its {', '.join(strange)}: use the version that wrote it, or a later one"
         )
     if data["key"] + SUFFIX != path.name:
         raise InputError(f"{path} holds the record {data['key']}: name it {data['key']}{SUFFIX}, or move it away")
@@ -201,12 +202,17 @@ def main_records(records: Iterable[Record], table: str, dataset: str, prompt: st
 
 
 def _pack(frame: pd.DataFrame | None) -> dict[str, Any] | None:
-    """A table by columns: numbers as they are (not a number: null), text as indices into its distinct values."""
+    """A table by columns: numbers as they are (not a number: null), text as indices into its distinct values.
+
+    Beside the IoU, Dice is named and not stored: it follows from it.
+    """
     if frame is None:
         return None
     columns = {}
     for name in frame.columns:
         column = frame[name]
+        if name == "dice" and "iou" in frame:
+            continue
         if pd.api.types.is_numeric_dtype(column):
             columns[name] = {"values": [_plain(value) for value in column.tolist()]}
         else:
@@ -218,32 +224,37 @@ def _pack(frame: pd.DataFrame | None) -> dict[str, Any] | None:
 def _unpack(packed: Mapping[str, Any] | None) -> pd.DataFrame | None:
     if packed is None:
         return None
-    columns = {}
-    for name in packed["names"]:
-        column = packed["columns"][name]
-        if "codes" in column:
-            columns[name] = np.array(column["names"] or [""], dtype=object)[np.array(column["codes"], dtype=int)]
-        else:
-            values = column["values"]
-            whole = bool(values) and all(isinstance(value, int) for value in values)
-            columns[name] = np.array(values, dtype=np.int64 if whole else np.float64)  # null becomes not a number
-        if len(columns[name]) != packed["rows"]:
-            raise ValueError(f"column {name} has {len(columns[name])} rows of {packed['rows']}")
+    columns = {name: _values(packed["columns"], name) for name in packed["names"]}
+    for name, values in columns.items():
+        if len(values) != packed["rows"]:
+            raise ValueError(f"column {name} has {len(values)} rows of {packed['rows']}")
     return pd.DataFrame(columns)
 
 
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it: floats with `DIGITS` significant digits; infinite and undefined ones as null."""
+def _values(columns: Mapping[str, Any], name: str) -> np.ndarray:
+    if name == "dice" and name not in columns:
+        iou = _values(columns, "iou")
+        return 2 * iou / (1 + iou)
+    column = columns[name]
+    if "codes" in column:
+        return np.array(column["names"] or [""], dtype=object)[np.array(column["codes"], dtype=int)]
+    values = column["values"]
+    whole = bool(values) and all(isinstance(value, int) for value in values)
+    return np.array(values, dtype=np.int64 if whole else np.float64)  # null becomes not a number
+
+
+def _plain(value: Any, digits: int = DIGITS) -> Any:
+    """`value` as JSON can hold it: floats with `digits` significant digits; infinite and undefined ones as null."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): _plain(item, digits) for name, item in value.items()}
     if isinstance(value, (str, bool)) or value is None:
         return value
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return _plain(value.item(), digits)
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     if isinstance(value, int):
         return value
     if isinstance(value, Iterable):
-        return [_plain(item) for item in value]
+        return [_plain(item, digits) for item in value]
     raise TypeError(f"a record cannot hold {value!r}")
