@@ -119,7 +119,7 @@ def test_paired_differences_take_the_same_images_and_seeds(tmp_path):
         by_method[cell.method, cell.seed] = objects.groupby("image")["iou"].mean()
     both = [by_method["spt", seed] - by_method["lora", seed] for seed in (0, 1)]
     first = row(found, against="lora")
-    assert first["difference"] == pytest.approx(np.mean(both))
+    assert first["difference"] == pytest.approx(np.mean(both), abs=1e-4)  # a record holds four digits
     # images are hard alike for both methods: the paired interval is far narrower than their spread
     assert first["low"] < first["difference"] < first["high"] < first["low"] + 0.02
     assert paired_differences([], "baselines", "spt", ["lora"]).empty

@@ -67,7 +67,7 @@ def test_an_attack_needs_its_inversion_and_both_open_as_data_sets(model: str, fo
     objects = record.objects.set_index(["output", "image"])
     assert len(objects) == 8 and (objects.loc["final", "iou"] <= objects.loc["before", "iou"] + 1e-6).all()
     assert np.allclose(
-        objects.loc["final", "iou_drop"], objects.loc["before", "iou"] - objects.loc["final", "iou"], atol=1e-5
+        objects.loc["final", "iou_drop"], objects.loc["before", "iou"] - objects.loc["final", "iou"], atol=2e-4
     )
     assert (objects.loc["final", "evaluations"] == (2 + 2 * 2) + 2 * 2 * 2).all()  # inversion, offsets; two renderings
     made = open_dataset(attack.name)

@@ -204,14 +204,14 @@ def main_records(records: Iterable[Record], table: str, dataset: str, prompt: st
 def _pack(frame: pd.DataFrame | None) -> dict[str, Any] | None:
     """A table by columns: numbers as they are (not a number: null), text as indices into its distinct values.
 
-    Beside the IoU, Dice is named and not stored: it follows from it.
+    Dice that follows from the IoU is named and not stored.
     """
     if frame is None:
         return None
     columns = {}
     for name in frame.columns:
         column = frame[name]
-        if name == "dice" and "iou" in frame:
+        if name == "dice" and "iou" in frame and np.allclose(column, _dice(frame["iou"]), equal_nan=True):
             continue
         if pd.api.types.is_numeric_dtype(column):
             columns[name] = {"values": [_plain(value) for value in column.tolist()]}
@@ -233,14 +233,17 @@ def _unpack(packed: Mapping[str, Any] | None) -> pd.DataFrame | None:
 
 def _values(columns: Mapping[str, Any], name: str) -> np.ndarray:
     if name == "dice" and name not in columns:
-        iou = _values(columns, "iou")
-        return 2 * iou / (1 + iou)
+        return _dice(_values(columns, "iou"))
     column = columns[name]
     if "codes" in column:
         return np.array(column["names"] or [""], dtype=object)[np.array(column["codes"], dtype=int)]
     values = column["values"]
     whole = bool(values) and all(isinstance(value, int) for value in values)
     return np.array(values, dtype=np.int64 if whole else np.float64)  # null becomes not a number
+
+
+def _dice(iou: Any) -> Any:
+    return 2 * iou / (1 + iou)
 
 
 def _plain(value: Any, digits: int = DIGITS) -> Any:
