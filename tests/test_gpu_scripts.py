@@ -49,7 +49,8 @@ def test_queue_leaves_records_that_come_back(tmp_path: Path) -> None:
         assert refused == [] and placed >= 5
         back = read_records(elsewhere / "results" / "smoke-queue" / "records")
         assert [record.key for record in back] == [record.key for record in records]
-        assert bring_back(tmp_path / "out", elsewhere)[0] == placed - 5  # records that are there stay
+        kept = len(list(elsewhere.rglob("*.json.gz")))  # records that are there, and what describes their objects, stay
+        assert kept > 5 and bring_back(tmp_path / "out", elsewhere)[0] == placed - kept
     finally:
         shutil.rmtree(results, ignore_errors=True)
 
@@ -71,7 +72,8 @@ def test_adversarial_pictures_are_made_and_come_back_without_their_latents(tmp_p
         placed, refused = bring_back(tmp_path / "out", tmp_path / "checkout")
         back = tmp_path / "checkout" / "results" / results.name
         assert refused == [] and sorted(path.name for path in back.glob("generated/*/*.png")) == made
-        assert placed == 5 + 2 * len(made) + 5  # records, pictures and facts, and that all are there
+        described = len(list(back.glob("records/objects/*")))
+        assert placed == 5 + described + 2 * len(made) + 5  # records, pictures and facts, and that all are there
         again, said = run(tmp_path / "out", "pictures", **script)
         assert again == 0 and "nothing to run" in said, said
     finally:

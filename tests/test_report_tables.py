@@ -364,7 +364,7 @@ def test_check_says_what_differs(tmp_path):
 @pytest.mark.parametrize("profile", ["cpu", "gpu"])
 def test_committed_tables_equal_a_rebuild_from_the_committed_records(profile):
     folder = repository_root() / "results" / profile
-    records = list((folder / "records").glob("*.json.gz"))
+    records = list((folder / "records").rglob("*.json.gz"))
     assert sum(path.stat().st_size for path in records) < 20e6
     assert not records or check_tables(folder) == []
 

@@ -61,7 +61,7 @@ def test_a_damaged_record_is_named_set_aside_and_run_again(tmp_path, damage):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"format": 99}, f"written by SAMtune 7.0; this is SAMtune {__version__}, which reads formats to 2 and does "
+        ({"format": 99}, f"written by SAMtune 7.0; this is SAMtune {__version__}, which reads formats to 3 and does "
                          "not know its format 99"),
         ({"temperature": 1}, "does not know its field 'temperature'"),
         ({"kind": "imagined"}, "does not know its kind 'imagined'"),
@@ -92,14 +92,36 @@ def test_a_record_without_fields_that_came_later_is_read(tmp_path):
     assert read_record(path) == Record("k", "training", {"method": "lora"}, curve=({"loss": 1},))
 
 
+def test_what_describes_the_objects_is_stored_once_and_named_when_it_is_gone(tmp_path):
+    cells = fake_cells(datasets=("neu-seg",), methods=("lora", "spt"))
+    records = run_cells(cells, tmp_path, fake_execute, say=lambda line: None)
+    files = sorted((tmp_path / "records" / "objects").iterdir())
+    assert len(files) == 2  # SPT has an output more
+    for cell, record in zip(cells, records, strict=True):
+        pd.testing.assert_frame_equal(record.objects, fake_objects(cell), rtol=1e-3, check_dtype=False)
+    elsewhere = tmp_path / "elsewhere" / f"{records[0].key}.json.gz"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes((tmp_path / "records" / elsewhere.name).read_bytes())
+    with pytest.raises(InputError, match="needs .*objects.*, which is missing: copy it from where"):
+        read_record(elsewhere)
+    for file in files:
+        (elsewhere.parent / "objects").mkdir(exist_ok=True)
+        (elsewhere.parent / "objects" / file.name).write_bytes(file.read_bytes()[:40])
+    with pytest.raises(InputError, match="needs .*objects.*, which is damaged"):
+        read_record(elsewhere)
+    assert elsewhere.is_file()  # the record itself is whole
+
+
 def test_dice_is_stored_only_where_the_iou_does_not_give_it(tmp_path):
     both = pd.DataFrame({"dice": [0.0, 2 / 3, 1.0], "iou": [0.0, 0.5, 1.0], "area": [1, 2, 3]})
     record = Record("k", "evaluation", {"method": "lora", "seed": 0}, objects=both)
     path = write_record(tmp_path, record)
     data = json.loads(gzip.decompress(path.read_bytes()))
-    assert sorted(data["objects"]["columns"]) == ["area", "iou"]
+    assert sorted(data["objects"]["columns"]) == ["iou"]
     pd.testing.assert_frame_equal(read_record(path).objects, both)  # in its place again, to rounding
-    data["objects"]["columns"]["dice"] = {"values": [0.0, 0.6, 1.0]}  # as format 1 stored it: read as it is
+    # As format 1 stored them: read as they are.
+    data["objects"]["columns"] |= {"dice": {"values": [0.0, 0.6, 1.0]}, "area": {"values": [1, 2, 3]}}
+    del data["objects"]["described"]
     path.write_bytes(gzip.compress(json.dumps(data | {"format": 1}).encode()))
     assert read_record(path).objects["dice"].tolist() == [0.0, 0.6, 1.0]
     write_record(tmp_path, replace(record, objects=both[["dice"]]))

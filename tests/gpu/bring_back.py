@@ -1,5 +1,6 @@
 """Put what `pack.py` packed into this checkout: `bring_back.py OUT`. Every record is checked before it is placed."""
 
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -8,26 +9,30 @@ from pathlib import Path
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import repository_root
-from samtune.study.records import SUFFIX, cell_of, read_record
+from samtune.study.records import OBJECTS, SUFFIX, cell_of, read_record
 
 
 def bring_back(out: Path, root: Path) -> tuple[int, list[str]]:
     """Place the files of all archives in `out` under `root`; how many, and what was refused and why.
 
-    A record must have the key of its cell; one that is there already stays.
+    A record must have the key of its cell; one that is there already stays, and so does what describes its objects.
     """
     placed, refused = 0, []
     with tempfile.TemporaryDirectory() as folder:
         for archive in sorted(out.glob("results-*.tar.gz")):
             with tarfile.open(archive) as packed:
                 packed.extractall(folder, filter="data")
+        for records in Path(folder).glob("results/*/records"):  # what describes the objects may be here already
+            here = root / records.relative_to(folder) / OBJECTS
+            if here.is_dir():
+                shutil.copytree(here, records / OBJECTS, dirs_exist_ok=True)
         for path in sorted(Path(folder).rglob("*")):
             target = root / path.relative_to(folder)
             if not path.is_file():
                 continue
-            if path.name.endswith(SUFFIX):
-                if target.is_file():
-                    continue
+            if path.name.endswith(SUFFIX) and target.is_file():
+                continue
+            if path.name.endswith(SUFFIX) and path.parent.name != OBJECTS:
                 try:
                     record = read_record(path)
                 except InputError as error:

@@ -20,7 +20,7 @@ from samtune.metrics import size_class
 from samtune.report.labels import method_order
 from samtune.report.statistics import paired_bootstrap
 from samtune.study.bench import speed_table
-from samtune.study.records import SUFFIX, Record, read_records
+from samtune.study.records import DESCRIPTIVE, SUFFIX, Record, read_records
 from samtune.study.varied import option_and_value, varied
 
 TABLES = {
@@ -54,7 +54,6 @@ METRIC_ORDER = [
 ]  # fmt: skip
 PROMPT_ORDER = ["box", "box_jitter", "box+mask", "point_centre", "point1", "point2", "point5", "point10", "point20",
                 "mask", "none"]  # fmt: skip
-DESCRIPTIVE = ("image", "group", "object", "object_class", "area", "box_w", "box_h", "output")  # the rest are metrics
 _ROW = ["method", "dataset", "prompt", "variant", "backbone", "train_dataset", "split"]
 _VARIED = ["option", "value"]
 

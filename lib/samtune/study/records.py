@@ -1,6 +1,11 @@
-"""Records: what running a cell gave, and how it was run; one small compressed file for each cell."""
+"""Records: what running a cell gave, and how it was run; one small compressed file for each cell.
+
+Which objects were measured, and how large they are, is the same in all records of a data set's split. It is stored
+once, in a file in the folder `objects` beside the records, which they name.
+"""
 
 import gzip
+import hashlib
 import json
 import math
 import os
@@ -8,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +26,11 @@ from samtune.common.errors import InputError
 from samtune.data.polyps import POLYPS, TEST_SETS
 from samtune.study.cells import KINDS, Cell, cell_from_plain
 
-FORMAT = 2  # of what is written; 1, which is read too, stored Dice beside the IoU
+# Of what is written. All are read: in 1 Dice stood beside the IoU, in 1 and 2 the objects in every record.
+FORMAT = 3
 SUFFIX = ".json.gz"
+OBJECTS = "objects"  # the folder
+DESCRIPTIVE = ("image", "group", "object", "object_class", "area", "box_w", "box_h", "output")  # the rest are metrics
 DIGITS = 4  # significant digits kept of every measured number: a profile's records together stay under 20 MB
 
 
@@ -34,8 +43,7 @@ class Record:
         kind: "training", "evaluation" ...: one of `cells.KINDS`.
         cell: its configuration as plain data; an evaluation's has its training's under "training".
         tables: that show it, each "name" or "name:variant".
-        objects: evaluations only: one row for each object and output (columns image, object, object_class, area, box_w,
-            box_h, output, then one for each metric).
+        objects: evaluations only: one row for each object and output (columns `DESCRIPTIVE`, then one for each metric).
         curve: trainings only: one dictionary for each logged step.
         seconds: wall time.
         peak_memory_mb: in MiB.
@@ -109,12 +117,21 @@ class Record:
 
 
 def write_record(folder: Path, record: Record) -> Path:
-    """Write `record` to `<folder>/<key>.json.gz`, whole or not at all. The same record always gives the same bytes."""
+    """Write `record` to `<folder>/<key>.json.gz`, whole or not at all. The same record always gives the same bytes.
+
+    What describes its objects is written to `<folder>/objects` first, unless it is there.
+    """
     data = _plain(asdict(record) | {"format": FORMAT, "objects": _pack(record.objects)})
     data["cell"] = _plain(record.cell, digits=17)  # exact: the key is its hash
-    text = json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False)
+    if data["objects"]:
+        columns = data["objects"]["columns"]
+        described = _json({name: columns.pop(name) for name in DESCRIPTIVE if name in columns})
+        data["objects"]["described"] = name = hashlib.sha256(described).hexdigest()[:20]
+        path = folder / OBJECTS / f"{name}{SUFFIX}"
+        if not path.is_file():
+            write_atomically(path, _compressed(described))
     path = folder / f"{record.key}{SUFFIX}"
-    write_atomically(path, gzip.compress(text.encode(), compresslevel=9, mtime=0))
+    write_atomically(path, _compressed(_json(data)))
     return path
 
 
@@ -123,6 +140,7 @@ def read_record(path: Path) -> Record | None:
 
     A damaged file is renamed `*.corrupt` with a warning, so that the cell is run again and nothing is lost. An intact
     file that this version cannot read is left as it is: raises `InputError` with both versions, or with what is wrong.
+    So is a record whose file in the folder `objects` is missing or damaged.
     """
     try:
         data = json.loads(gzip.decompress(path.read_bytes()))
@@ -154,7 +172,7 @@ def _record(data: Any, path: Path) -> Record:
         )
     if data["key"] + SUFFIX != path.name:
         raise InputError(f"{path} holds the record {data['key']}: name it {data['key']}{SUFFIX}, or move it away")
-    data["objects"] = _unpack(data.get("objects"))
+    data["objects"] = _unpack(data.get("objects"), path)
     return Record(**data | {"tables": tuple(data.get("tables", ())), "curve": tuple(data.get("curve", ()))})
 
 
@@ -221,14 +239,32 @@ def _pack(frame: pd.DataFrame | None) -> dict[str, Any] | None:
     return {"rows": len(frame), "names": list(frame.columns), "columns": columns}
 
 
-def _unpack(packed: Mapping[str, Any] | None) -> pd.DataFrame | None:
+def _unpack(packed: Mapping[str, Any] | None, path: Path) -> pd.DataFrame | None:
     if packed is None:
         return None
-    columns = {name: _values(packed["columns"], name) for name in packed["names"]}
+    described = {}
+    if "described" in packed:
+        file = path.parent / OBJECTS / f"{packed['described']}{SUFFIX}"
+        try:
+            described = _described(file)
+        except (OSError, EOFError, zlib.error, ValueError) as error:
+            raise InputError(
+                f"{path} needs {file}, which is {'damaged' if file.is_file() else 'missing'}: copy it from where the "
+                "record comes from (in the repository: git checkout), or remove both, and the cell is run again"
+            ) from error
+    columns = {
+        name: described[name] if name in described else _values(packed["columns"], name) for name in packed["names"]
+    }
     for name, values in columns.items():
         if len(values) != packed["rows"]:
             raise ValueError(f"column {name} has {len(values)} rows of {packed['rows']}")
     return pd.DataFrame(columns)
+
+
+@cache  # one file serves many records
+def _described(file: Path) -> dict[str, np.ndarray]:
+    columns = json.loads(gzip.decompress(file.read_bytes()))
+    return {name: _values(columns, name) for name in columns}
 
 
 def _values(columns: Mapping[str, Any], name: str) -> np.ndarray:
@@ -244,6 +280,14 @@ def _values(columns: Mapping[str, Any], name: str) -> np.ndarray:
 
 def _dice(iou: Any) -> Any:
     return 2 * iou / (1 + iou)
+
+
+def _json(data: Any) -> bytes:
+    return json.dumps(data, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
+
+
+def _compressed(text: bytes) -> bytes:
+    return gzip.compress(text, compresslevel=9, mtime=0)
 
 
 def _plain(value: Any, digits: int = DIGITS) -> Any:
