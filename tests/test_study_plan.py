@@ -141,6 +141,36 @@ def test_a_rate_whose_loss_is_no_number_is_not_chosen(profile: Profile, monkeypa
     assert choose_learning_rates(profile, places, "hash") == dict.fromkeys(places, 1e-3)
 
 
+def test_a_rate_at_which_another_seed_ends_with_empty_masks_is_not_chosen(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = profile.model_copy(update={"learning_rates": (3e-4, 1e-3, 3e-3), "images": 100})
+    asked: list[EvaluationCell] = []
+    measure = faked_records({3e-4: 0.3, 1e-3: 0.5, 3e-3: 0.6}, asked)
+
+    def run(cells, results, execute, say=print):
+        curve_of = {(3e-3, 2): [0.4] * 18 + [0.0] * 2}  # collapses; else it rises from nothing
+        trainings = [cell for cell in cells if cell.kind == "training"]
+        found = [
+            Record(one.key(), "training", {}, curve=tuple(
+                {"iou_final": value}
+                for value in curve_of.get((dict(one.hyper)["learning_rate"], one.seed), [0.0] * 10 + [0.4])
+            ))
+            for one in trainings
+        ]  # fmt: skip
+        return found + measure([cell for cell in cells if cell.kind != "training"], results, execute)
+
+    monkeypatch.setattr(plan, "run_cells", run)
+    place = place_of(DATA, "decoder_tuning")
+    assert choose_learning_rates(profile, [place], "hash") == {place: 3e-3}
+    assert {cell.seed for cell in asked} == {0}
+    assert choose_learning_rates(profile, [place], "hash", seeds=(0, 1, 2)) == {place: 1e-3}
+    shown = [cell for cell in asked if cell.seed]  # the table shows what was left out
+    assert {(cell.seed, cell.training.seed, cell.split, cell.tables) for cell in shown} == {
+        (2, 2, "val", ("learning_rates:0.003",))
+    }
+
+
 def test_without_a_number_of_images_training_takes_the_papers_epochs(profile: Profile) -> None:
     paper = profile.model_copy(update={"images": None})
     epoch = len(plan.open_dataset(DATA).ids("train"))
@@ -175,7 +205,7 @@ def test_grid_of_one_rate_is_not_run(profile: Profile, monkeypatch: pytest.Monke
 def test_a_variant_has_its_own_rate_and_other_changes_take_the_methods(
     profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def rates(profile: Profile, places: list, *rest: object) -> dict:
+    def rates(profile: Profile, places: list, *rest: object, **seeds: object) -> dict:
         return {one: 1e-4 + 1e-3 * len(one[2]) for one in places}
 
     monkeypatch.setattr(plan, "choose_learning_rates", rates)

@@ -197,7 +197,7 @@ def _learning_rates(table: pd.DataFrame) -> list[Pivot]:
         tried += [[*name, f"{one:g}", f"{rates[one]:.3f}"] for one in sorted(rates)]
     header, caption = (
         ["method", "set", "rate", "IoU on validation"],
-        "Validation pictures, mean over the prompts trained with.",
+        "Validation pictures, mean over the prompts trained with; seed 0, and others that end with empty masks.",
     )
     return [
         Pivot([*header, "rates tried"], chosen, set(), 2, caption, "The chosen rates"),

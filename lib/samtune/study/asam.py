@@ -139,16 +139,19 @@ class Tuning:
             on |= {"train_datasets": (made.name, *self.sets) if arm.clean else (made.name,), "generated": made}
         return replace(cell, target=INSTANCES, **on)
 
-    def choose_rates(self, arms: Sequence[Arm]) -> None:
-        """By the one rule, on validation pictures of the general sets, whatever is trained on."""
-        known = {arm.place: arm if arm.own_rate else Arm(arm.method) for arm in arms}
+    def choose_rates(self, arms: Sequence[Arm], seeds: Sequence[int] = ()) -> None:
+        """By the one rule, on validation pictures of the general sets, whatever is trained on.
+
+        What has a rate keeps it. `seeds`: with which all of these are trained.
+        """
+        known = {arm.place: arm if arm.own_rate else Arm(arm.method) for arm in arms if arm.place not in self.rates}
 
         def cells_of(place: Place, rate: float) -> list[EvaluationCell]:
             arm = known[place]
             shown = f"learning_rates:{rate:g}" + (f", {arm.variant}" if arm.variant else "")
             return self.validated(arm, rate, shown)
 
-        self.rates |= choose_learning_rates(self.profile, list(known), self.hash, TRAINED_WITH, cells_of)
+        self.rates |= choose_learning_rates(self.profile, list(known), self.hash, TRAINED_WITH, cells_of, seeds)
 
     def measured(
         self, training: TrainingCell, datasets: Sequence[str], table: str, prompts: Sequence[str] = PROMPTS
@@ -218,7 +221,7 @@ def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) ->
     plan, lacking = tuning(profile)
     if lacking:
         print(f"not run: {', '.join(ON_GENERATED)}: {lacking}")
-    plan.choose_rates(plan.arms())
+    plan.choose_rates(plan.arms(), seeds)
     cells: list[Cell] = []
     for seed in seeds:
         cells += plan.zero_shot(datasets, seed, MAIN)
@@ -249,9 +252,10 @@ def run_ablations(
     remedies = remedy_arms(profile) if REMEDIES in groups and not lacking else []
     arms += remedies
     rivals = plan.arms() if FORGETTING in groups else []
-    plan.choose_rates([*arms, *rivals])
     few = profile.ablation_seeds
     every = list(dict.fromkeys([*few, *seeds]))
+    plan.choose_rates([base, *rivals], every)
+    plan.choose_rates(arms)
     cells: list[Cell] = [cell for seed in every for cell in plan.zero_shot(held_out, seed, f"{ABLATION}:SAM")]
     for arm in arms:
         table = f"{ABLATION}:{arm.variant or METHODS[arm.method].title}"
@@ -327,7 +331,7 @@ def run_second_victim(plan: Tuning, base: Arm, datasets: Sequence[str], seeds: S
         print(f"not run: {SECOND_VICTIM}: {str(error).splitlines()[0]}")
         return []
     arms = [Arm("clean_tuning"), base] if base.method == "asam" else [base]
-    second.choose_rates(arms)
+    second.choose_rates(arms, seeds)
     cells: list[Cell] = second.fooled(seeds[0]) if second.generated else []
     for seed in seeds:
         cells += second.zero_shot(datasets, seed, f"{ABLATION}:SAM")

@@ -1,7 +1,8 @@
 """The plan by which a study makes its cells: one learning rate for each method and data set, chosen on validation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
@@ -41,6 +42,7 @@ def choose_learning_rates(
     hash: str,
     trained_with: str = BOX_AND_POINTS,
     cells_of: Callable[[Place, float], list[EvaluationCell]] | None = None,
+    seeds: Sequence[int] = (),
 ) -> dict[Place, float]:
     """For each place, the smallest rate of the profile's grid within half a point of the best mean IoU on validation.
 
@@ -50,8 +52,8 @@ def choose_learning_rates(
 
     The mean is over the prompts trained with, and over the sets of a union. On another prompt, such as a single click,
     a rate would win that is so large that the model ignores its prompt. One seed cannot separate rates within half a
-    point, and of these the smallest changes SAM least. A rate whose loss becomes infinite or not a number is never
-    chosen.
+    point, and of these the smallest changes SAM least. A rate is never chosen if its loss becomes infinite or not a
+    number, or if its training with another of the study's seeds ends with empty masks.
 
     Args:
         profile: its grid. With one rate nothing is trained; with none each method has the rate of `profile.rates`, or
@@ -60,6 +62,7 @@ def choose_learning_rates(
         hash: of the backbone's weights.
         trained_with: kinds of prompts in training, joined by ",".
         cells_of: the evaluation cells of a place and a rate, in place of `rate_cells`.
+        seeds: with which the places are trained in the study.
 
     The table `learning_rates` shows the scores.
     """
@@ -68,16 +71,33 @@ def choose_learning_rates(
     own = {place: profile.rates.get(place[1], METHODS[place[1]].learning_rate) for place in places}
     if len(grid) <= 1:
         return {place: grid[0] if grid else own[place] for place in places}
-    chosen = {place: min(grid, key=lambda rate: abs(np.log(rate / own[place]))) for place in places}
-    first = dict(chosen)
-    scores: dict[tuple[Place, float], float] = {}
+    first = {place: min(grid, key=lambda rate: abs(np.log(rate / own[place]))) for place in places}
+    left_out: set[tuple[Place, float]] = set()
+    while True:
+        chosen = _best_rates(profile, grid, first, cells_of, left_out)
+        empty = _empty_with_another_seed(profile, chosen, cells_of, seeds)
+        if empty <= left_out:
+            return chosen
+        left_out |= empty
+
+
+def _best_rates(
+    profile: Profile,
+    grid: Sequence[float],
+    first: Mapping[Place, float],
+    cells_of: Callable[[Place, float], list[EvaluationCell]],
+    left_out: Collection[tuple[Place, float]],
+) -> dict[Place, float]:
+    """The rule with seed 0: from each place's `first` rate on, and without the rates `left_out`."""
+    chosen = dict(first)
+    scores: dict[tuple[Place, float], float] = dict.fromkeys(left_out, -np.inf)
 
     def untried(place: Place) -> list[tuple[Place, float]]:
         index = grid.index(chosen[place])
         nearest = [grid[index], *grid[index + 1 : index + 2], *grid[max(index - 1, 0) : index]]
         return [(place, rate) for rate in nearest if (place, rate) not in scores][:1]
 
-    while wanted := [tried for place in places for tried in untried(place)]:
+    while wanted := [tried for place in chosen for tried in untried(place)]:
         cells = [cells_of(*tried) for tried in wanted]
         with suppress(FloatingPointError):  # the rate is too large; the other rates are run nevertheless
             run_cells([cell for one in cells for cell in one], profile.name, executor(profile))
@@ -90,11 +110,38 @@ def choose_learning_rates(
                 scores[tried] = float(np.mean([mean_iou(record) for record in records]))
             except FloatingPointError:  # the same error again, soon after its last checkpoint
                 scores[tried] = -np.inf
-        for place in places:
+        for place in chosen:
             rates = [rate for rate in grid if (place, rate) in scores]
             least = max(scores[place, rate] for rate in rates) - SCORE_TIE
             chosen[place] = min(rate for rate in rates if scores[place, rate] >= least)
     return chosen
+
+
+def _empty_with_another_seed(
+    profile: Profile,
+    chosen: Mapping[Place, float],
+    cells_of: Callable[[Place, float], list[EvaluationCell]],
+    seeds: Sequence[int],
+) -> set[tuple[Place, float]]:
+    """The chosen rates at which a training with one of `seeds` ends with empty masks; it is then measured, too."""
+    trained = {
+        (place, seed): [
+            replace(cell, training=replace(cell.training, seed=seed), seed=seed) for cell in cells_of(place, rate)
+        ]
+        for place, rate in chosen.items()
+        for seed in seeds
+    }
+    trainings = [cells[0].training for cells in trained.values()]
+    empty = {record.key for record in run_cells(trainings, profile.name, executor(profile)) if _ends_empty(record)}
+    found = {place: cells for place, cells in trained.items() if cells[0].training.key() in empty}
+    run_cells([cell for cells in found.values() for cell in cells], profile.name, executor(profile))
+    return {(place, chosen[place]) for place, _ in found}
+
+
+def _ends_empty(training: Record) -> bool:
+    """Is the mean IoU with the batch's masks 0 over the last tenth of a training?"""
+    curve = [step["iou_final"] for step in training.curve]
+    return bool(curve) and not any(curve[-max(1, len(curve) // 10) :])
 
 
 def rate_cells(profile: Profile, place: Place, rate: float, hash: str, trained_with: str) -> list[EvaluationCell]:
@@ -196,6 +243,7 @@ class Plan:
         datasets: Sequence[str],
         methods: Sequence[str] = (),
         variants: Sequence[tuple[str, Mapping[str, object]]] = (),
+        seeds: Sequence[int] = (),
     ) -> "Plan":
         """Choose the learning rates of all `methods` and `variants` on all `datasets`; returns the plan.
 
@@ -204,12 +252,13 @@ class Plan:
             methods: names.
             variants: methods with changed options that get a learning rate of their own; a change that is not named
                 here takes the method's rate.
+            seeds: with which all of these are trained.
         """
         arms = [*((method, {}) for method in methods), *variants]
         places = [
             place_of(name, method, self.all_options(method, changes)) for name in datasets for method, changes in arms
         ]
-        self.rates |= choose_learning_rates(self.profile, places, self.hash, self.trained_with)
+        self.rates |= choose_learning_rates(self.profile, places, self.hash, self.trained_with, seeds=seeds)
         return self
 
     def all_options(self, method: str, changes: Mapping[str, object]) -> dict[str, object]:

@@ -93,10 +93,11 @@ def sam_sp_plan(
     datasets: Sequence[str],
     methods: Sequence[str] = TUNED,
     variants: Sequence[tuple[str, dict[str, object]]] = (),
+    seeds: Sequence[int] = (),
     **options: object,
 ) -> Plan:
     """A plan without user prompts, in training and at test, with SAMed's recipe; `options` are for every cell."""
-    return Plan(profile, "none", ("none",), **SAMED | options).choose_rates(datasets, methods, variants)
+    return Plan(profile, "none", ("none",), **SAMED | options).choose_rates(datasets, methods, variants, seeds)
 
 
 def run_main(
@@ -106,8 +107,8 @@ def run_main(
     true box or click.
     """
     tuned = (*(baselines or BASELINES), "sam_sp")
-    plan = sam_sp_plan(profile, datasets, tuned)
-    both = sam_sp_plan(profile, datasets, ("sam_sp",), **TRUTH_ON_BOTH)
+    plan = sam_sp_plan(profile, datasets, tuned, seeds=seeds)
+    both = sam_sp_plan(profile, datasets, ("sam_sp",), seeds=seeds, **TRUTH_ON_BOTH)
     shared = {"max_images": profile.evaluation.max_images}
     cells: list[EvaluationCell] = []
     for dataset, tested in ((name, test) for name in datasets for test in measured_sets([name])):
@@ -147,7 +148,7 @@ def run_ablations(
     if set(groups) <= set(GROUPS):
         return records
     direct = [("lora_samed", TAUGHT_DIRECTLY)] if "controls" in groups else []
-    plan = sam_sp_plan(profile, datasets, TUNED if "plateau" in groups else TUNED[1:], direct)
+    plan = sam_sp_plan(profile, datasets, TUNED if "plateau" in groups else TUNED[1:], direct, seeds)
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         cells += iteration_cells(plan, dataset, seeds) if "iterations" in groups else []
@@ -180,11 +181,13 @@ def run_choices(
     if not groups:
         return []
     losses = [("sam_sp", changes) for changes in GROUPS["recipe"].values() if "mask_loss" in changes]
-    plan = sam_sp_plan(profile, datasets, ("sam_sp",), losses if "recipe" in groups else (), **START)
+    every = list(dict.fromkeys([*few, *seeds]))
+    plan = sam_sp_plan(profile, datasets, ("sam_sp",), seeds=every, **START)
+    plan.choose_rates(datasets, variants=losses if "recipe" in groups else ())
     variants = {"starting point": {}} | {name: changes for group in groups for name, changes in GROUPS[group].items()}
     cells: list[EvaluationCell] = []
     for dataset in datasets:
-        for seed in dict.fromkeys([*few, *seeds]):
+        for seed in every:
             for variant, changes in variants.items():
                 if seed not in few and variant not in REPEATED:
                     continue
