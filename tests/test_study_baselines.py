@@ -73,7 +73,7 @@ def test_chosen_rates_are_those_that_the_main_cells_train_with(
     profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = {place_of(DATA, "decoder_tuning"): 2e-3, place_of(DATA, "lora"): 7e-4}
-    monkeypatch.setattr(plan, "choose_learning_rates", lambda *arguments: rates)
+    monkeypatch.setattr(plan, "choose_learning_rates", lambda *arguments, **seeds: rates)
     asked: list[EvaluationCell] = []
     monkeypatch.setattr(plan, "run_cells", lambda cells, *rest: asked.extend(cells) or [])
     run_baselines(profile, [DATA], [0, 1])
