@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ import yaml
 
 from samtune.common.paths import repository_root
 from samtune.study.records import read_records
+from samtune.study.runner import run_cells
 
 GPU = repository_root() / "tests" / "gpu"
 sys.path.insert(0, str(GPU))
 from bring_back import bring_back  # noqa: E402
 from pack import pack  # noqa: E402
 
+from fake_records import fake_cells, fake_execute  # noqa: E402
 from tiny_diffusion import save_tiny_diffusion  # noqa: E402
 
 
@@ -90,6 +93,19 @@ def test_rehearsal_runs_a_notebook_on_the_cpu(tmp_path: Path) -> None:
 def test_a_failing_part_does_not_stop_the_others(tmp_path: Path) -> None:
     code, said = run(tmp_path / "out", "rehearsal", "queue", REHEARSED="no_such_notebook", QUEUE="no-such-profile")
     assert code == 1 and "failed: rehearsal queue" in said, said
+
+
+def test_a_record_comes_back_to_where_its_objects_are_described_already(tmp_path: Path) -> None:
+    there, here, out = (tmp_path / name for name in ("there", "here", "out"))
+    record = run_cells(fake_cells(datasets=("neu-seg",), seeds=(0,)), there / "results" / "cpu", fake_execute)[0]
+    shutil.copytree(there / "results" / "cpu" / "records" / "objects", here / "results" / "cpu" / "records" / "objects")
+    shutil.rmtree(there / "results" / "cpu" / "records" / "objects")  # older than the run, so not packed
+    out.mkdir()
+    with tarfile.open(out / "results-0.tar.gz", "w:gz") as packed:
+        packed.add(there / "results" / "cpu" / "records", "results/cpu/records")
+    assert bring_back(out, here)[1] == []
+    back = {one.key: one for one in read_records(here / "results" / "cpu" / "records")}
+    assert back[record.key].objects.equals(record.objects)
 
 
 def test_records_are_packed_first_and_damaged_ones_refused(tmp_path: Path) -> None:
