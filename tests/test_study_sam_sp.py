@@ -128,19 +128,25 @@ def test_choices_change_one_option_and_do_not_depend_on_defaults(profile: Profil
         assert 1 <= len(set(options.items()) ^ set(start.items())) <= 6
 
 
-def test_what_claims_rest_on_has_all_seeds_and_the_rest_the_profiles_few(
+def test_what_claims_rest_on_has_all_seeds_and_sets_and_the_rest_the_profiles_few(
     profile: Profile, asked: list[EvaluationCell]
 ) -> None:
-    run_ablations(profile, [DATA], [1, 2])
+    sets = [DATA, "synthetic-natural", "synthetic-industrial"]
+    run_ablations(profile, sets, [1, 2])
     seeds: dict[str, set[int]] = {}
+    tested: dict[str, set[str]] = {}
     for cell in asked:
-        seeds.setdefault(cell.tables[0].partition(":")[2], set()).add(cell.seed)
+        variant = cell.tables[0].partition(":")[2]
+        seeds.setdefault(variant, set()).add(cell.seed)
+        tested.setdefault(variant, set()).add(cell.dataset)
     bounds = {"SAM-SP", "true box", "true box in training", "true box in training and test"}
     claimed = {*CONTROLS, *bounds, "Dice loss", "iterations"}
     assert {variant for variant in seeds if seeds[variant] == {1, 2}} == claimed
     assert {variant for variant in seeds if seeds[variant] == {0, 1, 2}} == set(REPEATED)
     others = seeds.keys() - claimed - set(REPEATED)
     assert all(seeds[variant] == {0} for variant in others)  # the profile's, whatever is asked for
+    assert {variant for variant in tested if tested[variant] == set(sets)} == claimed
+    assert all(tested[variant] == set(sets[:2]) for variant in seeds.keys() - claimed)
 
 
 def test_truth_on_both_passes_is_the_cell_of_the_kits_first_version(profile: Profile) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 
 from samtune.common.errors import InputError
+from samtune.diffusion.attack import AttackConfig
 from samtune.diffusion.generation import AUTOENCODER
 from samtune.diffusion.pipeline import load_diffusion
 from samtune.sam.checkpoints import weights_hash
@@ -30,6 +31,7 @@ INVERSIONS: dict[str, dict[str, object]] = {
 }
 LEAN = "lean"  # no guidance, two fifths of the denoising steps
 LEAN_SHARE = 0.4
+FARTHER = f"{LEAN}, longer updates"  # of twice the size, within the same eps: to compare at equal IoU drop
 
 
 class Generation:
@@ -114,6 +116,9 @@ def inversion_cells(profile: Profile) -> list[GenerationCell]:
         cells += [inversion, made.attack(inversion, **shown)]
         if name == AUTHORS:
             cells.append(made.attack(inversion, method="random", **shown))
+        if name == LEAN:
+            farther = {"step_size": 2 * AttackConfig.step_size}
+            cells.append(made.attack(inversion, few, (f"{TABLE}:{FARTHER}",), **farther))
     return cells
 
 

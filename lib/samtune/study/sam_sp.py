@@ -70,6 +70,7 @@ BOUNDS = SAM_SP, TRUE_BOX, TAUGHT, TAUGHT_AND_TESTED = (
 SIZES = {f"{share:.0%} of the pictures": {"train_share": share} for share in (0.1, 0.25, 0.5)} | {WHOLE: {}}
 SHARES = {f"after {share:.0%} of the training": share for share in (0.1, 0.25, 0.5, 1.0)}
 OTHERS = ("controls", "size", "iterations", "prompt quality", "plateau")
+FEW_SETS = 2  # rows that vary one choice, with the profile's few seeds, run on the first sets alone
 
 # For the tables' columns `option` and `value` (`study.varied`). USUAL: values that count as defaults, besides the
 # methods' own. ALONG: rows with the default value that end a curve. LENGTHS: rows that vary `images`.
@@ -130,11 +131,12 @@ def run_main(
 def run_ablations(
     profile: Profile, datasets: Sequence[str], seeds: Sequence[int], groups: Sequence[str] = ()
 ) -> list[Record]:
-    """Table `sam_sp_ablation`, on every set.
+    """Table `sam_sp_ablation`.
 
-    Controls, iterations at test and `REPEATED` run with `seeds`, all else with the profile's `ablation_seeds`.
-    "plateau" and the usual length beside it run on the first set alone. A model that the main table has trained is not
-    trained again. The groups in `GROUPS` do not depend on `SamSP`'s defaults.
+    Controls and iterations at test run on every set with `seeds`; all else on the first `FEW_SETS` with the profile's
+    `ablation_seeds` (`REPEATED` with `seeds` too). "plateau" and the usual length beside it run on the first set alone.
+    A model that the main table has trained is not trained again. The groups in `GROUPS` do not depend on `SamSP`'s
+    defaults.
 
     Args:
         profile: at what scale.
@@ -143,8 +145,8 @@ def run_ablations(
         groups: some of `group_names`; none: all.
     """
     groups = list(groups) or group_names()
-    few = profile.ablation_seeds
-    records = run_choices(profile, datasets, seeds, few, [group for group in GROUPS if group in groups])
+    few, few_sets = profile.ablation_seeds, datasets[:FEW_SETS]
+    records = run_choices(profile, few_sets, seeds, few, [group for group in GROUPS if group in groups])
     if set(groups) <= set(GROUPS):
         return records
     direct = [("lora_samed", TAUGHT_DIRECTLY)] if "controls" in groups else []
@@ -153,7 +155,7 @@ def run_ablations(
     for dataset in datasets:
         cells += iteration_cells(plan, dataset, seeds) if "iterations" in groups else []
         cells += control_cells(plan, dataset, seeds) if "controls" in groups else []
-        for seed in few:
+        for seed in few if dataset in few_sets else ():
             for variant, changes in SIZES.items() if "size" in groups else ():
                 for method in TUNED[1:]:
                     training = plan.training(method, dataset, seed, **changes)
