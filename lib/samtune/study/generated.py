@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import ceil
 
 import pandas as pd
 
@@ -31,7 +32,8 @@ INVERSIONS: dict[str, dict[str, object]] = {
 }
 LEAN = "lean"  # no guidance, two fifths of the denoising steps
 LEAN_SHARE = 0.4
-FARTHER = f"{LEAN}, longer updates"  # of twice the size, within the same eps: to compare at equal IoU drop
+# Updates of twice the size within the same eps, then 30% more of them too: to compare costs at equal IoU drop.
+LONGER, MORE = f"{LEAN}, longer updates", f"{LEAN}, more and longer updates"
 
 
 class Generation:
@@ -117,8 +119,12 @@ def inversion_cells(profile: Profile) -> list[GenerationCell]:
         if name == AUTHORS:
             cells.append(made.attack(inversion, method="random", **shown))
         if name == LEAN:
-            farther = {"step_size": 2 * AttackConfig.step_size}
-            cells.append(made.attack(inversion, few, (f"{TABLE}:{FARTHER}",), **farther))
+            longer = {"step_size": 2 * AttackConfig.step_size}
+            more = longer | {"steps": ceil(1.3 * profile.generation.attack_steps)}
+            cells += [
+                made.attack(inversion, few, (f"{TABLE}:{variant}",), **options)
+                for variant, options in ((LONGER, longer), (MORE, more))
+            ]
     return cells
 
 
