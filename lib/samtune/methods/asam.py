@@ -112,7 +112,7 @@ class Generated(ASAM):
     name = "generated"
     title = "generated pictures"
     makes_pictures = True
-    colour = "#e07b91"
+    colour = "#c1272d"
 
 
 class Reconstructed(ASAM):
@@ -121,4 +121,4 @@ class Reconstructed(ASAM):
     name = "reconstructed"
     title = "reconstruction tuning"
     makes_pictures = True
-    colour = "#8c8c5a"
+    colour = "#9a9a9a"

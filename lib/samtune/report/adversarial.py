@@ -102,6 +102,7 @@ def contact_sheet(record: Record, ids: Sequence[str], title: str, columns: int =
     made = open_dataset(cell_of(record).name)
     samples = [made.load(id) for id in ids]
     overlap = record.objects.set_index(["output", "image"])["iou"]
+    columns = min(columns, len(ids))
     figure, axes = picture_grid(title, -(-len(ids) // columns), columns, [sample.image for sample in samples])
     for axis in axes.flat[len(ids) :]:
         axis.set_axis_off()

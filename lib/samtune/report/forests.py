@@ -102,7 +102,7 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
         [("sets not tuned on, box prompt", "iou", above(asam_main("asam"), asam_main("clean_tuning")), True)],
     ),
     "asam_gains_forest": (
-        "1,280 parameters tuned, minus SAM as it is",
+        "The five tokens tuned, minus SAM as it is",
         [
             (f"{METHODS[method].title}, sets not tuned on, box prompt", "iou",
              above(Side("asam_main", method, "box"), Side("asam_main", "zero_shot", "box")), True)
@@ -182,7 +182,7 @@ def forest(rows: pd.DataFrame, title: str) -> Figure:
         axis.set_yticks(range(len(one)), one["dataset"], color=INK)
         axis.grid(axis="y", visible=False)
         axis.spines["left"].set_visible(False)
-        axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f}" if abs(value) > 1e-9 else "0")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}" if abs(value) > 1e-9 else "0")
         seeds = sorted(set(one["seeds"]))
         seeds = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
         axis.set_title(f"{one['comparison'].iloc[0]}, {seeds}")
