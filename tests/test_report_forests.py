@@ -52,6 +52,12 @@ def test_large_differences_have_an_axis_of_their_own():
     assert not [line for line in axis.lines if line.get_marker() in "<>"]
 
 
+def test_ticks_say_where_they_are():
+    (axis,) = forests.forest(pd.DataFrame([row(effect=-0.097, low=-0.118, high=-0.02)]), "Half points").axes
+    shown = [float(axis.xaxis.get_major_formatter()(place)) for place in axis.get_xticks()]
+    assert shown == pytest.approx([100 * place for place in axis.get_xticks()])
+
+
 def test_a_difference_that_rounds_to_nothing_has_no_sign():
     assert [points(value) for value in (-0.0004, 0.0004, -0.0006, 0.0123)] == ["0.0", "0.0", "-0.1", "+1.2"]
 
