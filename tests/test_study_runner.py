@@ -72,6 +72,29 @@ def test_committed_records_without_checkpoints_are_read_and_only_new_measurement
     assert [call.split()[0] for call in calls] == ["train", "measure"]
 
 
+def test_a_training_that_ends_elsewhere_when_it_is_run_again_says_what_is_of_the_earlier_weights(tmp_path):
+    cells = fake_cells(datasets=("neu-seg",), seeds=(0,))
+    training = next(cell.training for cell in cells if cell.training)
+    measured = next(cell for cell in cells if cell.training)
+    run_cells(cells, tmp_path, fake_execute, say=lambda line: None)
+
+    def again(factor):
+        def execute(cell, folder):
+            result = fake_execute(cell, folder)
+            curve = [row | {"loss": factor * row["loss"]} for row in result.curve]
+            return dataclasses.replace(result, curve=curve)
+
+        said = []
+        runner._finished(training, tmp_path).unlink()
+        (tmp_path / "records" / f"{training.evaluation('drive').key()}.json.gz").unlink(missing_ok=True)
+        run_cells([training.evaluation("drive")], tmp_path, execute, say=said.append)
+        return [line for line in said if "run again" in line]
+
+    assert again(1.1) == []
+    (line,) = again(3)
+    assert training.key() in line and measured.key() in line and "\n" not in line
+
+
 def test_one_cell_can_be_shown_in_several_tables(tmp_path):
     (cell, _) = fake_cells(datasets=("neu-seg",), seeds=(0,))
     run_cells([cell], tmp_path, fake_execute, say=lambda line: None)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from samtune.common import provenance
@@ -28,7 +29,9 @@ from samtune.common.atomic import (
 from samtune.common.paths import results_root
 from samtune.study.cells import KINDS, Cell, EvaluationCell, plain_cell
 from samtune.study.estimate import estimate_seconds
-from samtune.study.records import SUFFIX, Record, read_record, read_records, write_record
+from samtune.study.records import SUFFIX, Record, cell_of, read_record, read_records, write_record
+
+LOSS_APART = 1.25  # times, at the end: what rounding on another machine hardly does to a training that is stable
 
 
 @dataclass
@@ -99,6 +102,7 @@ def run_cells(
             errors[cell.key()] = errors[failed[0]]
             continue
         start = time.perf_counter()
+        earlier = _read(cell, folder)  # there is one where only the files that the cell keeps are missing
         try:
             run_cell(cell, folder, execute)
         except Exception as error:
@@ -111,11 +115,33 @@ def run_cells(
         left = estimate_seconds(queue, known)
         ending = f"; {_duration(left)} left" if left else ""
         say(f"[{number}/{total}] {cell.describe()}: {_duration(time.perf_counter() - start)}{ending}")
+        if earlier and (warning := _ended_elsewhere(earlier, known)):
+            say(warning)
     if errors:
         first = next(iter(errors.values()))
         first.add_note(f"{len(errors)} of {total} cells were not run for errors; the others are recorded")
         raise first
     return [_shown_in(cell, folder) for cell in cells]
+
+
+def _ended_elsewhere(earlier: Record, known: Sequence[Record]) -> str:
+    """What to say when a training was run again, because its weights are not here, and its loss ended elsewhere than in
+    its `earlier` record: on another machine, rounding can decide where an unstable training ends. The last of `known`
+    is its new record.
+    """
+    if not earlier.curve:
+        return ""
+    was, now = (
+        np.mean([row["loss"] for row in one.curve[-max(1, len(one.curve) // 10) :]]) for one in (earlier, known[-1])
+    )
+    if max(was, now) <= LOSS_APART * min(was, now):
+        return ""
+    of_earlier = [one.key for one in known if earlier.key in {need.key() for need in cell_of(one).needs}]
+    return (
+        f"run again, the training {earlier.key} ended at a loss of {now:.3f}, not {was:.3f} as its record had it: "
+        f"{len(of_earlier)} measurements are of the earlier weights. To measure these, remove their records: "
+        f"{', '.join(of_earlier)}"
+    )
 
 
 def run_cell(cell: Cell, folder: Path, execute: Execute) -> None:
