@@ -29,9 +29,7 @@ def test_pictures_are_shown_evenly_by_what_they_cost_the_victim(small_backbone: 
     found = record.objects.set_index(["output", "image"])["iou"]
     words = [f"{found['before', id]:.2f} → {found['final', id]:.2f}" for id in ids]
     assert [axis.get_xlabel() for axis in sheet.axes] == [*words, ""]
-    assert (
-        len(adversarial.contact_sheet(record, ids, "Sheet").axes) == 3
-    )  # no room is left for pictures that are not there
+    assert len(adversarial.contact_sheet(record, ids, "Sheet").axes) == 3  # no empty places
     (tmp_path / "results" / "smoke" / "generated" / inversion.key() / "finished.json").unlink()
     assert adversarial.kept_attack([record]) is None  # a record whose pictures are not here
 
