@@ -127,6 +127,8 @@ def test_the_shortcut_is_the_true_gradient_where_the_noise_depends_on_time_alone
     shortcut, true = (run(ToyDiffusion(), victim, steps=2, last_steps=k) for k in (0, STEPS))
     assert torch.allclose(shortcut.iou, true.iou, atol=1e-3)
     assert ((shortcut.latents - true.latents).abs() < 1e-4).float().mean() > 0.99
+    beyond = run(ToyDiffusion(), victim, steps=2, last_steps=STEPS + 3)  # through all there are
+    assert torch.equal(beyond.latents, true.latents)
     differing = [run(ToyDiffusion(0.5), victim, steps=1, last_steps=k) for k in (0, STEPS)]
     assert not torch.equal(differing[0].iou[1], differing[1].iou[1])
 

@@ -220,6 +220,10 @@ def test_prompts_depend_on_sample_and_seed_alone() -> None:
         evaluate(predict, data, replace(config, seed=seed, batch_size=run + 1), progress=False)
     assert all(seen[1][id] == points for id, points in seen[0].items())
     assert all(seen[2][id] != points for id, points in seen[0].items())
+    # A generated picture, whose id names its original's set, is prompted as the original.
+    run, made = 3, ListedSamples([replace(one, id=f"listed/{one.id}") for one in DISCS], "generated:0123")
+    evaluate(predict, made, config, progress=False)
+    assert {id.removeprefix("listed/"): points for id, points in seen[3].items()} == seen[0]
 
 
 def test_prompts_of_one_picture_are_decoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from samtune.report.claims import (
     build_claims,
     check_claims,
     claims_markdown,
+    effect_text,
     paper_effect,
 )
 from samtune.report.contrasts import Side
@@ -153,6 +154,10 @@ def test_transfer_compares_only_what_was_not_trained_on(tmp_path):
     assert table.query("id == 'S6'")["dataset"].tolist() == [
         "magnetic-tile > neu-seg", "neu-seg > magnetic-tile", "mean of sets",
     ]  # fmt: skip
+    cells += [TrainingCell(method, ("drive",), "nano", prompt="box,point10").evaluation("neu-seg", tables=(
+        "spt_ablation:transfer",)) for method in ("lora", "spt")]  # fmt: skip
+    mean = claims_of(tmp_path, cells).query("id == 'S6' and dataset == 'mean of sets'").iloc[0]
+    assert (mean["sets"], mean["images"]) == (2, 24)  # neu-seg's pictures once, though measured after two trainings
     own = Claim("S9", "", "iou", ((1.0, Side("spt_ablation", "spt", "box")),
                                   (-1.0, Side("spt_ablation", "lora", "box"))), "")  # fmt: skip
     assert claims_of(tmp_path, cells, claims=[own])["dataset"].tolist() == [*sets, "mean of sets"]
@@ -203,6 +208,20 @@ def test_asam_on_unseen_sets_and_the_papers_own_effects(tmp_path):
     others = {claim for claim in effects if claim.startswith("P")} - points.keys()
     assert all(effects[claim] is None for claim in others)  # what the paper does not compare, or not in numbers
     assert effects["S1a"] is None and effects["A6a"] is None and effects["A5"] is None
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ((0.0041, -0.0032, 0.0101), "+0.004 [-0.003, +0.010]"),
+        ((0.0031, 0.00005, 0.0068), "+0.0031 [+0.0001, +0.0068]"),
+        ((0.001, -0.0003, 0.001), "+0.0010 [-0.0003, +0.0010]"),
+        ((0.0, 0.0, 0.0), "+0.000 [+0.000, +0.000]"),
+        ((float("nan"),) * 3, ""),
+    ],
+)
+def test_an_effect_shows_on_which_side_of_zero_its_interval_lies(row, text):
+    assert effect_text(dict(zip(("effect", "low", "high"), row, strict=True))) == text
 
 
 def test_committed_claims_can_be_checked(tmp_path):

@@ -189,6 +189,15 @@ def test_the_table_of_inversions_may_have_steps_of_its_own(model: str) -> None:
     assert dict(adversarial_cells(small)["reconstructed"].options)["steps"] == 2
 
 
+def test_captions_are_those_of_the_profile(model: str) -> None:
+    usual = profile(model)
+    other = usual.model_copy(update={"generation": usual.generation.model_copy(update={"captions": "words.csv"})})
+    before, after = (adversarial_cells(one) for one in (usual, other))
+    for name in ("reconstructed", "generated"):
+        assert dict(after[name].options) == dict(before[name].options) | {"captions": "words.csv"}
+    assert after["asam"].inversion.key() == after["reconstructed"].key() != before["reconstructed"].key()
+
+
 def test_planning_downloads_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SAMTUNE_OFFLINE", raising=False)
     asked = []

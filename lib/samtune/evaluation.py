@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from samtune.common.errors import InputError, is_out_of_memory
+from samtune.data.generated import sample_key
 from samtune.data.sample import MOST_BYTES, CroppedMasks, Dataset, Sample, target_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.methods import Method
@@ -160,7 +161,7 @@ def _batches(
             low = Preprocess(config.mask_size, config.preprocess).inner_size(*sample.image.shape[:2])
             samples.append(sample)
             truths.append(masks)
-            key = f"{dataset.name}/{id}"
+            key = sample_key(dataset.name, id)
             shown = objects_of(sample) if config.per_object else masks
             prompts.append(make_prompts(config.prompt, shown, key, config.seed, low, box_noise=config.box_noise))
         else:

@@ -53,9 +53,7 @@ def balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - (2 sum(p t) + smooth) / (sum p + sum t + smooth), without squares: the Dice loss of HQ-SAM and SPT, and in
-    SAM-SP's Eq. (3).
-    """
+    """1 - (2 sum(p t) + smooth) / (sum p + sum t + smooth), without squares: the Dice loss of HQ-SAM and SPT."""
     logits, target = _same_grid(logits, target)
     probability = logits.sigmoid()
     overlap = (probability * target).sum((-2, -1))

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from samtune.common.errors import InputError, is_out_of_memory, unknown
 from samtune.common.provenance import choose_precision
 from samtune.data.augmentation import AUGMENTATIONS, augment
-from samtune.data.generated import PREFIX
+from samtune.data.generated import sample_key
 from samtune.data.sample import Dataset, target_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.losses import at_size, low_resolution_iou
@@ -30,6 +30,7 @@ from samtune.sam.checkpoints import read_progress
 from samtune.sam.preprocess import Preprocess
 
 OPTIMISERS = ("adam", "adamw")
+LAST = "last.pt"  # the checkpoint to resume from
 LEAST_SIDE = 102.4  # jitter shrinks no image below this, in pixels: 0.1 of SAM's 1,024, 0.4 of the nano SAM's 256
 
 
@@ -130,7 +131,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 def learning_rate_factor(config: TrainingConfig, step: int) -> float:
     """The schedule's factor at `step`, with linear warm-up over the first `warm_up` of the steps ("slow_start" has its
-    own).
+    own, and stays at 1 / steps at least).
     """
     factor = SCHEDULES[config.schedule](step / config.steps)
     if config.schedule == "slow_start":
@@ -178,8 +179,7 @@ class TrainingSamples(TorchDataset):
         epoch, position = divmod(place, len(self.entries))
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.entries))
         dataset, id = self.entries[order[position]]
-        # A generated picture is augmented and prompted as its original, whose set its id names.
-        key = id if dataset.name.startswith(PREFIX) else f"{dataset.name}/{id}"
+        key = sample_key(dataset.name, id)
         copy = epoch % self.config.copies if self.fixed_copies else epoch
         sample = dataset.load(id)
         image, masks = augment(
@@ -400,12 +400,12 @@ def _save(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResu
     }
     with partial.open("wb") as file:  # given a path, torch hides from Python that the disk is full
         torch.save(state, file)
-    os.replace(partial, folder / "last.pt")
+    os.replace(partial, folder / LAST)
 
 
 def _resume(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResult, folder: Path | None) -> int:
     """Load what `_save` wrote, if there is anything; returns the step to continue with."""
-    path = None if folder is None else folder / "last.pt"
+    path = None if folder is None else folder / LAST
     if path is None or not path.is_file():
         return 0
     state = read_progress(path, ("step", "trainable", "optimiser", "result", "counts", "random"))

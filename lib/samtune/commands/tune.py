@@ -20,9 +20,9 @@ from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import Method, build_method
 from samtune.sam.checkpoints import load_sam, weights_hash
-from samtune.training import TrainingConfig, refuse_several_processes, train, usable_device
+from samtune.training import LAST, TrainingConfig, refuse_several_processes, train, usable_device
 
-SETTINGS, METRICS_FILE, LAST = "settings.json", "metrics.csv", "last.pt"
+SETTINGS, METRICS_FILE = "settings.json", "metrics.csv"
 METRICS = ("iou", "boundary_iou", "dice")
 FEW = 10  # held-out pictures below which a mean says little
 CHECKPOINT_EVERY = 20  # batches

@@ -64,6 +64,13 @@ def chosen_sets(names: str, split: str, count: int, open_set: Callable[[str], Da
     return [ChosenPictures(dataset, split, ids) for _, (dataset, ids) in sorted(chosen.items())]
 
 
+def sample_key(dataset: str, id: str) -> str:
+    """What augmentation and prompts of a sample are drawn from: "<set>/<id>". A generated picture has its original's,
+    whose set its id names.
+    """
+    return id if dataset.startswith(PREFIX) else f"{dataset}/{id}"
+
+
 def picture_name(dataset: str, id: str) -> str:
     """The name of a picture's files, without suffix: readable, and fit for any disk."""
     name = quote(f"{dataset}-{id}", safe="")

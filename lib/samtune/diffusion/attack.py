@@ -32,7 +32,7 @@ class AttackConfig:
         momentum: of the gradients, each of L1 norm 1.
         dice, cross_entropy, distance: kappa, gamma and beta of the loss.
         embedding: weight of the squared error between the image embeddings of x_adv and x (ASAM's later code: 0.5).
-        last_steps: denoising steps that the gradient really goes back through; 0 is the shortcut.
+        last_steps: denoising steps that the gradient really goes back through, at most all; 0 is the shortcut.
     """
 
     steps: int = 10
@@ -137,7 +137,7 @@ def _decoded(model: LatentDiffusion, latents: Tensor, plan: Denoising, last_step
 
     Those of z_0, or of `last_steps` before it: the steps in between are computed again in the backward pass.
     """
-    before = plan.steps - last_steps
+    before = max(plan.steps - last_steps, 0)
     source = latents
     with torch.no_grad():
         for number in range(before):

@@ -6,6 +6,7 @@ import numpy as np
 from samtune.common.errors import InputError
 from samtune.data.sample import Sample
 
+MOST_MASKS = 140  # of a picture that are attacked, as in ASAM's code
 MOST_OBJECTS = 255  # an index map is uint8, 0 is what no object covers
 
 

@@ -6,7 +6,8 @@ Options, by what is made:
         starts from it perturbs z_0 itself, without diffusion (as DAT does).
     attack: the fields of `AttackConfig`, and `objects`, the most masks of a picture.
     change: none.
-    random: `eps`, how far every latent value is moved, up or down by chance; and `objects`.
+    random: `eps`, how far every latent value is moved, up or down by chance; and `objects`. One draw, at the attack's
+        bound; an attack keeps the worst of its pictures, and moves most values less far.
     sample: as inversion, without `recipe` and `rounds`.
 """
 
@@ -32,7 +33,7 @@ from samtune.data.pixels import read_image
 from samtune.data.sample import Sample
 from samtune.diffusion.attack import AttackConfig, Victim, attack, normalised, per_picture
 from samtune.diffusion.captions import captions_of
-from samtune.diffusion.conditions import MOST_OBJECTS, colour_coded
+from samtune.diffusion.conditions import MOST_MASKS, MOST_OBJECTS, colour_coded
 from samtune.diffusion.inversion import GUIDANCE, STEPS, Denoising, denoise, invert
 from samtune.diffusion.pipeline import LatentDiffusion
 from samtune.losses import at_size, low_resolution_iou
@@ -40,7 +41,6 @@ from samtune.metrics import psnr, ssim
 from samtune.prompts import Prompts, make_prompts, object_generator
 from samtune.sam.checkpoints import save_safetensors
 
-MOST_PROMPTS = 140  # of a picture, in ASAM's attack
 AUTOENCODER = "autoencoder"
 METHODS: dict[str, tuple[str, ...]] = {
     "inversion": ("recipe", "guidance", "steps", "rounds", "controlnet", "captions"),
@@ -145,7 +145,7 @@ def attacked(
     cost = Cost(model, len(given.samples))
     latents = torch.stack([tensors["latents"] for tensors, _ in stored]).to(device)
     plan = _plan(model, given, [tensors for tensors, _ in stored], inversion)
-    prompts, masks = _prompts(victim, given, prompt, seed, int(options.get("objects", MOST_PROMPTS)))
+    prompts, masks = _prompts(victim, given, prompt, seed, int(options.get("objects", MOST_MASKS)))
     if method == "attack":
         config = AttackConfig(**{name: value for name, value in options.items() if name != "objects"})
         result = attack(model, victim, latents, plan, given.images, prompts, masks, config)
@@ -180,7 +180,7 @@ def changed(victim: Victim, given: Scene, reconstructed: Path, adversarial: Path
     Output "before" is the original; "final" what was made, uint8 `(H, W, 3)` as the original, at the attack's cost.
     Raises `InputError` where a picture is not there.
     """
-    prompts, masks = _prompts(victim, given, prompt, seed, MOST_PROMPTS)
+    prompts, masks = _prompts(victim, given, prompt, seed, MOST_MASKS)
     images = []
     for sample in given.samples:
         before, after = (read_image(folder / f"{_name(sample)}.png") for folder in (reconstructed, adversarial))

@@ -3,7 +3,7 @@
 ASAM projects a picture so (CVPR 2024): the inverted trajectory z*_0 ... z*_T, then null-text optimisation (Mokady et
 al. 2023).
 Faster or exact in its place: negative-prompt inversion (Miyake et al. 2023), direct inversion (Ju et al. 2024),
-fixed-point inversion (AIDI, Pan et al. 2023; ReNoise, Garibi et al. 2024).
+fixed-point inversion (AIDI, Pan et al. 2023).
 
 A DDIM step from t to t-1 is D(z, e) = A_t z + B_t e with A_t = sqrt(abar_{t-1} / abar_t) and
 B_t = sqrt(1 - abar_{t-1}) - A_t sqrt(1 - abar_t); `scheduler.step` computes it, `inverse_scheduler.step` its inverse
@@ -76,9 +76,9 @@ def guided_noise(model: Model, latents: Tensor, timestep: Tensor, plan: Denoisin
 
 
 @torch.no_grad()
-def denoise(model: Model, latents: Tensor, plan: Denoising, first: int = 0) -> Tensor:
-    """Noise latents `(B, 4, h, w)` -> z_0; `first`: the step to begin with."""
-    for number in range(first, plan.steps):
+def denoise(model: Model, latents: Tensor, plan: Denoising) -> Tensor:
+    """Noise latents `(B, 4, h, w)` -> z_0."""
+    for number in range(plan.steps):
         latents = denoising_step(model, latents, plan, number)
     return latents
 
@@ -91,12 +91,11 @@ def ddim_inversion(
     condition: Tensor | None = None,
     steps: int = STEPS,
     rounds: int = 0,
-    averaged: bool = False,
 ) -> Tensor:
     """The trajectory z*_0 ... z*_T, `(steps + 1, B, 4, h, w)`, by the conditional branch alone (guidance 1).
 
     z_t = (z_{t-1} - B_t e(z_{t-1}, t)) / A_t. With `rounds`, fixed-point inversion: so many times more with the noise
-    predicted at the newest z_t instead of z_{t-1}; `averaged`: the mean of the last two predictions (ReNoise).
+    predicted at the newest z_t instead of z_{t-1}.
     """
     model.inverse_scheduler.set_timesteps(steps)
     trajectory = [latents]
@@ -104,9 +103,8 @@ def ddim_inversion(
         noise = model.noise(latents, timestep, text, condition)
         moved = model.inverse_scheduler.step(noise, timestep, latents).prev_sample
         for _ in range(rounds):
-            before, noise = noise, model.noise(moved, timestep, text, condition)
-            used = (noise + before) / 2 if averaged else noise
-            moved = model.inverse_scheduler.step(used, timestep, latents).prev_sample
+            noise = model.noise(moved, timestep, text, condition)
+            moved = model.inverse_scheduler.step(noise, timestep, latents).prev_sample
         latents = moved
         trajectory.append(latents)
     return torch.stack(trajectory)

@@ -1,7 +1,7 @@
 """Pictures of ASAM's adversarial pictures, from the record of an attack: a gallery and a contact sheet."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import cycle
 
 import matplotlib
@@ -9,13 +9,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from samtune.data.registry import missing_parts, open_dataset
+from samtune.diffusion.attack import AttackConfig
+from samtune.diffusion.conditions import MOST_MASKS
 from samtune.metrics import iou
 from samtune.prompts import make_prompts
 from samtune.report.examples import predict_masks
 from samtune.report.figures import SOFT, STYLE, may_be_committed
 from samtune.report.labels import OTHERS
 from samtune.report.picture_figures import fill, picture_grid, show_picture
-from samtune.study.attacked import MOST_MASKS
 from samtune.study.execute import cell_method
 from samtune.study.records import Record, cell_of
 
@@ -43,6 +44,14 @@ def kept_attack(records: Iterable[Record]) -> Record | None:
             if not missing_parts(cell.name) + missing_parts(cell.inversion.name):
                 return record
     return None
+
+
+def recipe(record: Record) -> str:
+    """How an attack's pictures were made: "direct inversion in 20 steps, 10 updates of 0.02"."""
+    cell = cell_of(record)
+    inversion, attack = dict(cell.inversion.options), asdict(AttackConfig()) | dict(cell.options)
+    words = f"{inversion['recipe']} inversion in {inversion['steps']} steps".replace("_", "-")
+    return f"{words}, {attack['steps']} updates of {attack['step_size']:g}"
 
 
 def by_drop(record: Record, count: int) -> list[str]:

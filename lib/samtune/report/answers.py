@@ -7,7 +7,7 @@ import pandas as pd
 
 from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Side, Terms, above, contrasts, interval, points
 from samtune.report.labels import label, prompt_label
-from samtune.report.readable_tables import MEAN, METRIC_LABELS
+from samtune.report.readable_tables import METRIC_LABELS
 from samtune.report.sides import FIRST_VERSION, SAMED_DICE, asam_main, sam_sp_main, spt_main
 from samtune.study.profile import load_profile
 from samtune.study.records import Record
@@ -79,7 +79,7 @@ QUESTIONS = (
         [
             _sam_sp("SAM-SP's second pass over LoRA that was taught the truth by the same Dice loss, no prompt",
                     SAMED_DICE),
-            _sam_sp("SAM-SP over LoRA with SAMed's own loss, no prompt", _SAMED,
+            _sam_sp("SAM-SP over LoRA with cross-entropy and Dice (SAMed's weights), no prompt", _SAMED,
                     "LoRA with the same Dice loss, the comparison that decides, was not run"),
             _sam_sp("The kit's first version of SAM-SP (truth on both passes) over LoRA tuned alike, no prompt",
                     _SAMED, "SAM-SP by the paper's own loss was not run", **FIRST_VERSION),
@@ -136,8 +136,9 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
     said = effect_in_points(list(found.values())).replace(" ", f" points of {metric} ", 1)
     parts = [f"{chosen.words}: {said} {where}: {verdict} with the {backbone} SAM"]
     if several:
-        best = max(by_name, key=lambda name: by_name[name].effects.mean())
-        parts.append(f"most on {best}, {effect_in_points([by_name[best]])} ({verdict_of([by_name[best]])})")
+        ends = [choose(by_name, key=lambda name: by_name[name].effects.mean()) for choose in (max, min)]
+        said = [f"{name}, {effect_in_points([by_name[name]])} ({verdict_of([by_name[name]])})" for name in ends]
+        parts.append(f"best on {said[0]}, worst on {said[1]}")
     for other in question.more:
         beside = list(measured(other).values())
         parts += [f"{other.words}: {effect_in_points(beside)} ({verdict_of(beside)})"] if beside else []
@@ -172,7 +173,7 @@ def _table(comparison: Comparison, by_name: dict[str, Contrast], metric: str) ->
     names = sorted(by_name, key=lambda name: -by_name[name].effects.mean())
     room = ROWS - (len(names) > 1)
     names = names if len(names) <= room else [*names[: room - room // 2], *names[-(room // 2) :]]
-    rows = {MEAN: list(by_name.values())} if len(by_name) > 1 else {}
+    rows = {f"mean of {_number(len(by_name), 'set')}": list(by_name.values())} if len(by_name) > 1 else {}
     rows |= {name: [by_name[name]] for name in names}
     table = []
     for name, found in rows.items():

@@ -79,8 +79,14 @@ def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
 
 
 def effect_text(row: Mapping) -> str:
-    """Effect and interval of a row of the claims table; "" where it was not run."""
-    return "" if pd.isna(row["effect"]) else f"{row['effect']:+z.3f} [{row['low']:+z.3f}, {row['high']:+z.3f}]"
+    """Effect and interval of a row of the claims table; "" where it was not run. Three digits, or as many as tell on
+    which side of 0 a bound lies, on which the verdict rests."""
+    if pd.isna(row["effect"]):
+        return ""
+    bounds = [row["low"], row["high"]]
+    digits = next((d for d in (3, 4, 5) if all(not bound or round(bound, d) for bound in bounds)), 6)
+    effect, low, high = (f"{row[name]:+z.{digits}f}" for name in ("effect", "low", "high"))
+    return f"{effect} [{low}, {high}]"
 
 
 def counts_text(row: Mapping) -> str:
@@ -118,14 +124,16 @@ def check_claims(results: str | Path, profile: str, backbone: str) -> list[str]:
     return [f"claims: {line}" for line in differences(read_table(path), rebuilt)]
 
 
-def judged(found: Sequence[Contrast], margin: float = 0.0) -> dict:
+def judged(at: Mapping[Place, Contrast], margin: float = 0.0) -> dict:
     """Effect, interval, verdict and counts of a contrast at one place, or of the mean over several."""
+    found = list(at.values())
     effect, low, high = interval(found)
     verdict = REPRODUCED if low + margin > 0 else NOT_REPRODUCED if high + margin < 0 else INCONCLUSIVE
-    units = sum(one.units for one in found)
+    tested = {dataset: one for (_, dataset), one in at.items()}.values()  # each set once
+    units = sum(one.units for one in tested)
     return {
         "effect": effect, "low": low, "high": high, "verdict": verdict if units >= FEWEST_UNITS else INCONCLUSIVE,
-        "sets": len(found), "images": sum(len(one.groups) for one in found), "units": units,
+        "sets": len(tested), "images": sum(len(one.groups) for one in tested), "units": units,
         "seeds": min(len(one.effects) for one in found),
         "records": " ".join(dict.fromkeys(key for one in found for key in one.keys)),
     }  # fmt: skip
@@ -153,8 +161,7 @@ def _claim_rows(claim: Claim, records: Sequence[Record], profile: str, backbone:
     notes = _beside(claim, records, backbone) if claim.beside else {}
     rows = []
     for words, chosen in places.items():
-        row = shared | {"dataset": words} | judged([found[place] for place in chosen], claim.margin)
-        row["sets"] = len({dataset for _, dataset in chosen})
+        row = shared | {"dataset": words} | judged({place: found[place] for place in chosen}, claim.margin)
         if claim.beside and all(place in notes for place in chosen):
             row["note"] = _note(claim, [notes[place] for place in chosen])
         rows.append(row if claim.reference else row | {"verdict": NO_REFERENCE})

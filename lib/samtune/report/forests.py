@@ -42,6 +42,10 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
         [
             ("minus LoRA taught by the same Dice loss", "dice", above(sam_sp_main(), SAMED_DICE), False),
             (
+                "minus LoRA taught by cross-entropy and Dice", "dice",
+                above(sam_sp_main(), sam_sp_main("lora_samed")), False,
+            ),
+            (
                 "minus its own first pass", "dice",
                 above(sam_sp_main(output="pass1"), sam_sp_main(output="pass0")), False,
             ),
@@ -98,8 +102,11 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
         ],
     ),
     "asam_forest": (
-        "ASAM minus tuning on clean pictures",
-        [("sets not tuned on, box prompt", "iou", above(asam_main("asam"), asam_main("clean_tuning")), True)],
+        "ASAM on sets not tuned on, box prompt",
+        [
+            ("minus SAM as it is", "iou", above(asam_main("asam"), asam_main("zero_shot")), True),
+            ("minus tuning on clean pictures", "iou", above(asam_main("asam"), asam_main("clean_tuning")), True),
+        ],
     ),
     "asam_gains_forest": (
         "The five tokens tuned, minus SAM as it is",
@@ -153,12 +160,13 @@ def forest(rows: pd.DataFrame, title: str) -> Figure:
 
     A grey band marks differences within one point; the colour is the method's. The mean of sets is a diamond; hollow is
     what rests on fewer than `FEWEST_UNITS` independent images or groups, whose interval means little. The axis is
-    ±0.03 wide where all effects fit it, else as wide as they ask for; an interval may leave it (arrow).
+    ±0.03 wide where all effects fit it, else as wide as they ask for; an interval may leave it (arrow). A key below
+    says so.
     """
     shown = [one for _, one in rows.groupby("comparison", sort=False)]
     figure, axes = panels(title, max(len(shown), 1), width=6.4, height=1.0, columns=1)
     lengths = [len(one) + 1.5 for one in shown] or [1.0]
-    figure.set_figheight(0.3 * sum(lengths) + 0.75)
+    figure.set_figheight(0.3 * sum(lengths) + 0.95)
     axes[0].get_gridspec().set_height_ratios(lengths)
     furthest = max(1.15 * rows["effect"].abs().max(), NARROW) if len(rows) else NARROW
     most = max(rows["high"].max(), 0) * 1.08 if furthest > 5 * NARROW else furthest
@@ -189,6 +197,14 @@ def forest(rows: pd.DataFrame, title: str) -> Figure:
         metric = one["metric"].iloc[0]
         if one is shown[-1] or metric != shown[number + 1]["metric"].iloc[0]:
             axis.set_xlabel(f"points of {METRIC_LABELS[metric]}")
+    key = {
+        "line: 95% interval; grey band: within one point": len(rows),
+        "diamond: mean of sets": (rows["dataset"] == MEAN).any(),
+        f"hollow: fewer than {FEWEST_UNITS} independent pictures": (rows["units"] < FEWEST_UNITS).any(),
+        "arrow: the interval goes on": (rows["low"] < least).any() or (rows["high"] > most).any(),
+    }
+    words = "; ".join(name for name, drawn in key.items() if drawn)
+    figure.supxlabel(words, x=0.012, ha="left", fontsize=7.5, color=SOFT)
     if not shown:
         axes[0].set_axis_off()
         axes[0].text(0, 0.5, "not run", color=SOFT)

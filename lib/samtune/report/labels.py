@@ -64,6 +64,16 @@ GLOSSARY = [
      "what a perfect model of this size would reach (`at_mask_size` in files)"),
     ("truth on both passes", "the kit's first version of SAM-SP: both passes taught by the truth; the paper teaches "
      "the second alone"),
+    ("clean tuning", "ASAM's tokens tuned, by its loss, on the pictures as they are"),
+    ("classical augmentation, PGD tuning", "the same on pictures with other colours, blur, noise and JPEG; on pictures "
+     "attacked at their pixels"),
+    ("DAT tuning", "the same on pictures attacked in the autoencoder's latent, without diffusion"),
+    ("generated pictures, reconstruction tuning", "the same on pictures drawn from noise by the diffusion model; on "
+     "pictures inverted and not attacked"),
+    ("seen set", "a set whose training pictures ASAM and its rivals were tuned on"),
+    ("lean", "an attack without guidance and in two fifths of the denoising steps"),
+    ("plateau", "trained ten times as long as the main table's models"),
+    ("nano_mobile", "the second victim: the nano SAM's decoder on a small convolutional encoder"),
     ("ten clicks", "ten points drawn inside the true object: as SPT trains and is tested (`point10`)"),
     ("SDT, VRA", "SPT's self-draft tuning and its visual-relation-aware adapter"),
     ("nano SAM", "SAM's own classes at small size (three million parameters), which ships with the kit"),

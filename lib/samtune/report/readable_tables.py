@@ -114,11 +114,13 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
         own = np.array([_trained_elsewhere(row) in ("", UNSEEN) for row in rows.to_dict("records")])
         own &= (rows["output"] == "final") & ~rows["variant"].str.startswith(ON_BOTH)
         as_it_is = own & (rows["variant"] == "") if (table["variant"] == "").any() else own
+        if name.endswith("_choices"):
+            as_it_is = own | True  # one question, one table
         reported = _reported(name, paper)
         reported = reported[(reported["prompt"] == prompt) & (reported["metric"] == metric)]
         for words, chosen in (
             ("", rows[as_it_is]),
-            (" (drafts, controls, bounds, one model for all)", rows[~as_it_is]),
+            (": further rows", rows[~as_it_is]),
         ):
             if len(chosen):
                 title = f"{METRIC_LABELS.get(metric, metric.replace('_', ' '))}, {prompt_label(prompt)}{words}"
@@ -168,17 +170,21 @@ def _methods_by_sets(title: str, table: pd.DataFrame, reported: pd.DataFrame) ->
     caption = _caption(table, ["size"] if split_by else [])
     caption += "".join(f" All are {UNSEEN} {name}, but for zero-shot SAM." for name in unseen)
     caption += " Bold: above all others by the paired interval." if any(best(*key) for key in ours) else ""
+    if theirs:
+        caption += " The paper's numbers are of its own backbone and training; its part of a set may be another."
     shown = {cell(name, place) for name in names for place in columns}
     caption += f" {DASH}: not measured on all sets, or not in the paper or the kit." if DASH in shown else ""
     across, down = (names, columns) if len(columns) >= WIDEST > len(names) else (columns, names)
     turned = across is names
     parts = []
-    for start in range(0, len(across), WIDEST - 1):
-        some = across[start : start + WIDEST - 1]
+    width = -(-len(across) // -(-len(across) // (WIDEST - 1)))  # parts of about the same width
+    for start in range(0, len(across), width):
+        some = across[start : start + width]
         keys = [[(one, other) if turned else (other, one) for one in some] for other in down]
         bold = {(row, 1 + place) for row, line in enumerate(keys) for place, key in enumerate(line) if best(*key)}
         rows = [[other, *(cell(*key) for key in line)] for other, line in zip(down, keys, strict=True)]
-        parts.append(Pivot(["set" if turned else "method", *some], rows, bold, 1, caption, title))
+        words = f"{title}, continued" if start else title
+        parts.append(Pivot(["set" if turned else "method", *some], rows, bold, 1, caption, words))
     return parts
 
 
@@ -192,8 +198,9 @@ def _learning_rates(table: pd.DataFrame) -> list[Pivot]:
     for (method, options, trained_on), found in scores.groupby(level=[0, 1, 2], sort=False):
         rates = {float(key[-1]): score for key, score in found.items()}
         rate = min(rate for rate in rates if rates[rate] >= max(rates.values()) - SCORE_TIE)
+        end = {min(rates): " (smallest tried)", max(rates): " (largest tried)"}.get(rate, "") if len(rates) > 1 else ""
         name = [row_label(method, options), trained_on]
-        chosen.append([*name, f"{rate:g}", f"{rates[rate]:.3f}", str(len(rates))])
+        chosen.append([*name, f"{rate:g}{end}", f"{rates[rate]:.3f}", str(len(rates))])
         tried += [[*name, f"{one:g}", f"{rates[one]:.3f}"] for one in sorted(rates)]
     header, caption = (
         ["method", "set", "rate", "IoU on validation"],
@@ -227,7 +234,7 @@ def speed_pivot(table: pd.DataFrame) -> Pivot:
         best = {phase: part.loc[part["images_per_second"].idxmax()] for phase, part in found.groupby("phase")}
         asked = [EVALUATE] if EVALUATE in best else PHASES
         speeds = [
-            "" if phase not in asked else f"{best[phase]['images_per_second']:.3g}" if phase in best else NOT_RUN
+            "" if phase not in asked else _three_digits(best[phase]["images_per_second"]) if phase in best else NOT_RUN
             for phase in (*PHASES, EVALUATE)
         ]
         trained = best.get("train", best.get(EVALUATE))
@@ -347,8 +354,12 @@ def _number(row: Mapping, metric: str) -> str:
         digits = 1 if metric.startswith(("hd95", "psnr")) else 3
         text, spread = f"{mean:.{digits}f}", f" ± {std:.{digits}f}"
     else:
-        text, spread = (f"{mean:,.0f}" if abs(mean) >= 1000 else f"{mean:.3g}"), f" ± {std:.2g}"
+        text, spread = _three_digits(mean), f" ± {std:.2g}"
     return text if np.isnan(std) else text + spread
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _measure_rank(measure: tuple[str, str]) -> tuple:

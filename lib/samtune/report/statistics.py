@@ -28,7 +28,8 @@ def paired_bootstrap(
     means, each set resampled on its own. Of `n` resamples each draws rows and columns independently with replacement,
     the same images for all its seeds (the crossed bootstrap of Owen 2007, which `scipy.stats.bootstrap` has not: it
     would take the cells as independent, and the interval would come out too narrow). One seed: only images vary, and
-    the interval says nothing of training noise.
+    the interval says nothing of training noise. Three seeds: where their noise outweighs that of images, the interval
+    is too narrow (in simulation it covers the truth in 76 of 100 cases).
     `groups`: of every image the tile, patient or slide that it shows ("": none but this one), as `independent_units`
     takes them; what belongs together is drawn together (the cluster bootstrap), since six exposures of one tile are
     not six witnesses. None: every image on its own. For several data sets one sequence each.

@@ -32,7 +32,7 @@ TABLES = {
     "sam_sp_main": "SAM-SP against its baselines",
     "sam_sp_ablation": "SAM-SP: what each part contributes",
     "sam_sp_choices": "SAM-SP: what the paper leaves open, one change at a time, on validation pictures",
-    "asam_main": "ASAM and its rivals on sets that none was tuned on; sets that they were tuned on apart, as seen sets",
+    "asam_main": "ASAM and its rivals, object by object, on sets that none was tuned on; seen sets apart",
     "asam_ablation": "ASAM: what each part contributes, on sets that it was not tuned on",
     "asam_choices": "ASAM: what may help it in a small model, on validation pictures",
     "asam_inversion": "ASAM: inversions and attacks, and what they cost",

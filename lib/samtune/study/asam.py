@@ -221,7 +221,7 @@ def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) ->
     plan, lacking = tuning(profile)
     if lacking:
         print(f"not run: {', '.join(ON_GENERATED)}: {lacking}")
-    plan.choose_rates(plan.arms(), seeds)
+    plan.choose_rates(plan.arms(), profile.seeds)
     cells: list[Cell] = []
     for seed in seeds:
         cells += plan.zero_shot(datasets, seed, MAIN)
@@ -254,7 +254,7 @@ def run_ablations(
     rivals = plan.arms() if FORGETTING in groups else []
     few = profile.ablation_seeds
     every = list(dict.fromkeys([*few, *seeds]))
-    plan.choose_rates([base, *rivals], every)
+    plan.choose_rates([base, *rivals], profile.seeds)
     plan.choose_rates(arms)
     cells: list[Cell] = [cell for seed in every for cell in plan.zero_shot(held_out, seed, f"{ABLATION}:SAM")]
     for arm in arms:
@@ -331,7 +331,7 @@ def run_second_victim(plan: Tuning, base: Arm, datasets: Sequence[str], seeds: S
         print(f"not run: {SECOND_VICTIM}: {str(error).splitlines()[0]}")
         return []
     arms = [Arm("clean_tuning"), base] if base.method == "asam" else [base]
-    second.choose_rates(arms, seeds)
+    second.choose_rates(arms, plan.profile.seeds)
     cells: list[Cell] = second.fooled(seeds[0]) if second.generated else []
     for seed in seeds:
         cells += second.zero_shot(datasets, seed, f"{ABLATION}:SAM")

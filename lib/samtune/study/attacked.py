@@ -12,12 +12,11 @@ import torch
 from samtune.common.atomic import write_atomically
 from samtune.data.pixels import read_image
 from samtune.data.sample import Dataset, Sample
+from samtune.diffusion.conditions import MOST_MASKS
 from samtune.methods.asam import PGD
 from samtune.prompts import Prompts, tight_boxes
 from samtune.sam.checkpoints import weights_hash
 from samtune.sam.preprocess import Preprocess
-
-MOST_MASKS = 140  # of a picture that are attacked, as in ASAM's code
 
 
 class AttackedDataset:
@@ -49,7 +48,8 @@ class AttackedDataset:
         if not path.is_file():
             self._attack(path, original, masks)
         change = read_image(path).astype(np.float32) - original
-        # Nearest: averaged down again to the model's square, it is what it was.
+        # Nearest: averaged down again to the model's square, it is what it was where the sides are multiples of the
+        # square's; elsewhere (BSDS500: 321 x 481) a part of it is averaged away.
         height, width = sample.image.shape[:2]
         change = cv2.resize(change, (width, height), interpolation=cv2.INTER_NEAREST)
         return replace(sample, image=(sample.image + change).clip(0, 255).round().astype(np.uint8))

@@ -17,7 +17,7 @@ def run_baselines(profile: Profile, datasets: Sequence[str], seeds: Sequence[int
     alone, at lora's learning rate, and measured with boxes.
     """
     tuned = ("decoder_tuning", "lora")
-    plan = Plan(profile).choose_rates(datasets, tuned, seeds=seeds)
+    plan = Plan(profile).choose_rates(datasets, tuned, seeds=profile.seeds)
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in seeds:

@@ -52,11 +52,13 @@ class Generation:
         }
         self.victim = {"backbone": profile.backbone, "weights_hash": backbone_hash(profile.backbone)}
         self.dataset = "+".join(profile.generation.sets)
+        captions = profile.generation.captions
+        self.captions = {} if captions == "classes" else {"captions": captions}
 
     def inversion(self, pictures: int = 0, tables: Sequence[str] = (), **options: object) -> GenerationCell:
         """The profile's inversion, `options` changed, of so many pictures (0: all)."""
         asked = self.profile.generation
-        options = {"recipe": asked.recipe, "steps": asked.steps} | options
+        options = {"recipe": asked.recipe, "steps": asked.steps} | self.captions | options
         if options["recipe"] == AUTOENCODER:
             options = {"recipe": AUTOENCODER}
         return GenerationCell(
@@ -72,7 +74,7 @@ class Generation:
         method: str = "attack",
         **options: object,
     ) -> GenerationCell:
-        """The profile's attack from stored inversions; "random": noise of its size."""
+        """The profile's attack from stored inversions; "random": noise at its bound."""
         if method == "attack":
             options = {"steps": self.profile.generation.attack_steps} | options
         return GenerationCell(
@@ -87,7 +89,7 @@ class Generation:
     def sample(self, pictures: int = 0, tables: Sequence[str] = (), seed: int = 0, **options: object) -> GenerationCell:
         """Pictures from noise with the same masks and captions."""
         asked = self.profile.generation
-        options = {"steps": asked.steps} | options
+        options = {"steps": asked.steps} | self.captions | options
         return GenerationCell(
             "sample", self.dataset, pictures or asked.pictures, **self.models, seed=seed, options=options,
             tables=tuple(tables),
@@ -150,5 +152,5 @@ def costs(table: pd.DataFrame) -> pd.DataFrame:
     wide = wide[["psnr", "iou_drop", "evaluations", "seconds"]]
     if AUTHORS in wide.index:
         for name in ("evaluations", "seconds"):
-            wide[f"times fewer {name}"] = wide.loc[AUTHORS, name] / wide[name]
+            wide[f"times fewer {name}"] = wide.loc[AUTHORS, name] / wide[name].where(wide[name] > 0)
     return wide

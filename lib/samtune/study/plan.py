@@ -44,10 +44,10 @@ def choose_learning_rates(
     cells_of: Callable[[Place, float], list[EvaluationCell]] | None = None,
     seeds: Sequence[int] = (),
 ) -> dict[Place, float]:
-    """For each place, the smallest rate of the profile's grid within half a point of the best mean IoU on validation.
+    """For each place, the smallest rate tried within half a point of the best mean IoU on validation.
 
     The rule is the same for every method and baseline. For each place the method's own rate is trained first; then the
-    rate above the best so far, then the one below, until both neighbours of the best are known. Each is a whole
+    rate above the choice so far, then the one below, until both neighbours of the choice are known. Each is a whole
     training with seed 0, because short trainings favour large rates; that of the chosen rate is used in the main table.
 
     The mean is over the prompts trained with, and over the sets of a union. On another prompt, such as a single click,
@@ -62,7 +62,8 @@ def choose_learning_rates(
         hash: of the backbone's weights.
         trained_with: kinds of prompts in training, joined by ",".
         cells_of: the evaluation cells of a place and a rate, in place of `rate_cells`.
-        seeds: with which the places are trained in the study.
+        seeds: with which the places are trained in the study: the profile's, whatever a notebook is asked for, so that
+            the choice does not depend on it.
 
     The table `learning_rates` shows the scores.
     """
@@ -123,7 +124,9 @@ def _empty_with_another_seed(
     cells_of: Callable[[Place, float], list[EvaluationCell]],
     seeds: Sequence[int],
 ) -> set[tuple[Place, float]]:
-    """The chosen rates at which a training with one of `seeds` ends with empty masks; it is then measured, too."""
+    """The chosen rates at which a training with one of `seeds` diverges, or ends with empty masks; such a one is then
+    measured, too.
+    """
     trained = {
         (place, seed): [
             replace(cell, training=replace(cell.training, seed=seed), seed=seed) for cell in cells_of(place, rate)
@@ -131,11 +134,19 @@ def _empty_with_another_seed(
         for place, rate in chosen.items()
         for seed in seeds
     }
-    trainings = [cells[0].training for cells in trained.values()]
-    empty = {record.key for record in run_cells(trainings, profile.name, executor(profile)) if _ends_empty(record)}
-    found = {place: cells for place, cells in trained.items() if cells[0].training.key() in empty}
-    run_cells([cell for cells in found.values() for cell in cells], profile.name, executor(profile))
-    return {(place, chosen[place]) for place, _ in found}
+    left_out: set[tuple[Place, float]] = set()
+    with suppress(FloatingPointError):  # one that diverges is found below, when the others are run
+        run_cells([cells[0].training for cells in trained.values()], profile.name, executor(profile))
+    for (place, _), cells in trained.items():
+        try:
+            records = run_cells([cells[0].training], profile.name, executor(profile), say=lambda line: None)
+        except FloatingPointError:
+            left_out.add((place, chosen[place]))
+            continue
+        if any(map(_ends_empty, records)):
+            run_cells(cells, profile.name, executor(profile))
+            left_out.add((place, chosen[place]))
+    return left_out
 
 
 def _ends_empty(training: Record) -> bool:

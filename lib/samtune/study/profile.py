@@ -99,6 +99,7 @@ class Generation(_Strict):
         pictures: how many images in all; ASAM's rivals are tuned on the same ones.
         ablation_pictures: the first so many of them, for ablations.
         recipe: of the inversion.
+        captions: "classes" (their names), "blip2", or a file of captions.
         steps: of denoising.
         compared_steps: of denoising in the table of inversions, beside the authors' recipe; None: `steps`.
         attack_steps: of the attack.
@@ -109,6 +110,7 @@ class Generation(_Strict):
     pictures: Count = 200
     ablation_pictures: Count = 40
     recipe: str = "direct"
+    captions: str = "classes"
     steps: Count = 50
     compared_steps: Count | None = None
     attack_steps: Count = 10

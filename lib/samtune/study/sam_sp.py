@@ -108,8 +108,8 @@ def run_main(
     true box or click.
     """
     tuned = (*(baselines or BASELINES), "sam_sp")
-    plan = sam_sp_plan(profile, datasets, tuned, seeds=seeds)
-    both = sam_sp_plan(profile, datasets, ("sam_sp",), seeds=seeds, **TRUTH_ON_BOTH)
+    plan = sam_sp_plan(profile, datasets, tuned, seeds=profile.seeds)
+    both = sam_sp_plan(profile, datasets, ("sam_sp",), seeds=profile.seeds, **TRUTH_ON_BOTH)
     shared = {"max_images": profile.evaluation.max_images}
     cells: list[EvaluationCell] = []
     for dataset, tested in ((name, test) for name in datasets for test in measured_sets([name])):
@@ -150,7 +150,7 @@ def run_ablations(
     if set(groups) <= set(GROUPS):
         return records
     direct = [("lora_samed", TAUGHT_DIRECTLY)] if "controls" in groups else []
-    plan = sam_sp_plan(profile, datasets, TUNED if "plateau" in groups else TUNED[1:], direct, seeds)
+    plan = sam_sp_plan(profile, datasets, TUNED if "plateau" in groups else TUNED[1:], direct, profile.seeds)
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         cells += iteration_cells(plan, dataset, seeds) if "iterations" in groups else []
@@ -184,7 +184,7 @@ def run_choices(
         return []
     losses = [("sam_sp", changes) for changes in GROUPS["recipe"].values() if "mask_loss" in changes]
     every = list(dict.fromkeys([*few, *seeds]))
-    plan = sam_sp_plan(profile, datasets, ("sam_sp",), seeds=every, **START)
+    plan = sam_sp_plan(profile, datasets, ("sam_sp",), seeds=profile.seeds, **START)
     plan.choose_rates(datasets, variants=losses if "recipe" in groups else ())
     variants = {"starting point": {}} | {name: changes for group in groups for name, changes in GROUPS[group].items()}
     cells: list[EvaluationCell] = []

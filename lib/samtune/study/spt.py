@@ -87,14 +87,16 @@ def run_main(
 
     Controls and union are run with the first backbone alone.
     """
-    plan = Plan(profile).choose_rates(datasets, TUNED, seeds=seeds)
+    plan = Plan(profile).choose_rates(datasets, TUNED, seeds=profile.seeds)
     truth = [cell for dataset in datasets for cell in plan.truth(dataset, seeds[0], MAIN)]
     records = plan.run([*truth, *main_cells(plan, datasets, seeds)])
     records += run_controls(plan, [name for name in datasets if name in controls], seeds)
     if union and len(datasets) > 1:
         records += run_union(plan, datasets, seeds)
     for backbone in profile.other_backbones:
-        plan = Plan(profile.model_copy(update={"backbone": backbone})).choose_rates(datasets, TUNED, seeds=seeds)
+        plan = Plan(profile.model_copy(update={"backbone": backbone})).choose_rates(
+            datasets, TUNED, seeds=profile.seeds
+        )
         records += plan.run(main_cells(plan, datasets, seeds))
     return records
 
@@ -124,7 +126,7 @@ def run_controls(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> l
     trained have learning rates of their own.
     """
     rank = matching_rank(plan.profile.backbone)
-    plan.choose_rates(datasets, variants=[("spt", END_TO_END), ("lora", {"rank": rank})], seeds=seeds)
+    plan.choose_rates(datasets, variants=[("spt", END_TO_END), ("lora", {"rank": rank})], seeds=plan.profile.seeds)
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in seeds:
@@ -140,7 +142,7 @@ def run_controls(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> l
 def run_union(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
     """One model trained on all of `datasets` and measured on each, in `spt_main`."""
     together = "+".join(datasets)
-    plan.choose_rates([together], TUNED, seeds=seeds)
+    plan.choose_rates([together], TUNED, seeds=plan.profile.seeds)
     cells: list[EvaluationCell] = []
     for seed in seeds:
         for method in TUNED:
@@ -176,7 +178,7 @@ def run_ablations(
         open_dataset(name)  # a missing set raises its error now, not after hours
     parts = [("spt", changes) for changes in PARTS.values()] if "parts" in groups else ()
     tuned = TUNED if "plateau" in groups else ("lora", "spt")
-    plan = Plan(profile).choose_rates(datasets, tuned, parts, seeds)
+    plan = Plan(profile).choose_rates(datasets, tuned, parts, profile.seeds)
     first, few = datasets[0], profile.ablation_seeds
     cells: list[EvaluationCell] = []
     for dataset in datasets if "parts" in groups else ():
@@ -235,7 +237,7 @@ def robustness_cells(plan: Plan, dataset: str, seed: int) -> list[EvaluationCell
 
 def run_transfer(plan: Plan, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
     """Trained on one set and measured on every other one, with boxes; and zero-shot SAM."""
-    plan.choose_rates(datasets, ("lora", "spt"), seeds=seeds)
+    plan.choose_rates(datasets, ("lora", "spt"), seeds=plan.profile.seeds)
     cells: list[EvaluationCell] = []
     shared = {"max_images": plan.profile.evaluation.max_images, "tables": (f"{ABLATION}:transfer",)}
     for seed in seeds:
