@@ -140,7 +140,10 @@ def robustness_curve(frame: pd.DataFrame, title: str, x_label: str, metric: str 
         if bands:
             axis.set_title(label(bold[0]))
     axes[0].set_ylabel(METRIC_LABELS.get(metric, metric))
-    if not bands:
+    if bands:
+        words = "band: 95% interval" + ("; grey: the other panels' lines" if len(shown) > 1 else "")
+        figure.supxlabel(words, x=0.012, ha="left", fontsize=7.5, color=SOFT)
+    else:
         _legend(figure, axes[0])
     return figure
 
