@@ -296,11 +296,9 @@ def test_claims_to_read_say_what_they_claim():
     text = claims_markdown(table, ["S1"])
     paper, sanity = text.split("**Sanity checks: tuned against not tuned**")
     assert paper.startswith("**The paper's claims**") and "allowed" not in text and "| paper |" not in text
-    assert (
-        "| S1a | SPT above LoRA alone, box prompts, IoU | drive | 78 (13 independent), 3 | +0.125 [-0.010, +0.260] | "
-        "inconclusive |" in paper
-    )
-    assert "| S1b | LoRA above zero-shot SAM" in sanity and "| 78, 3 | +0.200" in sanity
+    assert "\n- S1a: SPT above LoRA alone, box prompts, IoU\n" in paper
+    assert "| S1a | drive | 78 (13 independent), 3 | +0.125 [-0.010, +0.260] | inconclusive |" in paper
+    assert "- S1b: LoRA above zero-shot SAM" in sanity and "| 78, 3 | +0.200" in sanity
     text = claims_markdown(table, ["P"])
     assert "| -0.004 [-0.008, +0.001] | -0.010 |  | reproduced |" in text  # effect, what is allowed, no paper's number
     assert "|  | +0.039 | not run |" in text

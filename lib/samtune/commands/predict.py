@@ -226,10 +226,13 @@ def _rows(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]
                     f"found {','.join(header) or 'nothing'}"
                 )
             reader.fieldnames = header
-            rows = [
-                (f"{path} line {reader.line_num}", {name: (row[name] or "").strip() for name in header})
-                for row in reader
-            ]
+            rows = []
+            for row in reader:
+                place = f"{path} line {reader.line_num}"
+                if None in row:
+                    found = len(header) + len(row[None])
+                    raise InputError(f"{place}: {found} cells under {len(header)} columns; a decimal comma? write 20.5")
+                rows.append((place, {name: (row[name] or "").strip() for name in header}))
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path} as a csv file: {error}") from error
     if not rows:

@@ -90,7 +90,7 @@ def scores_text(scores: Any) -> str:
 def worse_text(scores: Any, settings: Any) -> str:
     """One line on prompts for which tuning lowered the IoU, and what to try; "" where there are none."""
     worse = [f"{prompt} by {row['zero_shot'] - row['tuned']:.3f}" for prompt, row in scores.iterrows()
-             if row["tuned"] < row["zero_shot"]]  # fmt: skip
+             if row["zero_shot"] - row["tuned"] >= 0.0005]  # fmt: skip
     if not worse:
         return ""
     advice = f"more pictures, or a method other than {settings.method}"

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from samtune.sam.checkpoints import load_sam, weights_hash
 from samtune.training import LAST, TrainingConfig, refuse_several_processes, train, usable_device
 
 SETTINGS, METRICS_FILE = "settings.json", "metrics.csv"
+CACHE = ".samtune-cache"  # removed at the end, so nobody else's folder
 METRICS = ("iou", "boundary_iou", "dice")
 FEW = 10  # held-out pictures below which a mean says little
 CHECKPOINT_EVERY = 20  # batches
@@ -77,14 +79,14 @@ def tune(
     method = settings.build(sam).to(device)  # before the work: a value may be out of its range
     contents = look_through(data, settings, sam)
     _same_run(out, settings, weights, contents.digest)
-    cache = EmbeddingCache(out / "cache")
+    cache = EmbeddingCache(out / CACHE)
 
     def measure(method: Method, data: ListedDataset, stage: str) -> pd.DataFrame:
         parts = []
         for prompt in settings.prompts:
             config = EvaluationConfig(
                 "val", settings.target, prompt, settings.preprocess, METRICS, settings.seed,
-                batch_size=settings.batch_size, device=device, precision=precision,
+                batch_size=settings.batch_size, mask_size=method.mask_size, device=device, precision=precision,
             )  # fmt: skip
             found, _ = evaluate(predict_with(method, config, cache), data, config, name=f"{stage}, {prompt}")
             parts.append(found[found["output"] == "final"].assign(stage=stage, prompt=prompt))
@@ -125,7 +127,7 @@ def tune(
         for name in (LAST, SEARCH):
             (out / name).unlink(missing_ok=True)
     after = measure(method, data, "tuned")
-    shutil.rmtree(out / "cache", ignore_errors=True)
+    shutil.rmtree(out / CACHE, ignore_errors=True)
 
     table = pd.concat([before, after])
     first = ["stage", "prompt", "image", "object", "object_class"]
@@ -157,15 +159,17 @@ def _training_config(
 
 
 def _same_run(out: Path, settings: TuneSettings, weights: str, pictures: str) -> None:
-    """Note in `out` what is run there; `InputError` when a run of other settings or pictures is there already."""
+    """Note in `out` what is run there; `InputError` when a run of other settings or pictures, or a file of that name
+    that is none of samtune's, is there already.
+    """
     wanted = json.loads(json.dumps(asdict(settings))) | {"weights_hash": weights, "pictures": pictures}
     path = out / SETTINGS
     there = {}
     if path.is_file():
-        try:
+        with suppress(ValueError):
             there = json.loads(path.read_text())
-        except ValueError:
-            pass
+        if not isinstance(there, dict) or "weights_hash" not in there:
+            raise InputError(f"{path} is not a file of samtune tune: give another --out, or remove that file")
     other = [f"{name} {there.get(name)}, now {wanted[name]}" for name in wanted if there.get(name) != wanted[name]]
     kept = [name for name in (TUNED, LAST) if (out / name).is_file()]
     if other and kept:

@@ -51,22 +51,24 @@ def build_claims(
 
 
 def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
-    """The rows of the claims table whose id begins with one of `ids`, as markdown: by kind, what was measured with
-    effect, allowed margin, the paper's effect where it gives one, and verdict; notes below."""
+    """The rows of the claims table whose id begins with one of `ids`, as markdown: by kind, the claims in words, then
+    what was measured with effect, allowed margin, the paper's effect where it gives one, and verdict; notes below."""
     papers = load_paper_numbers()
     claims = {claim.id: claim for claim in CLAIMS}
     chosen = [row for row in table.to_dict("records") if row["id"].startswith(tuple(ids))]
     reported = {row["id"]: paper_effect(claims[row["id"]], papers) for row in chosen}
-    columns = ["claim", "", "data", "pictures, seeds", "effect [95% interval]"]
+    columns = ["claim", "data", "pictures, seeds", "effect [95% interval]"]
     columns += ["allowed"] if any(row["margin"] for row in chosen) else []
     columns += ["paper"] if any(effect is not None for effect in reported.values()) else []
     columns += ["verdict"]
     lines: list[str] = []
     for kind, words in KINDS.items():
         rows = [row for row in chosen if claims[row["id"]].kind == kind]
-        lines += ["", f"**{words}**", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"] if rows else []
+        said = [f"- {id}: {claims[id].statement}" for id in dict.fromkeys(row["id"] for row in rows)]
+        head = ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        lines += ["", f"**{words}**", "", *said, *head] if rows else []
         for row in rows:
-            cells = [row["id"], claims[row["id"]].statement, row["dataset"], counts_text(row), effect_text(row)]
+            cells = [row["id"], row["dataset"], counts_text(row), effect_text(row)]
             if "allowed" in columns:
                 cells.append(f"-{row['margin']:.3f}" if row["margin"] else "")
             if "paper" in columns:

@@ -103,7 +103,7 @@ def image_scatter(a: pd.Series, b: pd.Series, names: tuple[str, str], title: str
     if len(both):
         mean, bottom, top = paired_bootstrap((both[:, 1] - both[:, 0])[None], groups)
         share = np.mean(both[:, 1] > both[:, 0])
-        text = f"{label(names[1])} higher on {share:.0%} of {len(both)} images\n"
+        text = f"{label(names[1])}\nhigher on {share:.0%} of {len(both)} images\n"
         text += f"mean difference {mean:+.3f} [{bottom:+.3f}, {top:+.3f}]"
         axis.set_title(text, fontweight="normal", fontsize=8.5, color=SOFT)
     return figure

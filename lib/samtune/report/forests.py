@@ -1,5 +1,6 @@
 """Forest plots: the paired differences that decide, one figure a paper and one for tuned against untuned."""
 
+import textwrap
 from collections.abc import Iterable, Mapping
 
 import matplotlib
@@ -166,7 +167,7 @@ def forest(rows: pd.DataFrame, title: str) -> Figure:
     shown = [one for _, one in rows.groupby("comparison", sort=False)]
     figure, axes = panels(title, max(len(shown), 1), width=6.4, height=1.0, columns=1)
     lengths = [len(one) + 1.5 for one in shown] or [1.0]
-    figure.set_figheight(0.3 * sum(lengths) + 0.95)
+    figure.set_figheight(0.3 * sum(lengths) + 1.05)
     axes[0].get_gridspec().set_height_ratios(lengths)
     furthest = max(1.15 * rows["effect"].abs().max(), NARROW) if len(rows) else NARROW
     most = max(rows["high"].max(), 0) * 1.08 if furthest > 5 * NARROW else furthest
@@ -203,8 +204,8 @@ def forest(rows: pd.DataFrame, title: str) -> Figure:
         f"hollow: fewer than {FEWEST_UNITS} independent pictures": (rows["units"] < FEWEST_UNITS).any(),
         "arrow: the interval goes on": (rows["low"] < least).any() or (rows["high"] > most).any(),
     }
-    words = "; ".join(name for name, drawn in key.items() if drawn)
-    figure.supxlabel(words, x=0.012, ha="left", fontsize=7.5, color=SOFT)
+    words = textwrap.wrap("; ".join(name for name, drawn in key.items() if drawn), 90)
+    figure.supxlabel("\n".join(words), x=0.012, ha="left", fontsize=7.5, color=SOFT)
     if not shown:
         axes[0].set_axis_off()
         axes[0].text(0, 0.5, "not run", color=SOFT)
