@@ -67,7 +67,7 @@ def test_scatter_says_who_wins_where(records):
     figure = figures.image_scatter(a, b.iloc[1:], ("lora", "spt"), "SPT wins everywhere")
     points = figure.axes[0].collections[0].get_offsets()
     np.testing.assert_allclose(points, np.stack([a.iloc[1:], b.iloc[1:]], axis=1))
-    assert figure.axes[0].get_title(loc="left").startswith("SPT higher on 100% of 11 images\nmean difference +0.0")
+    assert figure.axes[0].get_title(loc="left").startswith("SPT\nhigher on 100% of 11 images\nmean difference +0.0")
 
 
 def test_robustness_curve_sorts_and_bands():

@@ -255,7 +255,7 @@ def test_a_grid_too_coarse_for_the_truth_is_named(tmp_path):
     for iou, said in ((0.6, True), (0.95, False)):
         rows = truth.assign(mean=iou)
         parts = pivots("sam_sp_main", pd.concat([table, rows]))
-        caption = next(part.caption for part in parts if part.title.startswith("IoU, box (drafts"))
+        caption = next(part.caption for part in parts if part.title.startswith("IoU, box: further"))
         assert caption.count("On neu-seg the truth itself") == said and ("IoU 0.600" in caption) is said
 
 
