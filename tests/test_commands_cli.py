@@ -118,6 +118,9 @@ def test_files_of_other_programs_in_the_folder_are_left_alone(tuned: Path, tmp_p
         status, _, error = tune(folder, "--learning-rate", "0.05")
         assert status == 2 and "settings.json is not a file of samtune tune: give another --out" in error
         assert (folder / "out" / "settings.json").read_text() == content
+    (folder / "out" / "settings.json").unlink()
+    status, _, error = tune(folder, "--learning-rate", "0.05")
+    assert status == 2 and "metrics.csv is of no run of samtune tune: give another --out" in error
 
 
 def test_mask_prompts_are_as_fine_as_the_models_masks(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:

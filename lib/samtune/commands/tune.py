@@ -170,6 +170,8 @@ def _same_run(out: Path, settings: TuneSettings, weights: str, pictures: str) ->
             there = json.loads(path.read_text())
         if not isinstance(there, dict) or "weights_hash" not in there:
             raise InputError(f"{path} is not a file of samtune tune: give another --out, or remove that file")
+    elif (out / METRICS_FILE).exists():
+        raise InputError(f"{out / METRICS_FILE} is of no run of samtune tune: give another --out, or remove that file")
     other = [f"{name} {there.get(name)}, now {wanted[name]}" for name in wanted if there.get(name) != wanted[name]]
     kept = [name for name in (TUNED, LAST) if (out / name).is_file()]
     if other and kept:

@@ -137,8 +137,8 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
     parts = [f"{chosen.words}: {said} {where}: {verdict} with the {backbone} SAM"]
     if several:
         ends = [choose(by_name, key=lambda name: by_name[name].effects.mean()) for choose in (max, min)]
-        said = [f"{name}, {effect_in_points([by_name[name]])} ({verdict_of([by_name[name]])})" for name in ends]
-        parts.append(f"best on {said[0]}, worst on {said[1]}")
+        both = [f"{name}, {effect_in_points([by_name[name]])} ({verdict_of([by_name[name]])})" for name in ends]
+        parts.append(f"best on {both[0]}, worst on {both[1]}")
     for other in question.more:
         beside = list(measured(other).values())
         parts += [f"{other.words}: {effect_in_points(beside)} ({verdict_of(beside)})"] if beside else []

@@ -115,7 +115,7 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
         own &= (rows["output"] == "final") & ~rows["variant"].str.startswith(ON_BOTH)
         as_it_is = own & (rows["variant"] == "") if (table["variant"] == "").any() else own
         if name.endswith("_choices"):
-            as_it_is = own | True  # one question, one table
+            as_it_is = np.ones(len(rows), bool)  # one question, one table
         reported = _reported(name, paper)
         reported = reported[(reported["prompt"] == prompt) & (reported["metric"] == metric)]
         for words, chosen in (

@@ -76,10 +76,10 @@ def choose_learning_rates(
     left_out: set[tuple[Place, float]] = set()
     while True:
         chosen = _best_rates(profile, grid, first, cells_of, left_out)
-        empty = _empty_with_another_seed(profile, chosen, cells_of, seeds)
-        if empty <= left_out:
+        failed = _failed_with_another_seed(profile, chosen, cells_of, seeds)
+        if failed <= left_out:
             return chosen
-        left_out |= empty
+        left_out |= failed
 
 
 def _best_rates(
@@ -118,7 +118,7 @@ def _best_rates(
     return chosen
 
 
-def _empty_with_another_seed(
+def _failed_with_another_seed(
     profile: Profile,
     chosen: Mapping[Place, float],
     cells_of: Callable[[Place, float], list[EvaluationCell]],
@@ -134,19 +134,19 @@ def _empty_with_another_seed(
         for place, rate in chosen.items()
         for seed in seeds
     }
-    left_out: set[tuple[Place, float]] = set()
+    failed: set[tuple[Place, float]] = set()
     with suppress(FloatingPointError):  # one that diverges is found below, when the others are run
         run_cells([cells[0].training for cells in trained.values()], profile.name, executor(profile))
     for (place, _), cells in trained.items():
         try:
             records = run_cells([cells[0].training], profile.name, executor(profile), say=lambda line: None)
         except FloatingPointError:
-            left_out.add((place, chosen[place]))
+            failed.add((place, chosen[place]))
             continue
         if any(map(_ends_empty, records)):
             run_cells(cells, profile.name, executor(profile))
-            left_out.add((place, chosen[place]))
-    return left_out
+            failed.add((place, chosen[place]))
+    return failed
 
 
 def _ends_empty(training: Record) -> bool:
