@@ -8,8 +8,10 @@ import torch
 
 from samtune.common.errors import InputError
 from samtune.data.augmentation import augment
+from samtune.losses import binary_cross_entropy, dice_loss
 from samtune.methods import METHODS, build_method, options_in_key
 from samtune.prompts import Prompts, tight_boxes
+from samtune.sam.preprocess import Preprocess
 from samtune.study.attacked import AttackedDataset
 from small_sam import ListedSamples, disc_sample, small_sam
 
@@ -33,16 +35,19 @@ def test_what_is_tuned_can_be_chosen() -> None:
         build_method("asam", small_sam(), tuned="token")
 
 
-def test_pgd_stays_within_eps_is_made_once_and_fools_the_victim(tmp_path: Path) -> None:
-    data = ListedSamples([disc_sample(number, 64, 64) for number in range(3)])
+@pytest.mark.parametrize("side", [64, 90])  # the victim's own, and one that is no multiple of it
+def test_pgd_stays_within_eps_is_made_once_and_fools_the_victim(side: int, tmp_path: Path) -> None:
+    data = ListedSamples([disc_sample(number, side, side) for number in range(3)])
     method = build_method("pgd", small_sam())
     made = AttackedDataset(data, method, tmp_path, "cpu")
-    worse = []
+    square, worse = Preprocess(64, "stretch"), []
     for id in made.ids("train"):
         clean, wrong = data.load(id), made.load(id)
         change = np.abs(wrong.image.astype(int) - clean.image).max()
         assert 0 < change <= 8 and np.array_equal(wrong.masks, clean.masks)
         worse.append(_loss(method, clean.image, clean.masks) < _loss(method, wrong.image, clean.masks))
+        left = square.resized(wrong.image).astype(int) - square.resized(clean.image)
+        assert np.sqrt((left**2).mean()) > 0.7 * 8  # resizing to the victim's square averages little of it away
     assert all(worse)
     files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     assert len(files) == 3
@@ -58,14 +63,12 @@ def test_pgd_stays_within_eps_is_made_once_and_fools_the_victim(tmp_path: Path) 
 
 
 def _loss(method: torch.nn.Module, image: np.ndarray, masks: np.ndarray) -> float:
-    from samtune.diffusion.attack import normalised
-    from samtune.losses import binary_cross_entropy, dice_loss
-
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-    prompts = Prompts(torch.tensor([0]), boxes=torch.from_numpy(tight_boxes(masks)))
+    """Of the masks for the object's box, with the picture as training resizes it."""
+    square = Preprocess(64, "stretch")
+    boxes = Prompts(torch.tensor([0]), boxes=torch.from_numpy(tight_boxes(masks)))
     with torch.no_grad():
-        logits = method(normalised(pixels, 64), prompts)["final"]
-    truth = torch.nn.functional.interpolate(torch.from_numpy(masks)[None].float(), logits.shape[-2:], mode="area")
+        logits = method(square.image(image)[None], square.prompts(boxes, masks.shape[1:]))["final"]
+    truth = square.masks(masks, logits.shape[-1])
     return float((dice_loss(logits, truth) + binary_cross_entropy(logits, truth)).sum())
 
 

@@ -22,8 +22,7 @@ from samtune.sam.preprocess import Preprocess
 class AttackedDataset:
     """`dataset` with every picture attacked; masks stay. A picture is attacked once, and kept in `folder`.
 
-    The victim is `method`'s SAM as it stands, before training, given every object's box. It sees the picture stretched
-    to its square; what the attack changes there is added to the original at its own size.
+    The victim is `method`'s SAM as it stands, before training, given every object's box.
     """
 
     def __init__(self, dataset: Dataset, method: PGD, folder: Path, device: str) -> None:
@@ -40,28 +39,22 @@ class AttackedDataset:
         masks = sample.masks[sample.masks.any((1, 2))][:MOST_MASKS]
         if not len(masks):
             return sample
-        original = self._square.resized(sample.image)
-        digest = hashlib.sha256(self._key.encode())
-        digest.update(original.tobytes())
+        digest = hashlib.sha256(f"{self._key} {sample.image.shape}".encode())
+        digest.update(sample.image.tobytes())
         digest.update(np.packbits(masks).tobytes())
         path = self._folder / f"{digest.hexdigest()[:32]}.png"
         if not path.is_file():
-            self._attack(path, original, masks)
-        change = read_image(path).astype(np.float32) - original
-        # Nearest: averaged down again to the model's square, it is what it was where the sides are multiples of the
-        # square's; elsewhere (BSDS500: 321 x 481) a part of it is averaged away.
-        height, width = sample.image.shape[:2]
-        change = cv2.resize(change, (width, height), interpolation=cv2.INTER_NEAREST)
-        return replace(sample, image=(sample.image + change).clip(0, 255).round().astype(np.uint8))
+            self._attack(path, sample.image, masks)
+        return replace(sample, image=read_image(path))
 
-    def _attack(self, path: Path, original: np.ndarray, masks: np.ndarray) -> None:
+    def _attack(self, path: Path, image: np.ndarray, masks: np.ndarray) -> None:
         from samtune.diffusion.pixel_attack import pixel_attack  # not above: it brings diffusers, seconds
 
         boxes = Prompts(torch.zeros(len(masks), dtype=torch.int64), boxes=torch.from_numpy(tight_boxes(masks)))
-        image = torch.from_numpy(original).permute(2, 0, 1)[None].float() / 255
+        planes = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
         made = pixel_attack(
             self._victim,
-            image.to(self._device),
+            planes.to(self._device),
             self._square.prompts(boxes, masks.shape[1:]).to(self._device),
             self._square.masks(masks, self._square.size).to(self._device),
             **self._strength,
