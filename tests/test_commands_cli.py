@@ -193,6 +193,7 @@ def test_a_method_without_prompts_is_tuned_and_used_without_any(tmp_path: Path) 
     assert status == 2 and "sam.safetensors: SAM's own format is a .pth file" in error
     status, text, error = run("export", *common[:2], "--out", tmp_path / "sam.pth")
     assert status == 0 and "note: it gives the first, unprompted pass" in text, error
+    assert f"pads and wants a prompt; on {tmp_path / 'out'} it does as in tuning" in text
 
 
 QUICK_SEARCH = ("--train-images", "64", "--prompt", "box")  # 32 steps of 2, so that each rate is tried for 8
@@ -366,6 +367,20 @@ def test_prompts_that_cannot_be_meant_are_named(tuned: Path, tmp_path: Path, opt
     assert not (tmp_path / "out").exists()
 
 
+def test_a_bad_box_and_a_file_in_the_folders_place_are_found_before_the_work(tuned: Path, tmp_path: Path) -> None:
+    table, out = tmp_path / "boxes.csv", tmp_path / "out"
+    table.write_text("image,x0,y0,x1,y1\n0.png,5,5,40,30\n1.png,100,5,120,30\n")
+    ask = ("predict", "--checkpoint", tuned / "out", "--images", tuned / "images", "--boxes", table, "--out", out)
+    status, _, error = run(*ask)
+    assert status == 2 and f"{table} line 3: box (100.0, 5.0, 120.0, 30.0) lies outside" in error
+    assert not out.exists()
+    out.write_text("a file")
+    table.write_text("image,x0,y0,x1,y1\n0.png,5,5,40,30\n")
+    message = f"samtune: {out} is a file, and a folder is to be written there: give another name\n"
+    for status, _, error in (run(*ask), tune(tuned, out=out)):
+        assert status == 2 and error == message
+
+
 def test_masks_of_an_earlier_run_are_replaced(tuned: Path, tmp_path: Path) -> None:
     common = ("predict", "--checkpoint", tuned / "out", "--out", tmp_path, "--device", "cpu")
     boxes = [("--box", f"{5 + number},5,40,30") for number in range(3)]
@@ -413,6 +428,11 @@ def test_predict_takes_what_export_wrote(
         use_tiny_sam(patch, load_sam)
         status, _, error = tune(tuned, "--backbone", tmp_path / name, "--train-images", "2", out=f"on {name}")
         assert status == 0, error
+        (tmp_path / name).rename(tmp_path / f"moved {name}")
+        ask_tuned = ("predict", "--checkpoint", tuned / f"on {name}", *ask, "--out", tmp_path / "moved")
+        status, _, error = run(*ask_tuned)
+        assert status == 2 and f"was tuned on {tmp_path / name}, which is no longer there: name its file by" in error
+        assert run(*ask_tuned, "--backbone", tmp_path / f"moved {name}")[0] == 0
         status, _, error = tune(tuned, "--backbone", tuned / "out" / "tuned.safetensors", out="on tuned")
         assert status == 2 and "holds no image encoder" in error and "has to be exported first" in error
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")

@@ -25,6 +25,7 @@ from samtune.report.notebook_page import mathml, write_page
 from samtune.study.parameters import (
     NotebookParameters,
     ProfileName,
+    SamSp,
     Spt,
     SptAblations,
     StartHere,
@@ -311,6 +312,10 @@ def test_what_a_profile_or_a_run_cannot_give_is_told_at_once(tmp_path: Path) -> 
         StartHere.from_notebook(asked | {"profile": 3})
     with pytest.raises(InputError, match=re.escape("parameter 'seeds'[0] = -1 (int): input should be greater")):
         StartHere.from_notebook(asked | {"seeds": [-1]})
+    with pytest.raises(InputError, match=re.escape("parameter 'seeds'[0] = 2147483648 (int): input should be less")):
+        StartHere.from_notebook(asked | {"seeds": [2**31]})
+    with pytest.raises(InputError, match="^parameter 'speed': unknown backbone 'vit'; known: vit_"):
+        SamSp.from_notebook(asked | {"baselines": [], "speed": ["vit"]})
     mine = load_profile("smoke").model_dump(mode="json")
     del mine["datasets"]["00_start_here"]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))

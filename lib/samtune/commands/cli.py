@@ -5,6 +5,7 @@ that help is fast.
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say_error("stopped; the same command goes on with what is finished")
+            say_error("stopped; what is written stays, the same command completes it")
             raise typer.Exit(STOPPED) from None
         except (InputError, OSError) as error:
             if isinstance(error, BrokenPipeError):  # `samtune data list | head`
@@ -425,6 +426,7 @@ def report(
 
 def main() -> None:
     """Entry point of the command `samtune`."""
+    warnings.formatwarning = lambda message, *_, **__: f"samtune: warning: {message}\n"  # no line of source code
     sys.exit(app())
 
 

@@ -15,10 +15,11 @@ from tqdm.auto import tqdm
 from samtune.commands.tuned import load_tuned
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError, counted, is_out_of_memory
+from samtune.common.paths import check_is_no_file
 from samtune.common.provenance import choose_precision
 from samtune.data.files import IMAGE_SUFFIXES, by_name, readable
 from samtune.data.files import pictures as picture_files
-from samtune.data.pixels import read_image
+from samtune.data.pixels import image_size, read_image
 from samtune.methods.zero_shot import ZeroShot
 from samtune.prompts import Prompts
 from samtune.training import usable_device
@@ -26,6 +27,7 @@ from samtune.training import usable_device
 # Okabe and Ito's colours, RGB: told apart by colour-blind readers too.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 CLICK = {1: (0, 200, 0), 0: (220, 0, 0)}  # foreground, background
+LABEL = "1 (the object) or 0 (not the object)"
 LISTED = 3  # names shown of a longer list
 
 
@@ -63,6 +65,9 @@ def predict(
     device = usable_device(device)
     pictures = _pictures(images)
     prompts = _prompts(pictures, images, boxes, points, box, point)
+    check_is_no_file(out)
+    for name, objects in (prompts or {}).items():  # all, before the work begins
+        _check_inside(objects, image_size(pictures[name]), pictures[name])
     tuned = load_tuned(checkpoint, backbone)
     if isinstance(tuned.method, ZeroShot):
         say(f"{checkpoint} is a whole SAM, not what samtune tune wrote: used as it is")
@@ -78,7 +83,6 @@ def predict(
     names = [name for name in pictures if name in prompts]
     for name in tqdm(names, "predict", mininterval=2, leave=False):
         image = read_image(pictures[name])
-        _check_inside(prompts[name], image, pictures[name])
         try:
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=halved):
                 predictor.set_image(image)
@@ -118,9 +122,9 @@ def read_points(path: Path) -> dict[str, list[ObjectPrompt]]:
     found: dict[str, dict[str, ObjectPrompt]] = {}
     for source, row in _rows(path, ("image", "x", "y")):
         click = [_number(row, name, source) for name in ("x", "y")]
-        label = _number(row, "label", source) if row.get("label") else 1
+        label = _number(row, "label", source, LABEL) if row.get("label") else 1
         if label not in (0, 1):
-            raise InputError(f"{source}: label is {row['label']}, expected 1 (the object) or 0 (not the object)")
+            raise InputError(f"{source}: label is {row['label']}, expected {LABEL}")
         objects = found.setdefault(row["image"], {})
         objects.setdefault(row.get("object") or "", ObjectPrompt(source=source)).clicks.append((*click, label))
     return {image: list(objects.values()) for image, objects in found.items()}
@@ -181,7 +185,7 @@ def _prompts(
     if boxes is None and points is None:
         clicks = [(*click[:2], click[2] if len(click) > 2 else 1) for click in point]
         if strange := [label for *_, label in clicks if label not in (0, 1)]:
-            raise InputError(f"--point: label is {strange[0]:g}, expected 1 (the object) or 0 (not the object)")
+            raise InputError(f"--point: label is {strange[0]:g}, expected {LABEL}")
         if clicks and len(box) > 1:
             raise InputError("--point belongs to the object of --box: give one --box with it, or a csv of boxes")
         objects = [ObjectPrompt(tuple(one), clicks, "--box") for one in box]
@@ -240,17 +244,17 @@ def _rows(path: Path, columns: Sequence[str]) -> list[tuple[str, dict[str, str]]
     return rows
 
 
-def _number(row: Mapping[str, str], name: str, source: str) -> float:
+def _number(row: Mapping[str, str], name: str, source: str, expected: str = "a number of pixels") -> float:
     try:
         if math.isfinite(value := float(row[name])):
             return value
     except ValueError:
         pass
-    raise InputError(f"{source}: {name} is {row[name]!r}, expected a number of pixels")
+    raise InputError(f"{source}: {name} is {row[name]!r}, expected {expected}")
 
 
-def _check_inside(objects: Sequence[ObjectPrompt], image: np.ndarray, path: Path) -> None:
-    height, width = image.shape[:2]
+def _check_inside(objects: Sequence[ObjectPrompt], size: tuple[int, int], path: Path) -> None:
+    height, width = size
     for one in objects:
         if one.box is not None:
             x0, y0, x1, y1 = one.box

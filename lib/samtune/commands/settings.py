@@ -68,7 +68,7 @@ class TuneSettings:
     def check(self) -> None:
         """Raise `InputError` for all that can be found wrong before a file is opened."""
         if self.method not in METHODS:
-            raise unknown("method", self.method, METHODS)
+            raise unknown("method", self.method, _tunable())
         if self.method not in _tunable():
             reason = "nothing to tune" if self.method == "zero_shot" else "no SAM in it: a yardstick for tables alone"
             if METHODS[self.method].makes_pictures:

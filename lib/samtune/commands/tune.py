@@ -15,6 +15,7 @@ from samtune.commands.settings import TuneSettings
 from samtune.commands.tuned import TUNED, read_tuned, save_tuned
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError, counted
+from samtune.common.paths import check_is_no_file
 from samtune.common.provenance import choose_precision
 from samtune.data.listed import ListedDataset
 from samtune.embeddings import EmbeddingCache
@@ -68,16 +69,20 @@ def tune(
     refuse_several_processes()
     device = usable_device(device)
     precision = choose_precision(precision, device)
+    check_is_no_file(out)
+    sam = load_sam(settings.backbone)
+    method = settings.build(sam).to(device)  # before the work: a value may be out of its range
     pictures = open_pictures(images, masks, settings, skip_bad)
     data = HeldOut(pictures)
     for_training, held_out = len(data.ids("train")), len(data.ids("val"))
     left_out = "".join(f"; left out, {reason}: {count}" for reason, count in data.dropped.items())
     say(f"{counted(for_training + held_out, 'picture')}: {for_training} to tune on, {held_out} held out{left_out}")
 
-    sam = load_sam(settings.backbone)
     weights = weights_hash(sam)
-    method = settings.build(sam).to(device)  # before the work: a value may be out of its range
-    contents = look_through(data, settings, sam)
+    try:
+        contents = look_through(data, settings, sam)
+    except InputError as error:
+        raise error if skip_bad else InputError(f"{error} (--skip-bad leaves such out and lists them)") from error
     _same_run(out, settings, weights, contents.digest)
     cache = EmbeddingCache(out / CACHE)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from samtune import __version__
 from samtune.commands.settings import TuneSettings
 from samtune.common.errors import InputError
+from samtune.common.paths import names_a_file, resolve
 from samtune.methods import Method, build_method
 from samtune.methods.predictor import MethodPredictor, SPTPredictor
 from samtune.methods.spt import SPT
@@ -110,6 +111,8 @@ def load_tuned(checkpoint: str | Path, backbone: str | None = None) -> TunedMode
         )
     state, about = read_tuned(checkpoint)
     name = backbone or about["backbone"]
+    if backbone is None and names_a_file(name) and not resolve(name).is_file():
+        raise InputError(f"{checkpoint} was tuned on {name}, which is no longer there: name its file by --backbone")
     sam = load_sam(name)
     found = weights_hash(sam)
     if found != about["weights_hash"]:
@@ -165,6 +168,8 @@ def export(checkpoint: Path, out: Path, backbone: str | None = None, say: Callab
         say(f"note: it gives the first, unprompted pass; what {tuned.method.name} makes of that is not in SAM's format")
     if tuned.preprocess == "stretch":
         say("note: it was tuned on stretched pictures; SamPredictor pads, which is the same for square ones only")
+    if tuned.preprocess == "stretch" or "none" in tuned.prompts:
+        say(f"note: `samtune predict` on it pads and wants a prompt; on {checkpoint} it does as in tuning")
     return out
 
 

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from samtune.common.errors import InputError
+
 
 def repository_root() -> Path:
     """The checkout that this package is installed from (editable install); without one, the working directory."""
@@ -34,6 +36,12 @@ def checkpoint_root() -> Path:
 def results_root(profile: str) -> Path:
     """`results/<profile>`, or `<profile>` in the folder `SAMTUNE_RESULTS`."""
     return resolve(os.environ.get("SAMTUNE_RESULTS", "results")) / profile
+
+
+def check_is_no_file(folder: Path) -> None:
+    """Raise `InputError` where a folder is to be written and a file of that name is there."""
+    if folder.is_file():
+        raise InputError(f"{folder} is a file, and a folder is to be written there: give another name")
 
 
 def asset(name: str) -> Path:

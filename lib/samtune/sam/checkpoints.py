@@ -121,8 +121,7 @@ def read_tensors(path: Path) -> object:
         raise InputError(f"corrupt checkpoint {path} (sha256 {sha256(path)}): {_first_line(error)}") from error
     except Exception as error:  # pickle.UnpicklingError and whatever else a broken pickle raises
         raise InputError(
-            f"not a checkpoint of tensors: {path} (sha256 {sha256(path)}): {_first_line(error)} "
-            "(of a whole model, save the state_dict alone)"
+            f"not a checkpoint of tensors: {path} (sha256 {sha256(path)}); of a whole model, save the state_dict alone"
         ) from error
 
 

@@ -38,6 +38,14 @@ def _known_dataset(name: str) -> str:
     return name
 
 
+def _known_backbone(name: str) -> str:
+    from samtune.sam.build import BACKBONES  # not above: it brings torch
+
+    if name not in BACKBONES:
+        raise unknown("backbone", name, BACKBONES)
+    return name
+
+
 def _known_group(study: str, name: str) -> str:
     known = import_module(f"samtune.{study}").group_names()  # not above: it brings torch
     if name not in known:
@@ -47,7 +55,7 @@ def _known_group(study: str, name: str) -> str:
 
 ProfileName = Annotated[str, AfterValidator(_known_profile)]
 DatasetName = Annotated[str, AfterValidator(_known_dataset)]
-Seed = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class NotebookParameters(BaseModel):
@@ -157,7 +165,7 @@ class SamSp(NotebookParameters):
     datasets: list[DatasetName]
     seeds: list[Seed]
     baselines: list[Literal["decoder_tuning", "lora_samed", "unet"]]
-    speed: list[str]
+    speed: list[Annotated[str, AfterValidator(_known_backbone)]]
 
 
 class SamSpAblations(NotebookParameters):
