@@ -82,7 +82,9 @@ def tune(
     try:
         contents = look_through(data, settings, sam)
     except InputError as error:
-        raise error if skip_bad else InputError(f"{error} (--skip-bad leaves such out and lists them)") from error
+        if skip_bad:
+            raise
+        raise InputError(f"{error} (--skip-bad leaves such out and lists them)") from error
     _same_run(out, settings, weights, contents.digest)
     cache = EmbeddingCache(out / CACHE)
 
