@@ -12,7 +12,7 @@ help:
 	@echo "make results [PROFILE=quick]   run every notebook of a profile; prints the path of its report"
 	@echo "make test                      ruff, the tests, and every notebook in the smoke profile"
 	@echo "make lab                       open the notebooks in Jupyter Lab"
-	@echo "make clean                     remove .venv, caches, results/quick and results/smoke"
+	@echo "make clean                     remove .venv, caches and results that are not committed"
 	@echo "(each sets up .venv first where needed; 'make setup' does only that)"
 
 # Set-up is due when the stamp differs from this folder and the contents of pyproject.toml and constraints.txt: contents,
@@ -52,5 +52,5 @@ lab: setup
 
 # results/cpu and results/gpu are committed work of hours: never removed.
 clean:
-	rm -rf .venv build dist lib/*.egg-info .pytest_cache .ruff_cache results/quick results/smoke
+	rm -rf .venv build dist lib/*.egg-info .pytest_cache .ruff_cache results/quick results/smoke results/your_data
 	find lib tests notebooks -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

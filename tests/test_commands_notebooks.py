@@ -30,6 +30,7 @@ from samtune.study.parameters import (
     SptAblations,
     StartHere,
     TrainNanoModels,
+    YourData,
 )
 from samtune.study.profile import Notebook, Profile, load_profile, profile_names
 
@@ -322,6 +323,9 @@ def test_what_a_profile_or_a_run_cannot_give_is_told_at_once(tmp_path: Path) -> 
     with pytest.raises(InputError, match="profile smoke has no datasets for 00_start_here: name some"):
         StartHere.from_notebook(asked | {"profile": str(tmp_path / "mine.yaml")})
     assert StartHere.from_notebook(asked | {"profile": str(tmp_path / "mine.yaml"), "datasets": ["drive"]}).datasets
+    mine = {"images": "pictures", "masks": "", "out": "tuned", "method": "lora", "backbone": "nano", "prompts": []}
+    with pytest.raises(InputError, match="^images and masks belong together: name both folders, or none"):
+        YourData.from_notebook(mine | {"train_images": 0, "learning_rate": 0})
     train = {"profile": "cpu", "datasets": [], "train": True, "ship": True}
     assert TrainNanoModels.from_notebook(train).ship
     for change in ({"train": None}, {"profile": "quick"}):

@@ -9,7 +9,7 @@ from PIL import Image
 import samtune.data.sample as sample_module
 from samtune.common.errors import InputError
 from samtune.data.download import check_dataset
-from samtune.data.folder import FolderDataset
+from samtune.data.folder import FolderDataset, write_folders
 from samtune.prompts import tight_boxes
 
 
@@ -68,6 +68,16 @@ def test_turned_images_match_their_masks_upright(folders):
     exif[0x0112] = 6
     Image.fromarray(np.zeros((30, 20, 3), dtype=np.uint8)).save(folders[0] / "part0.jpg", exif=exif)
     assert FolderDataset(*folders).load("part0").image.shape == (20, 30, 3)
+
+
+def test_a_set_written_as_folders_comes_back(folders, tmp_path):
+    ours = FolderDataset(*folders, target="instances")
+    written = write_folders(ours, ours.ids("train"), tmp_path / "out")
+    again = FolderDataset(*written, split="train")
+    assert again.ids("train") == sorted(ours.ids("train"))
+    for id in again.ids("train"):
+        before, after = ours.load(id), again.load(id)
+        assert np.array_equal(before.image, after.image) and np.array_equal(before.masks, after.masks)
 
 
 def test_truncated_image(folders):

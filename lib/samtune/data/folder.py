@@ -1,16 +1,19 @@
 """A folder of images and a folder of masks with the same names: the user's own images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 from scipy import ndimage
 
+from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError, unknown
 from samtune.data.files import IMAGE_SUFFIXES, by_name, folders, pictures
 from samtune.data.listed import SPLITS, ListedDataset
 from samtune.data.pixels import check_same_size, image_size, read_image, read_index_map, read_mask
-from samtune.data.sample import TARGETS, CroppedMasks, Sample, Target, cropped, pack_masks, stack_masks
+from samtune.data.sample import TARGETS, CroppedMasks, Dataset, Sample, Target, cropped, pack_masks, stack_masks
 from samtune.data.splits import by_split, make_split
 
 MaskCoding = Literal["binary255", "binary1", "index"]
@@ -153,6 +156,20 @@ class FolderDataset(ListedDataset):
         boxes = dict(zip(found.tolist(), ndimage.find_objects(np.searchsorted(found, labels) + 1), strict=True))
         masks = pack_masks([(boxes[value], labels[boxes[value]] == value) for value in values], labels.shape)
         return masks, tuple(str(value) for value in values), void
+
+
+def write_folders(dataset: Dataset, ids: Sequence[str], folder: Path) -> tuple[Path, Path]:
+    """Write samples as plain folders, which `FolderDataset` reads: `folder/images` and `folder/masks`, `<id>.png` each.
+
+    A mask is all objects of a picture, 0 and 255. Returns the two folders.
+    """
+    images, masks = folder / "images", folder / "masks"
+    for id in ids:
+        sample = dataset.load(id)
+        union = np.any(np.asarray(sample.masks), axis=0).astype(np.uint8) * 255
+        for place, pixels in ((images, sample.image[..., ::-1]), (masks, union)):
+            write_atomically(place / f"{id.replace('/', '_')}.png", cv2.imencode(".png", pixels)[1].tobytes())
+    return images, masks
 
 
 def _read_binary1(path: Path) -> np.ndarray:

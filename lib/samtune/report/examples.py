@@ -93,10 +93,10 @@ def cases(record: Record, metric: str = "iou") -> dict[str, str]:
 
 
 def cases_elsewhere(
-    method: Method, dataset: Dataset, prompt: str = "box", mode: str = "stretch", count: int = 24
+    method: Method, dataset: Dataset, prompt: str = "box", mode: str = "stretch", count: int = 24, split: str = "test"
 ) -> dict[str, str]:
-    """As `cases`, among the first `count` test pictures of a set of which there is no record."""
-    config = EvaluationConfig(prompt=prompt, preprocess=mode, metrics=("iou",), max_images=count)
+    """As `cases`, among the first `count` pictures of a set's `split`, of which there is no record."""
+    config = EvaluationConfig(split, prompt=prompt, preprocess=mode, metrics=("iou",), max_images=count)
     return _cases(evaluate(predict_with(method, config), dataset, config, progress=False)[0], "iou")
 
 

@@ -197,6 +197,25 @@ class AsamAblations(NotebookParameters):
     groups: list[Annotated[str, AfterValidator(partial(_known_group, "study.asam"))]]
 
 
+class YourData(NotebookParameters):
+    """Parameters of `40_your_data`, which has no profile: `TuneSettings` checks what they mean."""
+
+    images: str
+    masks: str
+    out: str
+    method: str
+    backbone: str
+    prompts: list[str]
+    train_images: Annotated[int, Field(ge=0)]
+    learning_rate: Annotated[float, Field(ge=0)]
+
+    @model_validator(mode="after")
+    def _both_folders(self) -> Self:
+        if bool(self.images) != bool(self.masks):
+            raise ValueError("images and masks belong together: name both folders, or none")
+        return self
+
+
 class TrainNanoModels(NotebookParameters):
     """Parameters of `90_train_nano_models`."""
 
