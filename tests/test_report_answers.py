@@ -91,9 +91,10 @@ def test_self_prompting_by_the_comparison_that_is_there(tmp_path, monkeypatch):
     assert answer.sentence.startswith("The kit's first version of SAM-SP") and answer.verdict == "gain"
     assert answer.sentence.endswith("SAM-SP by the paper's own loss was not run.")
     answer = answer_of(tmp_path, cells("sam_sp", "sam_sp_main"), "SAM-SP", execute)
-    assert (
-        answer.sentence.startswith("SAM-SP over LoRA with cross-entropy and Dice") and "was not run" in answer.sentence
-    )
+    other = "SAM-SP over LoRA with cross-entropy and Dice"
+    assert answer.sentence.startswith(other) and answer.sentence.count(other) == 1
+    assert "was not run" in answer.sentence
     direct = cells("lora_samed", "sam_sp_ablation:Dice loss", **TAUGHT_DIRECTLY)
     answer = answer_of(tmp_path, direct, "SAM-SP", execute)
     assert "that was taught the truth by the same Dice loss" in answer.sentence and "not run" not in answer.sentence
+    assert answer.sentence.count(other) == 1  # beside it

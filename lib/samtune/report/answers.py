@@ -67,7 +67,10 @@ def _asam(method: str) -> Comparison:
     return Comparison(f"ASAM over {label(method)} on sets that it was not tuned on, box", above(*sides))
 
 
-_SAMED = sam_sp_main("lora_samed")
+_SAMED = _sam_sp(
+    "SAM-SP over LoRA with cross-entropy and Dice (SAMed's weights), no prompt", sam_sp_main("lora_samed"),
+    "LoRA with the same Dice loss, the comparison that decides, was not run",
+)  # fmt: skip
 _UNTUNED = label("zero_shot")
 QUESTIONS = (
     Question(
@@ -79,12 +82,11 @@ QUESTIONS = (
         [
             _sam_sp("SAM-SP's second pass over LoRA that was taught the truth by the same Dice loss, no prompt",
                     SAMED_DICE),
-            _sam_sp("SAM-SP over LoRA with cross-entropy and Dice (SAMed's weights), no prompt", _SAMED,
-                    "LoRA with the same Dice loss, the comparison that decides, was not run"),
+            _SAMED,
             _sam_sp("The kit's first version of SAM-SP (truth on both passes) over LoRA tuned alike, no prompt",
-                    _SAMED, "SAM-SP by the paper's own loss was not run", **FIRST_VERSION),
+                    sam_sp_main("lora_samed"), "SAM-SP by the paper's own loss was not run", **FIRST_VERSION),
         ],
-        "sam_sp_forest", [_sam_sp(f"SAM-SP over {_UNTUNED}, no prompt", sam_sp_main("zero_shot"))],
+        "sam_sp_forest", [_SAMED, _sam_sp(f"SAM-SP over {_UNTUNED}, no prompt", sam_sp_main("zero_shot"))],
     ),
     Question(
         "ASAM", "Does ASAM make SAM better on sets that it was not tuned on?", "iou", [_asam("zero_shot")],
@@ -139,7 +141,7 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
         ends = [choose(by_name, key=lambda name: by_name[name].effects.mean()) for choose in (max, min)]
         both = [f"{name}, {effect_in_points([by_name[name]])} ({verdict_of([by_name[name]])})" for name in ends]
         parts.append(f"best on {both[0]}, worst on {both[1]}")
-    for other in question.more:
+    for other in [one for one in question.more if one != chosen]:
         beside = list(measured(other).values())
         parts += [f"{other.words}: {effect_in_points(beside)} ({verdict_of(beside)})"] if beside else []
     parts += [chosen.caution] if chosen.caution else []
