@@ -49,6 +49,18 @@ def test_its_checkpoint_loads_by_name_and_by_itself(tmp_path: Path) -> None:
         load_sam(str(tmp_path / "cut.pt"))
 
 
+@pytest.mark.parametrize("method", ["asam", "decoder_tuning", "lora"])
+def test_in_training_its_encoder_stays_as_it_is(method: str) -> None:
+    tuned = build_method(method, new_sam("nano_mobile")).train()
+    encoder, images = tuned.sam.image_encoder, torch.randn(2, 3, 256, 256)
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    with torch.no_grad():
+        alone, both = tuned.encode(images[:1]), tuned.encode(images)
+    assert torch.allclose(alone, both[:1], atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+    assert tuned.sam.mask_decoder.training and not tuned.eval().sam.mask_decoder.training
+
+
 def test_efficient_sam_is_said_to_have_no_classes() -> None:
     with pytest.raises(InputError, match="^no Python package has EfficientSAM's classes"):
         load_sam("efficient_sam")

@@ -10,6 +10,7 @@ import pytest
 
 from samtune.data.generated import chosen_pictures
 from samtune.data.registry import open_dataset
+from samtune.diffusion.attack import AttackConfig
 from samtune.report.claim_list import CLAIMS
 from samtune.report.claims import build_claims
 from samtune.report.tables import build_tables
@@ -161,6 +162,9 @@ def test_pictures_made_otherwise_differ_in_what_the_row_says_alone(asam_profile:
         for name, value in asam.ALONG[variant].items():
             where = options | {"prompt": cell.prompt} if name.startswith("attack_") else made
             assert where[name.removeprefix("attack_")] == value
+    for _, changed in asam.PICTURES["eps"].values():
+        attack = AttackConfig(**changed)
+        assert attack.eps <= attack.steps * attack.step_size, "no update reaches the bound"
 
 
 def test_remedies_have_clean_and_adversarial_pictures_or_boxes_alone(

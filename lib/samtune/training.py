@@ -45,8 +45,8 @@ class TrainingConfig:
         optimiser: "adam" or "adamw".
         weight_decay: of the optimiser.
         schedule: of the learning rate, one of `SCHEDULES`.
-        warm_up: share of the steps in which the learning rate first rises.
-        prompts: kinds of prompts. Each batch draws one of them, all equally likely.
+        warm_up: share of the steps in which the learning rate first rises (ours: SPT's schedule has none).
+        prompts: kinds of prompts. Each batch draws one of them, all equally likely (ASAM's paper: each image).
         target: "union" or "instances".
         preprocess: "stretch" or "pad".
         augmentation: see `data.augmentation.augment`.
@@ -118,7 +118,7 @@ class TrainingResult:
     dropped: int = 0
 
 
-# Factor of the learning rate at a progress of training in [0, 1].
+# Factor of the learning rate at a progress of training in [0, 1]. (ASAM's own halves at each epoch: here it falls evenly.)
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "step": lambda progress: 1.0 if progress < 10 / 16 else 0.1,  # SPT: x0.1 at epoch 10 of 16

@@ -12,7 +12,8 @@ from samtune.prompts import Prompts
 def pixel_attack(
     victim: Victim, images: Tensor, prompts: Prompts, masks: Tensor, eps: float, step_size: float, steps: int
 ) -> Tensor:
-    """PGD: pictures `(B, 3, H, W)` in [0, 1], each value within `eps` of `images` (L-infinity).
+    """PGD from `images` on, without a random start: pictures `(B, 3, H, W)` in [0, 1], each value within `eps` of
+    `images` (L-infinity), after the last of the steps.
 
     The pictures are attacked at their own size: they are stretched to the victim's square inside the gradient, by area
     averaging where they shrink, so that training, which stretches them too, averages nothing of the attack away.

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,17 @@ class Method(nn.Module):
         if sam is not None:
             self.sam = sam.requires_grad_(False)
             self.image_size, self.mask_size = sam.image_size, sam.mask_size
+
+    def train(self, mode: bool = True) -> Self:
+        """As in any module, but SAM's image encoder stays in eval mode.
+
+        MobileSAM's has batch norm and stochastic depth: in train mode an image's embedding would depend on the others
+        of its batch, and running statistics would change that no checkpoint holds. SAM's own has neither.
+        """
+        super().train(mode)
+        if self.needs_sam:
+            self.sam.image_encoder.eval()
+        return self
 
     def encode(self, images: Tensor) -> Tensor:
         """Normalised images float32 `(B, 3, S, S)` -> embeddings `(B, C, h, w)`."""

@@ -8,7 +8,7 @@ E the image encoder, P the prompt encoder, M the mask decoder, SP(y) the box aro
 
 Below in the paper's order: self-prompting, LoRA, the loss with its self-distillation. We know the three equations from
 a public reading note. The paper leaves open alpha, the temperature, whether the teacher is detached and which Dice loss
-it is: they are options here.
+it is: they are options here. The KL's direction is open too: here it is KL(y1 || y0), the teacher first, as is usual.
 """
 
 import zlib

@@ -49,7 +49,10 @@ PICTURES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
         "direct": ({"recipe": "direct"}, {}),
     },
     "attack steps": {f"{steps} attack steps": ({}, {"steps": steps}) for steps in (1, 3, 20)},
-    "eps": {f"eps {eps:g}": ({}, {"eps": eps}) for eps in (0.05, 0.1, 0.4)},
+    "eps": {
+        **{f"eps {eps:g}": ({}, {"eps": eps}) for eps in (0.05, 0.1)},
+        "eps 0.4, updates of 0.04": ({}, {"eps": 0.4, "step_size": 0.04}),  # ten updates of 0.02 reach 0.2 at most
+    },
     "guidance": {f"guidance {weight:g}": ({"guidance": weight}, {}) for weight in (1.0, 3.0)},
     "gradient": {f"through the last {steps} steps": ({}, {"last_steps": steps}) for steps in (1, 3)},
     "attacked prompt": {"attacked with ten clicks": ({}, {"prompt": "point10"})},
@@ -254,7 +257,7 @@ def run_ablations(
     rivals = plan.arms() if FORGETTING in groups else []
     few = profile.ablation_seeds
     every = list(dict.fromkeys([*few, *seeds]))
-    plan.choose_rates([base, *rivals], profile.seeds)
+    plan.choose_rates([base, *rivals, *(arm for arm in arms if arm.variant == WHOLE_DECODER)], profile.seeds)
     plan.choose_rates(arms)
     cells: list[Cell] = [cell for seed in every for cell in plan.zero_shot(held_out, seed, f"{ABLATION}:SAM")]
     for arm in arms:

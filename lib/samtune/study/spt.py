@@ -35,7 +35,7 @@ GROUPS: dict[str, dict[str, dict[str, object]]] = {
         "temperature 0.1": {"relation_temperature": 0.1},
         "temperature 0.03": {"relation_temperature": 0.03},
     },
-    "lora": {
+    "lora": {  # alpha stays 1, as in SPT's code: with the rank, the scale alpha / rank changes too
         "rank 2": {"rank": 2},
         "rank 4": {"rank": 4},
         "rank 16": {"rank": 16},
