@@ -118,7 +118,7 @@ class TrainingResult:
     dropped: int = 0
 
 
-# Factor of the learning rate at a progress of training in [0, 1]. (ASAM's own halves at each epoch: here it falls evenly.)
+# Factor of the learning rate at a progress of training in [0, 1]. (ASAM: halved at each epoch; here it falls evenly.)
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "step": lambda progress: 1.0 if progress < 10 / 16 else 0.1,  # SPT: x0.1 at epoch 10 of 16
