@@ -1,6 +1,8 @@
 """Reading pictures and masks: every coding that the kit meets, and every one that it must refuse."""
 
+import struct
 import warnings
+import zlib
 
 import cv2
 import numpy as np
@@ -158,6 +160,31 @@ def test_masks_are_cut_above_127(tmp_path):
     palette.putpalette([4, 2, 4, 252, 254, 252])  # DRIVE's second observer: nearly black and white
     palette.save(tmp_path / "drive.gif")
     assert read_mask(tmp_path / "drive.gif").tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize(("bits", "values"), [(2, [0, 1, 2, 3]), (4, [0, 1, 2, 15])])
+def test_numbers_in_grey_of_few_bits_are_the_files_own(tmp_path, bits, values):
+    """As compact writers store them; Pillow spreads such values over 0 to 255."""
+    packed = bytes([0]) + np.packbits(np.unpackbits(np.uint8(values)[:, None], axis=1)[:, -bits:].ravel()).tobytes()
+    header = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(packed)), (b"IEND", b"")]
+    written = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    (tmp_path / "few.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(written))
+    assert read_index_map(tmp_path / "few.png").tolist() == [values]
+
+
+def test_small_numbers_in_colour_channels_are_refused_not_folded(tmp_path):
+    codes = np.uint8([[[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]])
+    Image.fromarray(codes).save(tmp_path / "codes.png")
+    with pytest.raises(InputError, match="codes.png is a colour picture; a mask needs one value per pixel"):
+        read_index_map(tmp_path / "codes.png")
+
+
+def test_sixteen_bits_under_another_suffix_are_read(tmp_path):
+    deep = np.uint16([[0, 300], [4000, 65535]])
+    cv2.imwrite(str(tmp_path / "a.png"), deep)
+    (tmp_path / "a.png").rename(tmp_path / "a.jpg")
+    assert read_image(tmp_path / "a.jpg")[..., 0].tolist() == [[0, 1], [16, 255]]
 
 
 def test_soft_rims_of_masks_are_no_index_map(tmp_path):

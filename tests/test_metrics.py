@@ -158,6 +158,13 @@ def test_weighted_f_and_s_measure_of_a_perfect_map() -> None:
     assert metrics.weighted_f(EMPTY, truth) == pytest.approx(0)
 
 
+def test_s_measure_of_an_object_at_the_far_edge_is_a_number() -> None:
+    truth = np.zeros((20, 20), bool)
+    truth[:, -1] = True  # right of its centre there is no pixel
+    assert metrics.s_measure(truth.astype(float), truth) == pytest.approx(1, abs=1e-3)
+    assert 0 < metrics.s_measure(np.full((20, 20), 0.3), truth) < 0.7
+
+
 def test_maps_are_not_stretched() -> None:
     truth = rectangle(10, 10, 30, 40)
     assert metrics.mae(np.where(truth, 0.6, 0.4), truth) == pytest.approx(0.4)

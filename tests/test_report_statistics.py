@@ -58,6 +58,24 @@ def test_bootstrap_of_several_sets_weighs_sets_equally() -> None:
     assert statistics.paired_bootstrap([small]) == statistics.paired_bootstrap(small)
 
 
+def test_the_same_models_on_several_sets_are_drawn_together() -> None:
+    random = np.random.default_rng(5)
+    seeds = random.normal(0, 1, (4, 1))  # the models' noise, the same on every set
+    tables = [seeds + random.normal(0, 0.1, (4, 50)) for _ in range(6)]
+    own = statistics.paired_bootstrap(tables)
+    assert statistics.paired_bootstrap(tables, places=[(number, number) for number in range(6)]) == own
+    shared = statistics.paired_bootstrap(tables, places=[("general", number) for number in range(6)])
+    plain = []
+    for _ in range(4000):
+        rows = random.integers(4, size=4)
+        drawn = [table[rows][:, random.integers(50, size=50)].mean() for table in tables]
+        plain.append(np.mean(drawn))
+    assert (shared.low, shared.high) == pytest.approx(tuple(np.percentile(plain, [2.5, 97.5])), abs=0.07)
+    assert shared.high - shared.low > 2 * (own.high - own.low)
+    twice = statistics.paired_bootstrap([tables[0]] * 2, places=[("a", "same"), ("a", "same")])
+    assert (twice.low, twice.high) == pytest.approx(statistics.paired_bootstrap(tables[0])[1:])
+
+
 def test_bootstrap_repeats_with_its_seed_and_covers_a_constant() -> None:
     table = np.random.default_rng(4).normal(size=(3, 20))
     assert statistics.paired_bootstrap(table) == statistics.paired_bootstrap(table)

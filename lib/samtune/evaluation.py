@@ -146,6 +146,7 @@ def _batches(
         taken += 1
         kept = masks.any((1, 2))
         dropped["empty masks"] += int((~kept).sum())
+        has_object = bool(kept.any())
         if len(masks) and config.min_side:
             boxes = tight_boxes(masks)
             large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= config.min_side).all(1)
@@ -164,7 +165,7 @@ def _batches(
             key = sample_key(dataset.name, id)
             shown = objects_of(sample) if config.per_object else masks
             prompts.append(make_prompts(config.prompt, shown, key, config.seed, low, box_noise=config.box_noise))
-        else:
+        elif not has_object:
             dropped["images without a mask"] += 1
         if samples and (len(samples) == config.batch_size or position == len(ids) - 1):
             yield samples, truths, prompts, taken

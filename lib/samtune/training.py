@@ -96,7 +96,9 @@ class TrainingConfig:
 
     @property
     def steps(self) -> int:
-        """Number of batches: whole groups of `accumulate`, at least one, so that every gradient is used."""
+        """Number of batches: whole groups of `accumulate`, at least one, so that every gradient is used (where no
+        batch is left out because nothing of its masks was left).
+        """
         return max(1, self.images // (self.batch_size * self.accumulate)) * self.accumulate
 
 

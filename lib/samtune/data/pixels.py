@@ -23,6 +23,7 @@ GREY, WHITE_IS_ZERO = tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.MINI
 PALETTE = tifffile.PHOTOMETRIC.PALETTE
 ALPHA = (tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA)
 LOSSY_TIFF = (tifffile.COMPRESSION.JPEG, tifffile.COMPRESSION.OJPEG, tifffile.COMPRESSION.JPEG_LOSSY)
+SCALED = {2: 85, 4: 17}  # by bits of a grey PNG: what Pillow multiplies its values by
 LOOKED_AT = 32  # 16-bit files of a folder, to find the range of its values
 OUTLIERS = 1e-3  # share of values that may exceed that range: hot pixels
 
@@ -192,8 +193,8 @@ def _one_value(path: Path, numbers: bool = False) -> np.ndarray:
     """The one value for each pixel of a mask, or with `numbers` of an index map. Raises `InputError` where it is not
     clear.
 
-    Colour channels that differ by at most 8 of 255 count as equal: old palettes have black and white as (4, 2, 4) and
-    (252, 254, 252).
+    In a binary mask colour channels that differ by at most 8 of 255 count as equal: old palettes have black and white
+    as (4, 2, 4) and (252, 254, 252).
     """
     stored = _read(path, palette_indices=numbers)
     if stored.white_is_zero:
@@ -209,7 +210,7 @@ def _one_value(path: Path, numbers: bool = False) -> np.ndarray:
     if alpha is not None and not numbers and (colours == colours[0, 0]).all():
         return alpha
     if colours.ndim == 3:
-        if np.ptp(colours.astype(np.int32), axis=2).max() > 8:
+        if np.ptp(colours.astype(np.int32), axis=2).max() > (0 if numbers else 8):
             hint = (
                 "the mask seems to be in the alpha channel: flatten it"
                 if alpha is not None
@@ -222,6 +223,8 @@ def _one_value(path: Path, numbers: bool = False) -> np.ndarray:
         marked = colours > (0 if numbers else full / 2)
         if (marked & (alpha <= full / 2)).any() or (numbers and not np.ptp(colours)):
             raise InputError(f"mask {path} marks pixels that its alpha channel makes transparent; flatten it")
+    if numbers and _png_depth(path) in SCALED:  # grey of 2 or 4 bits, which Pillow spreads over 0 to 255
+        return colours // SCALED[_png_depth(path)]
     return colours
 
 
@@ -282,8 +285,10 @@ def _numbers(indices: np.ndarray, palette: np.ndarray) -> np.ndarray:
 
 
 def _png_depth(path: Path) -> int:
+    """Bits of a value in a PNG file of grey or colour; 0 for a palette's and for other files."""
     with path.open("rb") as file:
-        return file.read(25)[24]
+        header = file.read(26)
+    return header[24] if header[:4] == b"\x89PNG" and header[25] != 3 else 0
 
 
 def _is_lossy_webp(path: Path) -> bool:
@@ -393,6 +398,8 @@ def _full_scale(folder: Path, changed: int) -> int:
     of change, which makes the cache forget.
     """
     deep = [path for path in pictures(folder) if _is_deep(path)]
+    if not deep:  # of a kind whose header is not read
+        return 65535
     values, above = 0, {255: 0, 4095: 0, 16383: 0}
     for path in deep[:: -(-len(deep) // LOOKED_AT)]:
         try:

@@ -13,11 +13,11 @@ from samtune.data.entries import Entry, EntryDataset, Pairing, binary_entry, fir
 from samtune.data.medical import ClinicDB
 from samtune.data.registry_entry import Description
 
-POLYPS = "polyps"
+POLYPS, CLINIC = "polyps", "CVC-ClinicDB"
 # Name in the registry -> folder of the test set, number of its pictures.
 TEST_SETS = {
     "polyps-cvc-300": ("CVC-300", 60),
-    "polyps-cvc-clinicdb": ("CVC-ClinicDB", 62),
+    "polyps-cvc-clinicdb": (CLINIC, 62),
     "polyps-kvasir": ("Kvasir", 100),
     "polyps-cvc-colondb": ("CVC-ColonDB", 380),
     "polyps-etis": ("ETIS-LaribPolypDB", 196),
@@ -32,14 +32,12 @@ def polyps(folder: Path) -> EntryDataset:
     """`TrainDataset/{image,mask}/<name>.png`; the five test sets together are the test split.
 
     A fifth of the training set is validation, stratified by origin. Frames of CVC-ClinicDB have their numbers as names,
-    so that frames of one sequence stay together in that split. Ids are `<origin>/<name>`.
+    so that frames of one sequence stay together in that split, and count as one in intervals. Ids are
+    `<origin>/<name>`.
     """
     entries = []
     for part, image, mask in first_layout(folder, TRAINING):
-        frame = image.stem.isdigit()
-        origin = "CVC-ClinicDB" if frame else "Kvasir"
-        group = ClinicDB.sequence(int(image.stem)) if frame else ""
-        entries.append(_entry(image, mask, origin, part, group))
+        entries.append(_entry(image, mask, CLINIC if image.stem.isdigit() else "Kvasir", part))
     for place, _ in TEST_SETS.values():
         entries += _test_entries(folder, place)
     return EntryDataset(POLYPS, entries)
@@ -55,10 +53,11 @@ def _test_entries(folder: Path, place: str) -> list[Entry]:
     return [_entry(image, mask, place, part) for part, image, mask in pairs]
 
 
-def _entry(image: Path, mask: Path, origin: str, part: str, group: str = "") -> Entry:
+def _entry(image: Path, mask: Path, origin: str, part: str) -> Entry:
     """Masks of Kvasir were JPEG once, and those of other sets were resized: their grey edges are cut at 127."""
     entry = binary_entry(f"{origin}/{image.stem}", image, mask, "polyp", part, read_bright)
-    return replace(entry, stratum=origin, group=group)
+    frame = origin == CLINIC and image.stem.isdigit()
+    return replace(entry, stratum=origin, group=ClinicDB.sequence(int(image.stem)) if frame else "")
 
 
 _CITATION = (

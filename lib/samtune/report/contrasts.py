@@ -46,9 +46,10 @@ def above(better: Side, worse: Side) -> Terms:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A contrast at one place: `values (terms, seeds, images)` unweighted, `effects (seeds, images)`, the images'
+    """A contrast at one `place`: `values (terms, seeds, images)` unweighted, `effects (seeds, images)`, the images'
     `groups`, and the `keys` and `tables` of the records that they are from."""
 
+    place: Place
     values: np.ndarray
     effects: np.ndarray
     groups: list[str]
@@ -63,7 +64,9 @@ class Contrast:
 
 def interval(contrasts: Sequence[Contrast]) -> Interval:
     """Effect and interval of one place, or the unweighted mean over several."""
-    return paired_bootstrap([one.effects for one in contrasts], [one.groups for one in contrasts])
+    # Nothing trained: the seeds drew each set's prompts alone.
+    places = [(one.place[0] or one.place, one.place[1]) for one in contrasts]
+    return paired_bootstrap([one.effects for one in contrasts], [one.groups for one in contrasts], places)
 
 
 def points(difference: float) -> str:
@@ -83,7 +86,9 @@ def contrasts(
     records = [record for record in records if measures(record)]
     sides = [_measurements(side, records, metric, backbone) for _, side in terms]
     weights = [weight for weight, _ in terms]
-    found = {place: _contrast(weights, [_at(side, place) for side in sides]) for place in _places(sides, transfer)}
+    found = {
+        place: _contrast(place, weights, [_at(side, place) for side in sides]) for place in _places(sides, transfer)
+    }
     return {place: contrast for place, contrast in found.items() if contrast is not None}
 
 
@@ -143,7 +148,9 @@ def _at(side: Mapping[Place, _Measured], place: Place) -> tuple[_Measured, bool]
     return (side[key], key != untrained) if key in side else None
 
 
-def _contrast(weights: Sequence[float], sides: Sequence[tuple[_Measured, bool] | None]) -> Contrast | None:
+def _contrast(
+    place: Place, weights: Sequence[float], sides: Sequence[tuple[_Measured, bool] | None]
+) -> Contrast | None:
     """The contrast over the seeds and images that all sides have; None: no such."""
     if any(side is None for side in sides):
         return None
@@ -162,4 +169,4 @@ def _contrast(weights: Sequence[float], sides: Sequence[tuple[_Measured, bool] |
         return None
     values = values.reshape(len(sides), len(seeds), len(groups))
     tables = frozenset(side.table for side, _ in sides)
-    return Contrast(values, np.tensordot(weights, values, 1), groups, tuple(dict.fromkeys(keys)), tables)
+    return Contrast(place, values, np.tensordot(weights, values, 1), groups, tuple(dict.fromkeys(keys)), tables)

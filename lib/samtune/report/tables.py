@@ -258,7 +258,9 @@ def _whole_rows(table: str, groups: dict[tuple, list[Record]]) -> list[dict[str,
             continue
         values[len(rows)] = [values[number][0] for number in numbers]
         arrays = [seeds_by_images(list(values[number][0].values())) for number in numbers]
-        interval = paired_bootstrap(*zip(*arrays, strict=True))
+        # Models tested on sets that none of them was trained on are the same models everywhere.
+        shared = [(row["dataset"] if trained in ("", MEAN) else trained, row["dataset"]) for row in chosen]
+        interval = paired_bootstrap(*zip(*arrays, strict=True), shared)
         by_seed = np.mean([array.mean(axis=1) for array, _ in arrays], axis=0)
         described = {"dataset": MEAN, "train_dataset": trained, "mean_of": "+".join(row["dataset"] for row in chosen)}
         described |= {"records": " ".join(row["records"] for row in chosen), **interval._asdict()}
