@@ -97,6 +97,8 @@ def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[Evalu
     direct = variants["Dice loss", "lora_samed"].training
     assert cell_method(direct).mask_loss is SamSP(small_sam()).mask_loss is squared_dice_loss
     assert direct.images == variants["SAM-SP", "sam_sp"].training.images
+    first_alone = variants["truth on the first pass alone", "sam_sp"]
+    assert first_alone.training.key() == direct.key() and isinstance(cell_method(first_alone), SamSP)
     taught = variants["true box in training", "sam_sp"]  # it prompts itself at test time
     assert cell_method(taught).self_prompt == "box" and cell_method(taught.training).self_prompt == "given"
     assert variants["true box", "sam_sp"].training.key() == variants["SAM-SP", "sam_sp"].training.key() == default
@@ -140,7 +142,7 @@ def test_what_claims_rest_on_has_all_seeds_and_sets_and_the_rest_the_profiles_fe
         seeds.setdefault(variant, set()).add(cell.seed)
         tested.setdefault(variant, set()).add(cell.dataset)
     bounds = {"SAM-SP", "true box", "true box in training", "true box in training and test"}
-    claimed = {*CONTROLS, *bounds, "Dice loss", "iterations"}
+    claimed = {*CONTROLS, *bounds, "Dice loss", "truth on the first pass alone", "iterations"}
     assert {variant for variant in seeds if seeds[variant] == {1, 2}} == claimed
     assert {variant for variant in seeds if seeds[variant] == {0, 1, 2}} == set(REPEATED)
     others = seeds.keys() - claimed - set(REPEATED)

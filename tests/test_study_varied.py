@@ -53,6 +53,7 @@ def test_ablations_of_sam_sp_say_what_they_change(profile: Profile, asked: list[
     assert found["sam_sp_main", ""] == found["sam_sp_ablation", "SAM-SP"] == {}
     assert found["sam_sp_main", sam_sp.ON_BOTH] == sam_sp.TRUTH_ON_BOTH
     assert found["sam_sp_ablation", sam_sp.DICE] == sam_sp.TAUGHT_DIRECTLY
+    assert found["sam_sp_ablation", sam_sp.FIRST_ALONE] == {"trained_as": "lora_samed"}
     assert found["sam_sp_main", "everything"] == {"everything": sam_sp.GRID}
     # What only the measurement changes is told from what the training changes.
     assert found["sam_sp_ablation", "iterations"] == {"test_iterations": 3}

@@ -15,6 +15,7 @@ from samtune.report.readable_tables import MEAN, METRIC_LABELS
 from samtune.report.sides import (
     FIRST_VERSION,
     SAMED_DICE,
+    SAMED_TWICE,
     asam_main,
     asam_part,
     sam_sp_main,
@@ -73,6 +74,7 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
         "SAM-SP minus its controls, no prompt",
         [
             ("minus LoRA taught by the same Dice loss", "dice", above(sam_sp_part(), SAMED_DICE), False),
+            ("minus the same LoRA, tested with two passes", "dice", above(sam_sp_part(), SAMED_TWICE), False),
             *(
                 (f"{words} {name}", "dice", above(sam_sp_part(**first), sam_sp_part(**first | changes)), False)
                 for words, first in (("minus", {}), ("first version minus", FIRST_VERSION))

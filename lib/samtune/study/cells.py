@@ -177,8 +177,9 @@ class TrainingCell(Cell):
 class EvaluationCell(Cell):
     """A method, trained (`training`) or not (None), measured on one part of one set.
 
-    `method`, `backbone`, `seed` and `weights_hash` are the training's (`TrainingCell.evaluation` copies them); raises
-    `ValueError` when they contradict it.
+    `backbone`, `seed` and `weights_hash` are the training's (`TrainingCell.evaluation` copies them); raises
+    `ValueError` when they contradict it. `method` may be another one with the same trainable parameters (SAM-SP's two
+    passes with the weights of LoRA).
 
     Fields:
         dataset, split: what is measured.
@@ -212,7 +213,7 @@ class EvaluationCell(Cell):
         _check_generated((self.dataset,), self.generated)
         object.__setattr__(self, "options", _pairs(self.options))
         object.__setattr__(self, "tables", tuple(self.tables))
-        for name in ("method", "backbone", "seed", "weights_hash"):
+        for name in ("backbone", "seed", "weights_hash"):
             if self.training is not None and getattr(self, name) != getattr(self.training, name):
                 raise ValueError(f"{name} is {getattr(self, name)!r} here and {getattr(self.training, name)!r} there")
 

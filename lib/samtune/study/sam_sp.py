@@ -54,6 +54,7 @@ TRUTH_ON_BOTH = {"distillation_weight": 0.1, "temperature": 2.0, "first_weight":
 ON_BOTH = "truth on both passes"
 # The most important control: equal budget, SAM-SP's own loss, but the first pass learns from the truth directly.
 DICE, TAUGHT_DIRECTLY = "Dice loss", {"mask_loss": "squared_dice"}
+FIRST_ALONE = "truth on the first pass alone"  # the same weights, tested with SAM-SP's two passes
 # Named controls, at SAM-SP's learning rate.
 CONTROLS = {
     "no distillation": {"distillation_weight": 0.0},
@@ -217,6 +218,8 @@ def control_cells(plan: Plan, dataset: str, seeds: Sequence[int]) -> list[Evalua
     - `CONTROLS` change the training.
     - "Dice loss" is a model of equal budget whose first pass learns from the truth directly, with SAM-SP's own loss and
       a learning rate of its own. (SAM-SP trained with an empty prompt in the second pass would be the same model.)
+    - "truth on the first pass alone" is that model, tested with SAM-SP's two passes: what prompting itself does to a
+      decoder that was tuned without prompts.
     - "true box" gives the true box to the second pass at test: an upper bound.
     - "true box in training" asks whether a decoder that is taught with true boxes follows its own box.
     """
@@ -227,6 +230,7 @@ def control_cells(plan: Plan, dataset: str, seeds: Sequence[int]) -> list[Evalua
             cells += plan.measured(plan.training("sam_sp", dataset, seed, **changes), dataset, f"{ABLATION}:{variant}")
         direct = plan.training("lora_samed", dataset, seed, **TAUGHT_DIRECTLY)
         cells += plan.measured(direct, dataset, f"{ABLATION}:{DICE}")
+        cells += plan.measured(direct, dataset, f"{ABLATION}:{FIRST_ALONE}", method="sam_sp")
         boxes = plan.training("sam_sp", dataset, seed, prompt="box", self_prompt="given")
         cells += plan.measured(boxes, dataset, f"{ABLATION}:{TAUGHT}", options={"self_prompt": "box"})
         cells.append(boxes.evaluation(dataset, **upper, tables=(f"{ABLATION}:{TAUGHT_AND_TESTED}",)))

@@ -21,8 +21,8 @@ def varied(record: Record, table: str, variant: str) -> dict[str, object]:
     """The options, with their values, that `record` varies where `table` shows it as `variant`; {} for variant "".
 
     These are: options of the method or its training that are `unusual`; options of the measurement; and what the study
-    says of the row in `ALONG` and `LENGTHS`. `prompt` is that of the training, `images` the number it saw. A method's
-    option that only the measurement changes is called `test_<option>`.
+    says of the row in `ALONG` and `LENGTHS`. `prompt` is that of the training, `images` the number it saw, `trained_as`
+    its method where that is another one. A method's option that only the measurement changes is called `test_<option>`.
     """
     cell = record.cell
     training = cell if record.kind == "training" else cell.get("training")
@@ -38,6 +38,8 @@ def varied(record: Record, table: str, variant: str) -> dict[str, object]:
         before = METHODS[record.method].options_before if record.method in METHODS else {}
         trained = {**before, **hyper, "prompt": training["prompt"]}
     found = unusual(trained, record.method, table)
+    if training is not None and training["method"] != record.method:
+        found["trained_as"] = training["method"]
     as_trained = _usual(record.method, table) | trained
     for name, value in measured.items():
         if name in MEASUREMENT or name not in as_trained:
