@@ -288,6 +288,8 @@ def test_what_is_left_empty_is_the_profiles() -> None:
     assert SptAblations.from_notebook(given).groups == ["robustness"]
     assert SptAblations.from_notebook(given | {"groups": ["size"]}).groups == ["size"]
     assert SptAblations.from_notebook(given | {"profile": "cpu"}).groups == []  # there: all
+    for one in (["neu-seg"], '["neu-seg"]'):  # not a model for each of the profile's three
+        assert SptAblations.from_notebook(given | {"profile": "cpu", "datasets": one}).transfer == ["neu-seg"]
     main = {"profile": "cpu", "datasets": [], "seeds": [], "controls": [], "union": False}
     found = Spt.from_notebook(main)
     assert (found.controls, found.union) == (["magnetic-tile", "neu-seg"], False)
@@ -325,7 +327,9 @@ def test_what_a_profile_or_a_run_cannot_give_is_told_at_once(tmp_path: Path) -> 
     assert StartHere.from_notebook(asked | {"profile": str(tmp_path / "mine.yaml"), "datasets": ["drive"]}).datasets
     mine = {"images": "pictures", "masks": "", "out": "tuned", "method": "lora", "backbone": "nano", "prompts": []}
     with pytest.raises(InputError, match="^images and masks belong together: name both folders, or none"):
-        YourData.from_notebook(mine | {"train_images": 0, "learning_rate": 0})
+        YourData.from_notebook(
+            mine | {"mask_coding": "binary255", "skip_bad": False, "train_images": 0, "learning_rate": 0}
+        )
     train = {"profile": "cpu", "datasets": [], "train": True, "ship": True}
     assert TrainNanoModels.from_notebook(train).ship
     for change in ({"train": None}, {"profile": "quick"}):

@@ -62,13 +62,13 @@ def test_not_run(tmp_path):
 
 
 def test_clicks_are_told_beside_boxes_and_tables_stay_small(tmp_path):
-    sets = ("bbbc038", "drive", "magnetic-tile", "neu-seg", "crackforest", "ph2")
+    sets = ("bbbc038", "drive", "magnetic-tile", "neu-seg", "crackforest", "ph2", "bsds500")
     cells = fake_cells(("spt_main",), sets, ("lora", "spt"))
     cells += [dataclasses.replace(cell, prompt="point1") for cell in cells if cell.method != "zero_shot"]
     answer = answer_of(tmp_path, cells, "SPT")
     assert "SPT over LoRA at equal training, one click: +" in answer.sentence and "ten clicks" not in answer.sentence
     assert "SPT over zero-shot SAM, box: +" in answer.sentence  # does tuning help at all?
-    assert answer.table.shape == (5, 5) and all(name in answer.measured_on for name in sets)
+    assert answer.table.shape == (7, 5) and all(name in answer.measured_on for name in sets)
 
 
 def test_self_prompting_by_the_comparison_that_is_there(tmp_path, monkeypatch):

@@ -8,12 +8,12 @@ import pandas as pd
 from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Side, Terms, above, contrasts, interval, points
 from samtune.report.labels import label, prompt_label
 from samtune.report.readable_tables import METRIC_LABELS
-from samtune.report.sides import FIRST_VERSION, SAMED_DICE, asam_main, sam_sp_main, spt_main
+from samtune.report.sides import FIRST_VERSION, SAMED_DICE, asam_main, sam_sp_main, side_label, spt_main
 from samtune.study.profile import load_profile
 from samtune.study.records import Record
 
 GAIN, NO_GAIN, LOSS, FEW, NOT_RUN = "gain", "no demonstrated gain", "loss", "too few pictures", "not run"
-ROWS = 5  # of an answer's table
+ROWS = 7  # of an answer's table
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -171,7 +171,7 @@ def _measured_on(comparison: Comparison, by_name: dict[str, Contrast], backbone:
 
 def _table(comparison: Comparison, by_name: dict[str, Contrast], metric: str) -> pd.DataFrame:
     """The mean of sets and each set; of more sets than there is room for those of most and of least difference."""
-    ours, theirs = (label(side.method) for _, side in comparison.terms[:2])
+    ours, theirs = (side_label(side) for _, side in comparison.terms[:2])
     names = sorted(by_name, key=lambda name: -by_name[name].effects.mean())
     room = ROWS - (len(names) > 1)
     names = names if len(names) <= room else [*names[: room - room // 2], *names[-(room // 2) :]]

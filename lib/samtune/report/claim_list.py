@@ -117,9 +117,9 @@ def _sam_sp_claims() -> list[Claim]:
         Claim("P2a", "The self-prompted pass is above the first", "dice",
               above(sam_sp_main("sam_sp", output="pass1"), sam_sp_main("sam_sp", output="pass0")),
               "SAM-SP, figure 3 (pictures alone)"),
-        Claim("P2b", "More iterations saturate: the first gains more than the next two together", "dice",
+        Claim("P2b", "More iterations saturate: the first self-prompt gains more than the next two together", "dice",
               ((2.0, passed(1)), (-1.0, passed(0)), (-1.0, passed(3))), figure),
-        Claim("P2c", "More iterations do no harm: the third pass is at most 1 point below the first",
+        Claim("P2c", "More iterations do no harm: three self-prompts are at most 1 point below one",
               "dice", above(passed(3), passed(1)), f"{figure}; the margin is OURS", "own", margin=0.01),
         # The first pass of SAM-SP never sees the truth, so that P2a alone says little of self-prompting.
         Claim("P2d", "The self-prompted pass is above the only pass of LoRA that was taught the truth by the same Dice "

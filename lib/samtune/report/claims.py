@@ -189,8 +189,8 @@ def _note(claim: Claim, pairs: Sequence[tuple[Contrast, Contrast]]) -> str:
             for name, (mean, low, high) in zip(names, found, strict=True)]  # fmt: skip
     both = all(high < 0 for _, _, high in found)
     one = [name for name, (_, _, high) in zip(names, found, strict=True) if high < 0]
-    verdict = "both lose to it" if both else f"{one[0]} loses to it" if one else "neither loses to it demonstrably"
-    return f"{other} {level:.3f}, {' and '.join(said)}: {verdict}."
+    verdict = "both are below it" if both else f"{one[0]} is below it" if one else "neither is demonstrably below it"
+    return f"Beside {other} ({level:.3f}): {' and '.join(said)}; {verdict}."
 
 
 def _command(claim: Claim, used: frozenset[str], profile: str) -> str:

@@ -95,7 +95,7 @@ def row_label(method: str, variant: str = "", output: str = "final", trained: st
 
 # What options are called that have learning rates of their own.
 _CALLED = {
-    "SAMed's recipe": sam_sp.SAMED,
+    "": sam_sp.SAMED,  # of all methods without prompts
     "starting point": sam_sp.START,
     **{name: sam_sp.START | changes for name, changes in sam_sp.GROUPS["recipe"].items()},
     sam_sp.ON_BOTH: sam_sp.SAMED | sam_sp.TRUTH_ON_BOTH,

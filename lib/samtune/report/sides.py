@@ -1,6 +1,7 @@
 """Which measurements claims, answers and forest plots compare: one name for each row of the tables."""
 
 from samtune.report.contrasts import Side
+from samtune.report.labels import row_label
 from samtune.study import sam_sp
 
 
@@ -37,3 +38,9 @@ def asam_part(method: str = "asam", **options: object) -> Side:
 SAMED_DICE = sam_sp_part("lora_samed", **sam_sp.TAUGHT_DIRECTLY)  # LoRA's only pass, taught by the same Dice loss
 SAMED_TWICE = sam_sp_part(trained_as="lora_samed")  # the same weights, tested with SAM-SP's two passes
 FIRST_VERSION = sam_sp.TRUTH_ON_BOTH  # of the kit's SAM-SP
+
+
+def side_label(side: Side) -> str:
+    """What the tables call a side's row."""
+    called = {sam_sp.DICE: sam_sp.TAUGHT_DIRECTLY, sam_sp.ON_BOTH: sam_sp.TRUTH_ON_BOTH}
+    return row_label(side.method, next((name for name, options in called.items() if options == side.options), ""))

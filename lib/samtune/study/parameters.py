@@ -6,6 +6,7 @@ strict.
 
 import ast
 import json
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from types import UnionType
@@ -66,6 +67,7 @@ class NotebookParameters(BaseModel):
     Types are strict: a number is no text, and text no number; an int may stand for a float. Only lists may be given as
     text, JSON or YAML, because `papermill -p datasets '["magnetic-tile"]'` passes text. Where a parameter is empty ([]
     or None), the profile's value for `notebook` is taken, if it has one: data sets, seeds and what it sets otherwise.
+    Where data sets are named, the profile's other lists of data sets keep those among them.
     """
 
     notebook: ClassVar[str] = ""
@@ -76,15 +78,7 @@ class NotebookParameters(BaseModel):
     @classmethod
     def _list_from_text(cls, value: Any, info: ValidationInfo) -> Any:
         annotation = cls.model_fields[info.field_name].annotation
-        if isinstance(value, str) and (get_origin(annotation) or annotation) is list:
-            for parse in (json.loads, yaml.safe_load):  # YAML too: shells strip the quotes inside ["magnetic-tile"]
-                try:
-                    parsed = parse(value)
-                except (ValueError, yaml.YAMLError):
-                    continue
-                if isinstance(parsed, list):
-                    return parsed
-        return value
+        return _listed(value) if (get_origin(annotation) or annotation) is list else value
 
     @classmethod
     def from_notebook(cls, namespace: dict[str, Any]) -> Self:
@@ -102,6 +96,9 @@ class NotebookParameters(BaseModel):
             given = profile.notebooks.get(cls.notebook)
             usual = {"datasets": list(profile.datasets.get(cls.notebook, ())), "seeds": list(profile.seeds)}
             usual = {k: v for k, v in usual.items() if k in cls.model_fields} | (given.parameters if given else {})
+            if isinstance(named := _listed(values.get("datasets")), list) and named:
+                lists = [k for k, field in cls.model_fields.items() if field.annotation == list[DatasetName]]
+                usual |= {k: [name for name in usual[k] if name in named] for k in lists if k in usual}
             values |= {k: v for k, v in usual.items() if values.get(k) in (None, [])}
         try:
             return cls(**values)
@@ -206,6 +203,8 @@ class YourData(NotebookParameters):
     method: str
     backbone: str
     prompts: list[str]
+    mask_coding: str
+    skip_bad: bool
     train_images: Annotated[int, Field(ge=0)]
     learning_rate: Annotated[float, Field(ge=0)]
 
@@ -230,6 +229,15 @@ class TrainNanoModels(NotebookParameters):
         if self.ship and not (self.train and self.profile == "cpu"):
             raise ValueError("ship replaces the kit's weights: it wants profile cpu and train True, a run of hours")
         return self
+
+
+def _listed(value: Any) -> Any:
+    """A list that is written as text; anything else as it is."""
+    for parse in (json.loads, yaml.safe_load):  # YAML too: shells strip the quotes inside ["magnetic-tile"]
+        with suppress(ValueError, yaml.YAMLError):
+            if isinstance(value, str) and isinstance(parsed := parse(value), list):
+                return parsed
+    return value
 
 
 def _injected_names(namespace: dict[str, Any]) -> set[str]:
