@@ -85,15 +85,66 @@ def authors_attack(model: ToyDiffusion, victim: Method, number: int, config: Att
     return latent_list
 
 
-def test_latents_are_those_of_the_authors_algorithm_picture_by_picture(victim: Method) -> None:
-    config = AttackConfig(steps=3)
+class ToyVictim:
+    """Logits are the picture's colours: of the loss's three terms none is so large that it hides another's weight."""
+
+    image_size = 64
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images
+
+    def decode(self, embedding: Tensor, prompts: Prompts) -> dict[str, Tensor]:
+        small = F.interpolate(embedding, (32, 32), mode="bilinear")
+        return {"final": 0.1 * small[prompts.image_index].sum(1, keepdim=True)}
+
+    def __call__(self, images: Tensor, prompts: Prompts) -> dict[str, Tensor]:
+        return self.decode(images, prompts)
+
+
+def every_latent(**options: object) -> Tensor:
+    """The noise latents of all steps of `attack`, `(steps + 1, 2, 4, 8, 8)`: those with which a denoising begins."""
+    model, seen = ToyDiffusion(0.1), []
+    noise = model.noise
+    model.noise = lambda latents, *rest: seen.append(latents.detach()) or noise(latents, *rest)
+    run(model, ToyVictim(), steps=12, **options)
+    return torch.stack(seen[::STEPS])
+
+
+def agreement(one: Tensor, other: Tensor) -> float:
+    return ((one - other).abs() < 1e-4).float().mean().item()
+
+
+@pytest.fixture(scope="module")
+def authors_latents() -> Tensor:
+    config = AttackConfig(steps=12)
+    pictures = [authors_attack(ToyDiffusion(0.1), ToyVictim(), number, config) for number in (0, 1)]
+    return torch.stack([torch.cat(step) for step in zip(*pictures, strict=True)])
+
+
+def test_latents_are_those_of_the_authors_algorithm_at_every_step(authors_latents: Tensor) -> None:
+    assert agreement(every_latent(), authors_latents) > 0.995  # a sign may turn where the momentum is almost 0
+    assert (authors_latents - authors_latents[0]).abs().max() > 0.2 - 1e-5  # the bound is reached
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({weight: 0.0} for weight in ("dice", "cross_entropy", "distance", "momentum")),
+        {"dice": 1000.0}, {"cross_entropy": 1000.0}, {"distance": 10.0}, {"momentum": 0.9}, {"step_size": 0.04},
+        {"eps": 0.1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_weight_of_the_attack_matters(authors_latents: Tensor, change: dict[str, float]) -> None:
+    assert agreement(every_latent(**change), authors_latents) < 0.97
+
+
+def test_the_picture_kept_is_that_of_the_least_iou(victim: Method) -> None:
     result = run(ToyDiffusion(0.1), victim, steps=3)
     assert result.iou.shape == (4, 2)
     for number in (0, 1):
-        latents = authors_attack(ToyDiffusion(0.1), victim, number, config)
-        expected = latents[result.iou[:, number].argmin()]
-        agree = (result.latents[number] - expected[0]).abs() < 1e-4
-        assert agree.float().mean() > 0.99  # a sign may turn where the momentum is almost 0
+        latents = authors_attack(ToyDiffusion(0.1), victim, number, AttackConfig(steps=3))
+        assert agreement(result.latents[number], latents[result.iou[:, number].argmin()][0]) > 0.99
 
 
 def test_the_attack_lowers_the_iou_within_its_bounds(victim: Method) -> None:
