@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from samtune.common.errors import InputError
-from samtune.data.sample import Remembered, Sample, stack_masks, target_masks
+from samtune.data.sample import Remembered, Sample, stack_masks, target_masks, without_empty_masks
 from small_sam import ListedSamples, disc_sample
 
 
@@ -21,6 +21,15 @@ def test_targets():
     assert target_masks(blank, "union").shape == (0, 2, 3)
     with pytest.raises(InputError, match="unknown target 'unoin'; known: union"):
         target_masks(sample, "unoin")
+
+
+def test_masks_without_a_pixel_are_left_out_with_their_classes() -> None:
+    masks = np.zeros((3, 2, 3), dtype=bool)
+    masks[0, 0, 0] = masks[2, 1, 2] = True
+    sample = Sample("a", "d", "test", np.zeros((2, 3, 3), dtype=np.uint8), masks, object_class=("cat", "dog", "hen"))
+    kept = without_empty_masks(sample)
+    assert np.array_equal(kept.masks, masks[[0, 2]]) and kept.object_class == ("cat", "hen")
+    assert without_empty_masks(kept) is kept
 
 
 def test_samples_stay_in_memory_until_it_is_full() -> None:

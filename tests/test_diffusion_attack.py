@@ -147,6 +147,13 @@ def test_the_picture_kept_is_that_of_the_least_iou(victim: Method) -> None:
         assert agreement(result.latents[number], latents[result.iou[:, number].argmin()][0]) > 0.99
 
 
+def test_a_loss_that_is_not_a_number_is_told(victim: Method) -> None:
+    latents, images, prompts, masks = scene()
+    latents[1] = torch.nan
+    with pytest.raises(FloatingPointError, match="nan"):
+        attack(ToyDiffusion(), victim, latents, PLAN, images, prompts, masks, AttackConfig(steps=1))
+
+
 def test_the_attack_lowers_the_iou_within_its_bounds(victim: Method) -> None:
     model = ToyDiffusion()
     result = run(model, victim, steps=15, distance=0.0)

@@ -16,6 +16,8 @@ from samtune.study.runner import run_cells
 
 GPU = repository_root() / "tests" / "gpu"
 sys.path.insert(0, str(GPU))
+import bring_back as bringing  # noqa: E402
+import pack as packing  # noqa: E402
 from bring_back import bring_back  # noqa: E402
 from pack import pack  # noqa: E402
 
@@ -122,3 +124,79 @@ def test_records_are_packed_first_and_damaged_ones_refused(tmp_path: Path) -> No
     with pytest.warns(UserWarning, match="damaged record"):
         placed, refused = bring_back(out, tmp_path / "back")
     assert placed == 1 and refused == ["b.json.gz: damaged, or not the key of its cell"]
+
+
+def started_with(root: Path, sizes: dict[str, int]) -> Path:
+    """OUT of a run that wrote the files of these names and sizes."""
+    out = root / "out"
+    out.mkdir()
+    (out / "started").touch()
+    for name, size in sizes.items():
+        path = root / "results/cpu" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(size))
+    return out
+
+
+def packed_names(out: Path) -> list[list[str]]:
+    """Of each archive the files in it, as they lie there."""
+    names = []
+    for place in range(len(list(out.glob("results-*.tar.gz")))):
+        with tarfile.open(out / f"results-{place}.tar.gz") as archive:
+            names.append([name.removeprefix("results/cpu/") for name in archive.getnames()])
+    return names
+
+
+def test_the_cut_parts_no_picture_from_its_json_and_leaves_no_set_finished_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = [[f"generated/{key}/{name}" for name in ("x.png", "x.json", "z.png", "z.json")] for key in ("a", "b")]
+    sizes = {name: 150 if name.endswith("png") else 50 for name in (*sets[0], *sets[1])}
+    out = started_with(tmp_path, sizes | {f"generated/{key}/finished.json": 10 for key in ("a", "b")})
+    monkeypatch.setattr(packing, "ARCHIVES", 2)
+    monkeypatch.setattr(packing, "BYTES", 405)
+    assert pack(out, tmp_path) == 7
+    assert packed_names(out) == [sets[0], ["generated/a/finished.json", *sets[1][:2]]]
+    monkeypatch.setattr(packing, "BYTES", 300)  # a picture an archive
+    assert pack(out, tmp_path) == 5
+    assert packed_names(out) == [sets[0][:2], [*sets[0][2:], "generated/a/finished.json"]]
+
+
+def test_what_is_too_large_takes_its_json_files_along(tmp_path: Path) -> None:
+    large = {"generated/a/x.png": packing.LARGEST + 1, "checkpoints/t/trainable.safetensors": packing.LARGEST + 1}
+    said = {name: 1 for name in ("generated/a/x.json", "generated/a/finished.json", "checkpoints/t/finished.json")}
+    small = {"generated/a/y.png": 1, "generated/a/y.json": 1, "generated/a/x.safetensors": 1}
+    out = started_with(tmp_path, large | said | small)
+    assert pack(out, tmp_path) == 2
+    assert packed_names(out) == [["generated/a/y.png", "generated/a/y.json"]]
+
+
+def test_packing_or_bringing_back_broken_off_leaves_no_set_finished_that_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "BYTES", 300)
+    names = ("x.png", "x.json", "y.png", "y.json", "finished.json")
+    out = started_with(tmp_path, {f"generated/b/{name}": 150 if name.endswith("png") else 50 for name in names})
+    pack(out, tmp_path)
+    (tmp_path / "results/cpu/generated/a").mkdir()
+    (tmp_path / "results/cpu/generated/a/x.png").write_bytes(bytes(250))  # moves all of b by an archive
+    write, left = packing.write_atomically, 1
+
+    def broken_off(path: Path, data: bytes) -> None:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        write(path, data)
+
+    monkeypatch.setattr(packing, "write_atomically", broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        pack(out, tmp_path)
+    monkeypatch.setattr(bringing, "write_atomically", broken_off)
+    for left in range(5):
+        back, before = tmp_path / f"back{left}", left
+        with pytest.raises(KeyboardInterrupt):
+            bring_back(out, back)
+        assert {path.name for path in back.rglob("*.*")} == set(names[:before])
+    monkeypatch.setattr(bringing, "write_atomically", write)
+    assert bring_back(out, tmp_path / "whole")[0] == 5

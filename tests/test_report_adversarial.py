@@ -1,5 +1,6 @@
 """ASAM's pictures in figures: chosen by rule, the change and what it does to the masks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,10 @@ def test_pictures_are_shown_evenly_by_what_they_cost_the_victim(small_backbone: 
     words = [f"{found['before', id]:.2f} → {found['final', id]:.2f}" for id in ids]
     assert [axis.get_xlabel() for axis in sheet.axes] == [*words, ""]
     assert len(adversarial.contact_sheet(record, ids, "Sheet").axes) == 3  # no empty places
+    latent = GenerationCell("inversion", options={"recipe": "autoencoder"}, **shared)
+    dat = replace(attack, inversion=latent)  # shows nothing of ASAM
+    _, other = run_cells([latent, dat], "smoke", executor(profile), say=lambda line: None)
+    assert adversarial.kept_attack([other, record]) is record
     (tmp_path / "results" / "smoke" / "generated" / inversion.key() / "finished.json").unlink()
     assert adversarial.kept_attack([record]) is None  # a record whose pictures are not here
 

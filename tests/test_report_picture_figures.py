@@ -1,8 +1,10 @@
 """Figures of pictures: chosen by rule, every mask, prompt and mistake drawn where it is."""
 
+import cv2
 import matplotlib.colors
 import numpy as np
 import pandas as pd
+from matplotlib.image import AxesImage
 
 from samtune.data.sample import Sample
 from samtune.prompts import make_prompts
@@ -96,3 +98,40 @@ def test_large_pictures_shrink_but_keep_their_coordinates():
     (axis, *_) = contact_sheet([one], "Large").axes
     assert axis.images[0].get_array().shape[:2] == (67, 200)
     assert axis.images[0].get_extent() == [-0.5, 1199.5, 399.5, -0.5]
+
+
+def coloured(layer: AxesImage) -> np.ndarray:
+    return np.asarray(layer.get_array())[..., 3] > 0
+
+
+def thin_and_thick() -> tuple[Sample, float]:
+    """A large picture with a crack, a slanted one, a speck, a disk; and how many shrunk pixels the disk is."""
+    masks = np.zeros((4, 1000, 1500), np.uint8)
+    masks[0, 500:502, 100:1400] = masks[2, 150:154, 1200:1204] = 1
+    cv2.line(masks[1], (100, 900), (1400, 560), 1, 2)
+    cv2.circle(masks[3], (400, 250), 180, 1, -1)
+    return Sample("large", "mine", "test", np.zeros((1000, 1500, 3), np.uint8), masks > 0), masks[3].sum() / 7.5**2
+
+
+def test_no_object_vanishes_in_a_contact_sheet_and_thick_ones_keep_their_area():
+    one, disk = thin_and_thick()
+    (axis, *_) = contact_sheet([one], "Thin and thick").axes
+    crack, slanted, speck, thick = (coloured(layer) for layer in axis.images[1:])
+    for line in (crack, slanted):
+        assert line.any(0).sum() >= 173 and line.sum() <= 200  # all along, and a pixel wide
+        assert cv2.connectedComponents(line.astype(np.uint8))[0] == 2  # the surroundings, and one line
+    assert speck.sum() == 1 and speck[20, 160]
+    assert abs(thick.sum() / disk - 1) < 0.02
+    lines = Sample("lines", "mine", "test", np.zeros((320, 480, 3), np.uint8), np.eye(320, 480, dtype=bool)[None])
+    assert coloured(contact_sheet([lines], "Lines").axes[0].images[1]).any(0).sum() >= 133
+
+
+def test_no_mistake_about_an_object_vanishes_and_a_rim_does_not_grow():
+    one, disk = thin_and_thick()
+    crack, _, speck, thick = one.masks
+    wider = cv2.dilate(thick.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0  # false alarms all around, a pixel wide
+    truth = speck | thick
+    (*_, axis) = qualitative_grid([Example(one.image, truth, {"lora": wider | crack})], "Mistakes").axes
+    hit, false_alarm, missed = (coloured(layer) for layer in axis.images[1:])
+    assert abs(hit.sum() / disk - 1) < 0.02 and missed.sum() == 1
+    assert 173 <= false_alarm.sum() <= 200 and set(np.nonzero(false_alarm)[0]) == {66}  # the crack that is not there

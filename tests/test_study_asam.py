@@ -127,7 +127,8 @@ def test_ablations_leave_out_what_was_tuned_on_and_use_few_seeds(asam_profile: P
         assert {cell.backbone for cell in shown[variant]} == {"nano", "nano_mobile"}
         assert {cell.split for cell in shown[variant]} == {"train"} and len(on[variant]) == 1
     seeds = {variant: {cell.seed for cell in found} for variant, found in shown.items()}
-    claimed = {"SAM", "ASAM", "clean tuning", asam.WHOLE_DECODER}  # clean tuning: of the second victim
+    # Clean tuning is of the second victim; PGD, as in the main table, stands beside its options.
+    claimed = {"SAM", "ASAM", "clean tuning", "PGD tuning", asam.WHOLE_DECODER}
     assert {variant for variant in seeds if seeds[variant] == {0, 1, 5}} == claimed
     others = seeds.keys() - claimed
     assert all(seeds[variant] == {5} for variant in others)
@@ -156,15 +157,58 @@ def test_pictures_made_otherwise_differ_in_what_the_row_says_alone(asam_profile:
     arms = {arm.variant: arm.made for arm in asam.picture_arms(usual, list(asam.PICTURES))}
     usual = arms.pop(asam.FEW)
     assert usual.pictures == 2
+    made, attacked = dict(usual.inversion.options), dict(usual.options) | {"prompt": usual.prompt}
+    found = {}
     for variant, cell in arms.items():
-        assert cell.key() != usual.key() or variant == "direct", variant  # the profile's own recipe
-        options, made = dict(cell.options), dict(cell.inversion.options)
-        for name, value in asam.ALONG[variant].items():
-            where = options | {"prompt": cell.prompt} if name.startswith("attack_") else made
-            assert where[name.removeprefix("attack_")] == value
+        changed = dict(cell.inversion.options).items() - made.items()
+        found[variant] = dict(changed), dict((dict(cell.options) | {"prompt": cell.prompt}).items() - attacked.items())
+        assert cell.pictures == usual.pictures
+        shown = found[variant][0] | {f"attack_{name}": value for name, value in found[variant][1].items()}
+        assert asam.ALONG[variant] == shown or variant == "direct", variant  # the profile's own recipe
+    assert found == {
+        "without ControlNet": ({"controlnet": False}, {}),
+        "DDIM": ({"recipe": "ddim"}, {}),
+        "null-text": ({"recipe": "null_text"}, {}),
+        "negative-prompt": ({"recipe": "negative_prompt"}, {}),
+        "direct": ({}, {}),
+        "1 attack steps": ({}, {"steps": 1}),
+        "3 attack steps": ({}, {"steps": 3}),
+        "20 attack steps": ({}, {"steps": 20}),
+        "eps 0.05": ({}, {"eps": 0.05}),
+        "eps 0.1": ({}, {"eps": 0.1}),
+        "eps 0.4, updates of 0.04": ({}, {"eps": 0.4, "step_size": 0.04}),
+        "guidance 1": ({"guidance": 1}, {}),
+        "guidance 3": ({"guidance": 3}, {}),
+        "through the last 1 steps": ({}, {"last_steps": 1}),
+        "through the last 3 steps": ({}, {"last_steps": 3}),
+        "attacked with ten clicks": ({}, {"prompt": "point10"}),
+    }
     for _, changed in asam.PICTURES["eps"].values():
         attack = AttackConfig(**changed)
         assert attack.eps <= attack.steps * attack.step_size, "no update reaches the bound"
+
+
+def test_an_inversion_without_guidance_has_no_rows_of_guidance(asam_profile: Profile, capsys) -> None:
+    asked = asam_profile.generation.model_copy(update={"recipe": "negative_prompt"})
+    arms = asam.picture_arms(asam_profile.model_copy(update={"generation": asked}), ["guidance", "eps"])
+    assert [arm.variant for arm in arms] == [asam.FEW, *asam.PICTURES["eps"]]
+    assert "not run: guidance: " in capsys.readouterr().out
+
+
+def test_rates_that_the_main_table_has_are_chosen_with_all_seeds(asam_profile: Profile, monkeypatch) -> None:
+    """A rate that fails with another seed there must not come back in the ablations, whatever groups are asked for."""
+    asked, choose = {}, asam.Tuning.choose_rates
+
+    def noted(plan, arms, seeds=()):
+        for arm in arms:
+            asked.setdefault((arm.method, arm.variant if arm.own_rate else ""), list(seeds))
+        return choose(plan, arms, seeds)
+
+    monkeypatch.setattr(asam.Tuning, "choose_rates", noted)
+    seeds = asam_profile.model_copy(update={"seeds": (0, 1, 2)})
+    planned(run_ablations, seeds, [UNSEEN], [0], ["rivals", "remedies"])
+    for method in ("asam", "pgd", "clean_tuning"):
+        assert asked[method, ""] == [0, 1, 2]
 
 
 def test_remedies_have_clean_and_adversarial_pictures_or_boxes_alone(

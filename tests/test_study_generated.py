@@ -1,6 +1,7 @@
 """Generated pictures: made once, resumed where they were killed, opened as a data set, needed by what reads them."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from samtune.data.registry import describe, open_dataset
 from samtune.diffusion.conditions import caption
 from samtune.report.tables import build_tables
 from samtune.study.cells import Cell, GenerationCell, TrainingCell, cell_from_plain, plain_cell
+from samtune.study.estimate import disk_bytes
 from samtune.study.execute import executor
 from samtune.study.generated import (
     AUTHORS,
@@ -115,6 +117,40 @@ def test_a_killed_generation_goes_on_at_the_same_picture(model: str, folder: Pat
         for name in names:
             assert (ours / name).read_bytes() == (theirs / name).read_bytes()
         assert [one["id"] for one in read_facts(ours)] == [one["id"] for one in read_facts(theirs)]
+
+
+def test_a_generation_that_goes_on_knows_the_time_of_its_first_part(model: str, folder: Path) -> None:
+    _, attack = quiet_run(cells(model, 2), folder)
+    (folder / "records" / f"{attack.key}.json.gz").unlink()
+    _, again = quiet_run(cells(model, 2), folder)  # its pictures are all there
+    assert again.seconds == pytest.approx(attack.seconds)
+    assert 0 < attack.seconds < attack.extras["seconds_with_inversion"]
+
+
+def test_out_of_memory_says_what_to_set(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("samtune.diffusion.generation.attack", full)
+    with pytest.raises(
+        InputError, match=r"out of memory in attack .* at generation.batch 2, \d+ objects: set .*batch 1"
+    ):
+        quiet_run(cells(model, 2), folder, batch=2)
+
+
+def test_without_a_controlnet_nothing_is_made_and_it_says_so(tmp_path: Path, capsys) -> None:
+    place = save_tiny_diffusion(tmp_path / "tiny")
+    shutil.rmtree(place / "controlnet")
+    assert run_generated(profile(str(place))) == []
+    assert f"{place} has no mask ControlNet: name one" in capsys.readouterr().out
+
+
+def test_the_disk_that_an_inversion_wants(model: str) -> None:
+    inversion = GenerationCell("inversion", SETS, 1000, diffusion="sd", options={"recipe": "null_text", "steps": 50})
+    attack = GenerationCell("attack", SETS, 1000, diffusion="sd", inversion=inversion, backbone="nano")
+    assert 12e9 < disk_bytes([inversion]) < 13e9  # 50 embeddings of 77 x 768 numbers
+    assert disk_bytes([attack]) < 1e9
+    assert disk_bytes([replace(inversion, diffusion="nano")]) < 2e9
 
 
 def test_a_training_on_generated_pictures_needs_them(model: str, folder: Path) -> None:

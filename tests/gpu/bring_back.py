@@ -6,6 +6,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from pack import in_order
+
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import repository_root
@@ -16,6 +18,7 @@ def bring_back(out: Path, root: Path) -> tuple[int, list[str]]:
     """Place the files of all archives in `out` under `root`; how many, and what was refused and why.
 
     A record must have the key of its cell; one that is there already stays, and so does what describes its objects.
+    In the order of `pack.py`, so that a break leaves no JSON file without what it says is there.
     """
     placed, refused = 0, []
     with tempfile.TemporaryDirectory() as folder:
@@ -26,10 +29,8 @@ def bring_back(out: Path, root: Path) -> tuple[int, list[str]]:
             here = root / records.relative_to(folder) / OBJECTS
             if here.is_dir():
                 shutil.copytree(here, records / OBJECTS, dirs_exist_ok=True)
-        for path in sorted(Path(folder).rglob("*")):
+        for path in in_order(path for path in Path(folder).rglob("*") if path.is_file()):
             target = root / path.relative_to(folder)
-            if not path.is_file():
-                continue
             if path.name.endswith(SUFFIX) and target.is_file():
                 continue
             if path.name.endswith(SUFFIX) and path.parent.name != OBJECTS:

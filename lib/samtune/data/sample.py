@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -229,6 +229,15 @@ def target_masks(sample: Sample, target: Target) -> np.ndarray | CroppedMasks:
         return sample.masks
     union = sample.masks.any(axis=0)[None]
     return union if union.any() else union[:0]
+
+
+def without_empty_masks(sample: Sample) -> Sample:
+    """The sample without masks (and their classes) that hold no pixel, from which no prompt can come."""
+    kept = sample.masks.any((1, 2))
+    if kept.all():
+        return sample
+    classes = tuple(name for name, keep in zip(sample.object_class, kept, strict=False) if keep)
+    return replace(sample, masks=sample.masks[kept], object_class=classes)
 
 
 def stack_masks(masks: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:

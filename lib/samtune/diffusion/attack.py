@@ -30,7 +30,8 @@ class AttackConfig:
         steps: updates of the latent; one more picture than that is decoded.
         step_size, eps: of an update, and how far a latent value may go from its start (L-infinity).
         momentum: of the gradients, each of L1 norm 1.
-        dice, cross_entropy, distance: kappa, gamma and beta of the loss.
+        dice, cross_entropy, distance: kappa, gamma and beta of the loss. The norm is over all pixels of the victim's
+            input: at 256 pixels a side it, and so the weight of beta, is about a quarter of that at SAM's 1,024.
         embedding: weight of the squared error between the image embeddings of x_adv and x (ASAM's later code: 0.5).
         last_steps: denoising steps that the gradient really goes back through, at most all; 0 is the shortcut.
     """
@@ -89,6 +90,8 @@ def attack(
         images: the pictures themselves, float32 `(B, 3, S, S)` in [0, 1].
         prompts: P prompts in the victim's pixels (boxes, points, or both), every picture with one at least.
         masks: the true mask of each prompt, float32 or bool `(P, 1, H, W)`, stretched to the square as pictures are.
+
+    Raises `FloatingPointError` where a picture's loss is not finite.
     """
     config = config or AttackConfig()
     start, momentum = latents, torch.zeros_like(latents)
@@ -114,6 +117,8 @@ def attack(
                 loss = loss - config.distance * (adversarial - originals).flatten(1).norm(dim=1)
                 if config.embedding:
                     loss = loss + config.embedding * (embedding - original_embedding).square().flatten(1).mean(1)
+                if not loss.isfinite().all():
+                    raise FloatingPointError(f"the attack's loss is {loss.tolist()} on the pictures at update {step}")
                 (gradient,) = torch.autograd.grad(loss.sum(), source)
         overlap = low_resolution_iou(logits.detach(), target)[:, 0]
         history.append(per_picture(overlap, prompts.image_index, len(images)))

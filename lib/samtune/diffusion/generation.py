@@ -62,8 +62,8 @@ class Made:
 
 @dataclass(frozen=True)
 class Scene:
-    """B samples as the models take them: `images` float32 `(B, 3, S, S)` in [0, 1], `text` `(B, T, C)`, mask images
-    `condition` `(B, 3, S, S)` or None, the captions."""
+    """B samples as the models take them: `images` float32 `(B, 3, S, S)` in [0, 1], mask images `condition`
+    `(B, 3, S, S)` or None, the captions, and these embedded, `text` `(B, T, C)`; T is 0 where nothing is denoised."""
 
     samples: Sequence[Sample]
     images: Tensor
@@ -81,17 +81,31 @@ def check_options(method: str, options: Mapping[str, object]) -> None:
             raise unknown(f"option of {method}", name, METHODS[method])
 
 
-def scene(model: LatentDiffusion, samples: Sequence[Sample], options: Mapping[str, object], device: str) -> Scene:
-    """Pictures stretched to the model's square, captions and mask images; `options` of the inversion or sample."""
+def scene(
+    model: LatentDiffusion,
+    samples: Sequence[Sample],
+    options: Mapping[str, object],
+    device: str,
+    captions: Sequence[str] | None = None,
+    denoised: bool = True,
+) -> Scene:
+    """Pictures stretched to the model's square, captions and mask images; `options` of the inversion or sample.
+
+    `captions`: those of the inversion that is started from, see `stored_captions`; None: as the options say. They are
+    embedded where the pictures will be `denoised`, which the recipe "autoencoder" never does.
+    """
     size = model.image_size
     pictures = [cv2.resize(sample.image, (size, size), interpolation=cv2.INTER_AREA) for sample in samples]
-    captions = captions_of(samples, str(options.get("captions", "classes")), device)
+    if captions is None:
+        captions = captions_of(samples, str(options.get("captions", "classes")), device)
+    denoised = denoised and options.get("recipe") != AUTOENCODER
+    text = model.embed(captions) if denoised else torch.empty(len(samples), 0, 0)
     condition = None
     if options.get("controlnet", True):
         if model.controlnet is None:
             raise InputError("the diffusion model has no mask ControlNet: name one, or set controlnet=False")
         condition = _float([colour_coded(sample.masks[:MOST_OBJECTS], size) for sample in samples]).to(device)
-    return Scene(samples, _float(pictures).to(device), model.embed(captions), condition, captions)
+    return Scene(samples, _float(pictures).to(device), text, condition, captions)
 
 
 def inverted(model: LatentDiffusion, given: Scene, options: Mapping[str, object]) -> list[Made]:
@@ -243,8 +257,9 @@ def read_inversion(folder: Path, sample: Sample) -> tuple[dict[str, Tensor], dic
 
 
 class Cost:
-    """Network evaluations (U-Net, with the ControlNet where it is on; backward passes not counted) and seconds, a
-    picture, since it was made."""
+    """Network evaluations (U-Net, with the ControlNet where it is on) and seconds, a picture, since it was made.
+
+    A backward pass does not count, but what it computes a second time does (`AttackConfig.last_steps`)."""
 
     def __init__(self, model: LatentDiffusion, pictures: int) -> None:
         self.model, self.pictures = model, pictures

@@ -9,8 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from samtune.data.registry import missing_parts, open_dataset
+from samtune.data.sample import without_empty_masks
 from samtune.diffusion.attack import AttackConfig
 from samtune.diffusion.conditions import MOST_MASKS
+from samtune.diffusion.generation import AUTOENCODER
 from samtune.metrics import iou
 from samtune.prompts import make_prompts
 from samtune.report.examples import predict_masks
@@ -37,11 +39,12 @@ class Example:
 
 
 def kept_attack(records: Iterable[Record]) -> Record | None:
-    """The first attack whose pictures are here, as a fresh clone has records alone; None: there is none."""
+    """The first attack (but DAT's) whose pictures are here, as a fresh clone has records alone; None: there is none."""
     for record in records:
         if record.kind == "generation" and record.method == "attack":
             cell = cell_of(record)
-            if not missing_parts(cell.name) + missing_parts(cell.inversion.name):
+            through_diffusion = dict(cell.inversion.options)["recipe"] != AUTOENCODER
+            if through_diffusion and not missing_parts(cell.name) + missing_parts(cell.inversion.name):
                 return record
     return None
 
@@ -73,7 +76,7 @@ def examples_of(record: Record, ids: Sequence[str], mode: str = "stretch") -> li
     made, start = open_dataset(cell.name), open_dataset(cell.inversion.name)
     victim, rows = cell_method(cell), []
     for id, source in zip(ids, _sources(ids), strict=True):
-        original = open_dataset(source).load(id.removeprefix(f"{source}/"))
+        original = without_empty_masks(open_dataset(source).load(id.removeprefix(f"{source}/")))
         reconstruction, adversarial = start.load(id), made.load(id)
         masks = original.masks[:MOST_MASKS]
         prompts = make_prompts(cell.prompt, masks, id, cell.seed)

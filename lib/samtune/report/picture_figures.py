@@ -240,8 +240,14 @@ def _mistakes(axis: Axes, example: Example, name: str, window: Window | None) ->
     """A picture with hits, false alarms and misses of the prediction `name`, where there is one."""
     show_picture(axis, example.image, window)
     mask, truth = example.predictions.get(name, example.truth), example.truth
-    for part, colour in ((mask & truth, HIT), (mask & ~truth, FALSE_ALARM), (~mask & truth, MISSED)):
-        fill(axis, part, colour, window, outline=False)  # outlines would widen what is thin
+    cuts = [_cut(part.astype(np.float32), window) for part in (mask & truth, mask & ~truth, ~mask & truth)]
+    shares, extent = np.stack([share for share, _ in cuts]), cuts[0][1]
+    # All three as one mask, each pixel in the colour of its largest part: a false alarm one pixel of the image wide
+    # around a thick object would by itself be shown as wide as a pixel of the figure. No outlines: they would widen it.
+    shown, largest = _cover(shares.sum(0)) > 0.5, shares.argmax(0)
+    for number, colour in enumerate((HIT, FALSE_ALARM, MISSED)):
+        if shares[number].any():
+            _lay(axis, shown & (largest == number), colour, 0.7, extent)
 
 
 def _cut(picture: np.ndarray, window: Window | None) -> tuple[np.ndarray, tuple[float, float, float, float]]:
@@ -258,19 +264,33 @@ def show_picture(axis: Axes, image: np.ndarray, window: Window | None = None) ->
     axis.set(xlim=extent[:2], ylim=extent[2:], autoscale_on=False)  # prompts may go beyond
 
 
-def fill(axis: Axes, mask: np.ndarray, colour: str, window: Window | None = None, outline: bool = True) -> None:
-    """`mask`, bool `(H, W)`, over a picture: translucent, with its outline; denser without."""
+def fill(axis: Axes, mask: np.ndarray, colour: str, window: Window | None = None) -> None:
+    """`mask`, bool `(H, W)`, over a picture: translucent, with its outline."""
     if not mask.any():
         return
     small, extent = _cut(mask.astype(np.float32), window)
+    cover = _cover(small)
+    _lay(axis, cover > 0.5, colour, 0.5, extent)
     left, right, bottom, top = extent
-    layer = np.zeros((*small.shape, 4))
-    layer[:] = (*to_rgb(colour), 0.0)
-    layer[..., 3] = (0.5 if outline else 0.7) * (small > 0.5)
-    axis.imshow(layer, extent=extent, interpolation="nearest")
-    if not outline:
-        return
-    padded = np.pad(small, 1)  # so that an outline closes at the picture's edge
+    padded = np.pad(cover, 1)  # so that an outline closes at the picture's edge
     across = left + (np.arange(-1, small.shape[1] + 1) + 0.5) * (right - left) / small.shape[1]
     down = top + (np.arange(-1, small.shape[0] + 1) + 0.5) * (bottom - top) / small.shape[0]
     axis.contour(across, down, padded, levels=[0.5], colors=[colour], linewidths=0.9)
+
+
+def _cover(small: np.ndarray) -> np.ndarray:
+    """How much of each pixel a shrunk mask `(h, w)` covers, as a part of the most around it; above 0.5 is drawn.
+
+    What is thinner than a pixel covers less than half of any, and must not vanish. In and at a thick object the most
+    is 1, so that it keeps its area.
+    """
+    most = cv2.dilate(small, np.ones((3, 3), np.uint8))
+    return np.divide(small, most, out=np.zeros_like(small), where=most > 0)
+
+
+def _lay(axis: Axes, shown: np.ndarray, colour: str, alpha: float, extent: tuple[float, float, float, float]) -> None:
+    """The pixels `shown`, bool `(h, w)`, in a translucent colour over `extent`."""
+    layer = np.zeros((*shown.shape, 4))
+    layer[:] = (*to_rgb(colour), 0.0)
+    layer[..., 3] = alpha * shown
+    axis.imshow(layer, extent=extent, interpolation="nearest")

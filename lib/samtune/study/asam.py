@@ -251,13 +251,17 @@ def run_ablations(
     if left := sorted(set(datasets) - set(held_out)):
         print(f"not in the ablations, as they were tuned on: {', '.join(left)}")
     base = Arm("clean_tuning" if lacking else "asam")
-    arms = [base, *option_arms(base.method, groups), *([] if lacking else picture_arms(profile, groups))]
+    usual = [Arm("pgd")] if "rivals" in groups else []  # beside PGD's options
+    arms = [base, *usual, *option_arms(base.method, groups), *([] if lacking else picture_arms(profile, groups))]
     remedies = remedy_arms(profile) if REMEDIES in groups and not lacking else []
     arms += remedies
     rivals = plan.arms() if FORGETTING in groups else []
     few = profile.ablation_seeds
     every = list(dict.fromkeys([*few, *seeds]))
-    plan.choose_rates([base, *rivals, *(arm for arm in arms if arm.variant == WHOLE_DECODER)], profile.seeds)
+    # What the main table has too is chosen as there, with all seeds, whatever groups are asked for.
+    shared = [Arm(arm.method) for arm in arms if not (arm.own_rate and arm.variant)]
+    whole = [arm for arm in arms if arm.variant == WHOLE_DECODER]
+    plan.choose_rates([base, *rivals, *shared, *whole], profile.seeds)
     plan.choose_rates(arms)
     cells: list[Cell] = [cell for seed in every for cell in plan.zero_shot(held_out, seed, f"{ABLATION}:SAM")]
     for arm in arms:
@@ -291,7 +295,10 @@ def picture_arms(profile: Profile, groups: Sequence[str]) -> list[Arm]:
     """ASAM on a few adversarial pictures made in other ways, from stored inversions; and made as usual, beside them."""
     from samtune.study.generated import Generation
 
-    rows = {variant: how for group in groups for variant, how in PICTURES.get(group, {}).items()}
+    if (unguided := profile.generation.recipe == "negative_prompt") and "guidance" in groups:
+        print("not run: guidance: the profile's inversion, negative_prompt, has none")
+    asked = [group for group in groups if not (group == "guidance" and unguided)]
+    rows = {variant: how for group in asked for variant, how in PICTURES.get(group, {}).items()}
     if not rows:
         return []
     made, few = Generation(profile), profile.generation.ablation_pictures

@@ -65,6 +65,7 @@ def run_bench(
     """
     folder = results if isinstance(results, Path) else results_root(results)
     device = usable_device(device)
+    torch.backends.cudnn.allow_tf32 = False  # as in the study
     backbones = backbones or (("nano", "vit_b") if device == "cpu" else tuple(SHARES))
     end = time.perf_counter() + 60 * minutes
     records: list[Record] = []

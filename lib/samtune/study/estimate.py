@@ -10,7 +10,9 @@ from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, GenerationCel
 from samtune.study.records import Record, cell_of
 
 CHECKPOINT_COPIES = 4  # the trained weights; and to resume, the same with Adam's two averages
-PICTURE_BYTES = 1_000_000  # a generated picture with what its inversion keeps
+PICTURE_BYTES = 500_000  # of a generated picture, as PNG
+# Numbers that an inversion keeps of a picture at each denoising step, of Stable Diffusion 1.5 and of the nano pipeline.
+KEPT = {"null_text": (77 * 768, 32 * 128), "direct": (4 * 64 * 64, 4 * 32 * 32)}
 RECORD_BYTES = 10_000
 # Network evaluations a picture and step, of an inversion with the denoising after it; null-text optimisation: the most.
 INVERSION_CALLS = {"ddim": 3, "negative_prompt": 2, "direct": 5, "null_text": 25, "autoencoder": 0}
@@ -122,5 +124,13 @@ def disk_bytes(cells: Sequence[Cell]) -> int:
         for cell in cells
         if cell.kind == "training"
     )
-    pictures = sum(cell.pictures for cell in cells if isinstance(cell, GenerationCell))
-    return checkpoints + PICTURE_BYTES * pictures + RECORD_BYTES * len(cells)
+    pictures = sum(cell.pictures * _picture_bytes(cell) for cell in cells if isinstance(cell, GenerationCell))
+    return checkpoints + pictures + RECORD_BYTES * len(cells)
+
+
+def _picture_bytes(cell: GenerationCell) -> int:
+    options = dict(cell.options)
+    if cell.method != "inversion":
+        return PICTURE_BYTES
+    kept = KEPT.get(options.get("recipe", "null_text"), (0, 0))[cell.diffusion == "nano"]
+    return PICTURE_BYTES + 4 * kept * options.get("steps", 50)  # float32

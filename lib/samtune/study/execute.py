@@ -1,5 +1,6 @@
 """What running a cell means: a training leaves weights and a curve, an evaluation rows, a generation pictures."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
@@ -11,12 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from samtune.common.errors import InputError, unknown
+from samtune.common.errors import InputError, is_out_of_memory, unknown
 from samtune.common.paths import results_root
 from samtune.common.provenance import choose_precision
 from samtune.data.generated import PREFIX, chosen_pictures, chosen_sets, picture_name, read_facts
 from samtune.data.registry import describe, open_dataset
-from samtune.data.sample import Remembered
+from samtune.data.sample import Remembered, without_empty_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import (
     EvaluationConfig,
@@ -61,6 +62,7 @@ def executor(profile: Profile) -> Execute:
             raise unknown("metric of masks", metric, known_metrics)
     device = usable_device(profile.device)
     precision = choose_precision(profile.precision, device)
+    torch.backends.cudnn.allow_tf32 = False  # or convolutions on a card would not be the fp32 that records name
     # Of the trained method that was measured last, so that one kind of prompt after another finds its embeddings.
     known: dict[tuple, dict[str, Tensor]] = {}
     models: dict[tuple[str, str | None], Any] = {}  # the diffusion model that was used last
@@ -140,6 +142,7 @@ def executor(profile: Profile) -> Execute:
     def run_generation(cell: GenerationCell, results: Path) -> Result:
         # Not above: they bring diffusers, seconds.
         from samtune.diffusion import generation
+        from samtune.diffusion.captions import check_captions, stored_captions
         from samtune.diffusion.pipeline import load_diffusion
 
         generation.check_options(cell.method, options := dict(cell.options))
@@ -153,6 +156,10 @@ def executor(profile: Profile) -> Execute:
         model = models[source]
         victim = None if cell.backbone == NO_BACKBONE else cell_method(cell).to(device).eval()
         chosen = chosen_pictures(cell.dataset, cell.split, cell.pictures, open_dataset)
+        if first_cell is cell:
+            there = {path.stem for path in folder.glob("*.json")}
+            missing = [(one, id) for one, id in chosen if picture_name(one.name, id) not in there]
+            check_captions(str(options.get("captions", "classes")), missing)
         batch = profile.generation.batch
         empty = 0
         for first in tqdm(range(0, len(chosen), batch), cell.describe(), mininterval=2, leave=False):
@@ -161,24 +168,22 @@ def executor(profile: Profile) -> Execute:
                 for dataset, id in chosen[first : first + batch]
                 if not (folder / f"{picture_name(dataset.name, id)}.json").is_file()
             ]
-            samples = [sample for dataset, id in places if (sample := dataset.load(id)).masks.any()]
+            loaded = [without_empty_masks(dataset.load(id)) for dataset, id in places]
+            samples = [sample for sample in loaded if len(sample.masks)]
             empty += len(places) - len(samples)
             if not samples:
                 continue
-            given = generation.scene(model, samples, dict(first_cell.options), device)
-            if cell.method == "inversion":
-                made = generation.inverted(model, given, options)
-            elif cell.method == "sample":
-                made = generation.sampled(model, given, options, cell.seed)
-            elif cell.method == "change":
-                before_and_after = files_folder(results, start.inversion), files_folder(results, start)
-                made = generation.changed(victim, given, *before_and_after, cell.prompt, cell.seed)
-            else:
-                made_by = files_folder(results, start)
-                stored = [generation.read_inversion(made_by, sample) for sample in samples]
-                made = generation.attacked(
-                    model, victim, given, stored, dict(start.options), cell.method, options, cell.prompt, cell.seed
-                )
+            # What was inverted with a caption is denoised with the same one: BLIP-2's may depend on the batch.
+            words = None if first_cell is cell else stored_captions(files_folder(results, first_cell), samples)
+            given = generation.scene(model, samples, dict(first_cell.options), device, words, cell.method != "change")
+            try:
+                made = _make(cell, model, victim, given, results)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                tried = f"generation.batch {batch}, {sum(len(sample.masks) for sample in samples)} objects"
+                smaller = f"generation.batch {batch // 2}" if batch > 1 else "a smaller backbone as victim"
+                raise InputError(f"out of memory in {cell.describe()} at {tried}: set {smaller}") from error
             for sample, words, one in zip(samples, given.captions, made, strict=True):
                 generation.write_picture(folder, sample, words, one)
         facts = read_facts(folder)
@@ -189,11 +194,37 @@ def executor(profile: Profile) -> Execute:
             for one in facts
             for output, numbers in one["numbers"].items()
         ]
-        spent = sum(one["numbers"]["final"]["seconds"] for one in facts)  # an attack's holds its inversion's
-        extras = {"dropped": {"images without a mask": empty}, "seconds_with_inversion": spent}
-        return Result(objects=pd.DataFrame(rows), precision="fp32", extras=extras)
+        spent = _seconds(facts)  # an attack's holds its inversion's, a change's is the attack's
+        started = _seconds(read_facts(files_folder(results, start))) if cell.method in ("attack", "random") else {}
+        seconds = sum(spent.values()) - sum(started.get(picture, 0.0) for picture in spent)
+        extras = {"dropped": {"images without a mask": empty}, "seconds_with_inversion": sum(spent.values())}
+        seconds = None if cell.method == "change" else seconds
+        return Result(objects=pd.DataFrame(rows), precision="fp32", seconds=seconds, extras=extras)
 
     return execute
+
+
+def _make(cell: GenerationCell, model: Any, victim: Method | None, given: Any, results: Path) -> list[Any]:
+    """The pictures of a `generation.Scene`, as the cell makes them: `generation.Made` each."""
+    from samtune.diffusion import generation
+
+    options, start = dict(cell.options), cell.inversion
+    if cell.method == "inversion":
+        return generation.inverted(model, given, options)
+    if cell.method == "sample":
+        return generation.sampled(model, given, options, cell.seed)
+    if cell.method == "change":
+        before_and_after = files_folder(results, start.inversion), files_folder(results, start)
+        return generation.changed(victim, given, *before_and_after, cell.prompt, cell.seed)
+    stored = [generation.read_inversion(files_folder(results, start), sample) for sample in given.samples]
+    return generation.attacked(
+        model, victim, given, stored, dict(start.options), cell.method, options, cell.prompt, cell.seed
+    )
+
+
+def _seconds(facts: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """What each picture of a generated set took, also those made before a break."""
+    return {(one["dataset"], one["id"]): one["numbers"]["final"]["seconds"] for one in facts}
 
 
 def cell_method(cell: TrainingCell | EvaluationCell | GenerationCell, results: Path | None = None) -> Method:

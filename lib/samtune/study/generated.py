@@ -39,15 +39,18 @@ LONGER, MORE = f"{LEAN}, longer updates", f"{LEAN}, more and longer updates"
 class Generation:
     """The generation cells of a profile. Making one reads the weights of both models, for their hashes.
 
-    Raises `InputError` where the diffusion model or the backbone is not here.
+    Raises `InputError` where the diffusion model, its ControlNet or the backbone is not here.
     """
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         controlnet = "" if profile.controlnet == profile.diffusion else profile.controlnet
+        model = load_diffusion(profile.diffusion, controlnet or None)
+        if model.controlnet is None:
+            raise InputError(f"{profile.diffusion} has no mask ControlNet: name one as the profile's controlnet")
         self.models = {
             "diffusion": profile.diffusion,
-            "diffusion_hash": weights_hash(load_diffusion(profile.diffusion, controlnet or None)),
+            "diffusion_hash": weights_hash(model),
             "controlnet": controlnet,
         }
         self.victim = {"backbone": profile.backbone, "weights_hash": backbone_hash(profile.backbone)}

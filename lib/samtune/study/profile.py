@@ -99,7 +99,7 @@ class Generation(_Strict):
         pictures: how many images in all; ASAM's rivals are tuned on the same ones.
         ablation_pictures: the first so many of them, for ablations.
         recipe: of the inversion.
-        captions: "classes" (their names), "blip2", or a file of captions.
+        captions: "classes" (their names), "blip2", or a file of captions (`diffusion.captions`).
         steps: of denoising.
         compared_steps: of denoising in the table of inversions, beside the authors' recipe; None: `steps`.
         attack_steps: of the attack.
@@ -109,7 +109,7 @@ class Generation(_Strict):
     sets: Names = ("bsds500", "ccp", "car-parts")
     pictures: Count = 200
     ablation_pictures: Count = 40
-    recipe: str = "direct"
+    recipe: Literal["ddim", "null_text", "negative_prompt", "direct"] = "direct"
     captions: str = "classes"
     steps: Count = 50
     compared_steps: Count | None = None
