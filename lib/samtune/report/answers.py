@@ -8,7 +8,17 @@ import pandas as pd
 from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Side, Terms, above, contrasts, interval, points
 from samtune.report.labels import label, prompt_label
 from samtune.report.readable_tables import METRIC_LABELS
-from samtune.report.sides import FIRST_VERSION, SAMED_DICE, asam_main, sam_sp_main, side_label, spt_main
+from samtune.report.sides import (
+    FIRST_VERSION,
+    SAM_SP_IN_TRUE_BOX,
+    SAMED_DICE,
+    SAMED_TWICE,
+    asam_main,
+    sam_sp_main,
+    sam_sp_part,
+    side_label,
+    spt_main,
+)
 from samtune.study.profile import load_profile
 from samtune.study.records import Record
 
@@ -42,7 +52,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Question:
-    """What a reader asks of a paper. Of `comparisons` the first that was run answers; `more` are told beside it."""
+    """What a reader asks of a paper. Of `comparisons` the first that was run answers; `more` are told beside it, and
+    `reasons`, which say where the answer comes from."""
 
     paper: str
     words: str
@@ -50,6 +61,7 @@ class Question:
     comparisons: Sequence[Comparison]
     figure: str
     more: Sequence[Comparison] = field(default_factory=tuple)
+    reasons: Sequence[Comparison] = field(default_factory=tuple)
     transfer: bool = False
 
 
@@ -87,10 +99,21 @@ QUESTIONS = (
                     sam_sp_main("lora_samed"), "SAM-SP by the paper's own loss was not run", **FIRST_VERSION),
         ],
         "sam_sp_forest", [_SAMED, _sam_sp(f"SAM-SP over {_UNTUNED}, no prompt", sam_sp_main("zero_shot"))],
+        [
+            Comparison("that LoRA with a second pass, in the box of its first, over its only pass",
+                       above(SAMED_TWICE, SAMED_DICE)),
+            Comparison("SAM-SP's second pass over its first",
+                       above(sam_sp_main(output="pass1"), sam_sp_main(output="pass0"))),
+            Comparison("with the true box in the second pass over SAM-SP", above(SAM_SP_IN_TRUE_BOX, sam_sp_main())),
+            Comparison("with distillation over without", above(sam_sp_main(), sam_sp_part(distillation_weight=0.0))),
+        ],
     ),
     Question(
         "ASAM", "Does ASAM make SAM better on sets that it was not tuned on?", "iou", [_asam("zero_shot")],
-        "asam_forest", [_asam("clean_tuning")], transfer=True,
+        "asam_forest", [_asam("clean_tuning")],
+        [Comparison("ASAM over the same tuning on reconstructions without an attack",
+                    above(asam_main("asam"), asam_main("reconstructed")))],
+        transfer=True,
     ),
 )  # fmt: skip
 
@@ -142,13 +165,20 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
         both = [f"{name}, {effect_in_points([by_name[name]])} ({verdict_of([by_name[name]])})" for name in ends]
         parts.append(f"best on {both[0]}, worst on {both[1]}")
     for other in [one for one in question.more if one != chosen]:
-        beside = list(measured(other).values())
-        parts += [f"{other.words}: {effect_in_points(beside)} ({verdict_of(beside)})"] if beside else []
+        parts += _told(other, measured(other))
+    reasons = [words for reason in question.reasons for words in _told(reason, measured(reason))]
+    parts += [f"Where that comes from: {'; '.join(reasons)}"] if reasons else []
     parts += [chosen.caution] if chosen.caution else []
     sentence = ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts) + "."
     table = _table(chosen, by_name, metric)
     measured_on = _measured_on(chosen, by_name, backbone)
     return Answer(question.paper, question.words, sentence, verdict, measured_on, question.figure, table)
+
+
+def _told(comparison: Comparison, found: dict[Place, Contrast]) -> list[str]:
+    """One comparison in words, with its verdict; nothing where it was not run."""
+    every = list(found.values())
+    return [f"{comparison.words}: {effect_in_points(every)} ({verdict_of(every)})"] if every else []
 
 
 def _place(place: Place, found: dict[Place, Contrast]) -> str:

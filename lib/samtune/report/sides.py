@@ -37,6 +37,7 @@ def asam_part(method: str = "asam", **options: object) -> Side:
 
 SAMED_DICE = sam_sp_part("lora_samed", **sam_sp.TAUGHT_DIRECTLY)  # LoRA's only pass, taught by the same Dice loss
 SAMED_TWICE = sam_sp_part(trained_as="lora_samed")  # the same weights, tested with SAM-SP's two passes
+SAM_SP_IN_TRUE_BOX = sam_sp_part(prompt="box", test_self_prompt="given")  # in its second pass, at test
 FIRST_VERSION = sam_sp.TRUTH_ON_BOTH  # of the kit's SAM-SP
 
 
