@@ -1,9 +1,12 @@
 """Which masks of a sample count: its objects, or their union; what stays in memory."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from samtune.common.errors import InputError
+from samtune.data.generated import chosen_sets
 from samtune.data.sample import Remembered, Sample, stack_masks, target_masks, without_empty_masks
 from small_sam import ListedSamples, disc_sample
 
@@ -30,6 +33,14 @@ def test_masks_without_a_pixel_are_left_out_with_their_classes() -> None:
     kept = without_empty_masks(sample)
     assert np.array_equal(kept.masks, masks[[0, 2]]) and kept.object_class == ("cat", "hen")
     assert without_empty_masks(kept) is kept
+
+
+def test_of_chosen_pictures_those_without_an_object_are_left_out() -> None:
+    """A set that is generated from them has none of these: trainings on both must see the same pictures in turn."""
+    samples = [disc_sample(number) for number in range(4)]
+    samples[1] = replace(samples[1], masks=np.zeros_like(samples[1].masks))
+    (chosen,) = chosen_sets("listed", "train", 4, lambda name: ListedSamples(samples))
+    assert sorted(chosen.ids("train")) == ["000", "002", "003"]
 
 
 def test_samples_stay_in_memory_until_it_is_full() -> None:

@@ -57,9 +57,14 @@ class ChosenPictures(ListedDataset):
 
 
 def chosen_sets(names: str, split: str, count: int, open_set: Callable[[str], Dataset]) -> list[Dataset]:
-    """`chosen_pictures` as sets that hold nothing else, in the order in which a `GeneratedDataset` lists them."""
+    """`chosen_pictures` as sets that hold nothing else, in the order in which a `GeneratedDataset` lists them.
+
+    Those without an object are left out, as from the generated set: so trainings on both see the same ones in turn.
+    """
     chosen: dict[str, tuple[Dataset, list[str]]] = {}
     for dataset, id in chosen_pictures(names, split, count, open_set):
+        if not dataset.load(id).masks.any():
+            continue
         chosen.setdefault(f"{dataset.name}/", (dataset, []))[1].append(id)
     return [ChosenPictures(dataset, split, ids) for _, (dataset, ids) in sorted(chosen.items())]
 
