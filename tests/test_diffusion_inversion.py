@@ -114,7 +114,7 @@ def test_negative_prompt_makes_guidance_vanish_and_halves_the_calls() -> None:
 
 def test_guidance_is_the_papers_formula() -> None:
     model, latents = Toy(with_text), drawn()
-    plan = Denoising(texts(value=2.0), None, texts(value=-1.0).expand(50, -1, -1, -1), 7.5)
+    plan = Denoising(texts(value=2.0), None, texts(value=-1.0).expand(50, -1, -1, -1))  # its weight is ASAM's, 7.5
     stepped = denoising_step(model, latents, plan, 3)
     timestep = torch.tensor(920)
     bound, free = (with_text(latents, timestep, text) for text in (plan.text, plan.unconditional[0]))
@@ -153,6 +153,40 @@ def test_null_texts_schedule() -> None:
     moved = null_text(model, trajectory, Denoising(text), empty, inner_steps=1)
     steps = torch.cat([moved[:1] - empty, moved.diff(dim=0)]).abs().mean((1, 2, 3))
     assert torch.allclose(steps[:20], 1e-2 * (1 - torch.arange(20) / 100), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("share", "updates"), [(0.99, 1), (1.01, 10)])
+def test_null_text_works_on_until_the_error_is_below_a_bound_that_grows(share: float, updates: int) -> None:
+    """All latents stay 0, whatever the text, so that the squared error is what the trajectory makes it."""
+    model = Toy(lambda latents, timestep, text: latents * text.mean())
+    bounds = 1e-5 + 2e-5 * torch.arange(5)
+    levels = torch.cat([(share * bounds).sqrt().flip(0), torch.zeros(1)])
+    trajectory = levels[:, None, None, None, None].expand(-1, 1, 4, 8, 8)
+    null_text(model, trajectory, Denoising(texts(1), steps=5), texts(1))
+    assert model.sizes == [1] * 5 * (updates + 2)  # and at every step one for the caption and one for the final text
+
+
+class Noting(Toy):
+    """Takes the noise of `with_text`; every call notes which picture each latent, text and condition is of."""
+
+    def noise(self, latents: Tensor, timestep: Tensor, text: Tensor, condition: Tensor | None = None) -> Tensor:
+        assert condition is not None and len(latents) == len(text) == len(condition)
+        self.seen.append([values.flatten(1).mean(1).sign().tolist() for values in (latents, condition)])
+        return super().noise(latents, timestep, text)
+
+
+@pytest.mark.parametrize("recipe", inversion.RECIPES)
+def test_every_call_is_given_each_pictures_own_mask(recipe: str) -> None:
+    model = Noting(with_text)
+    model.seen = []
+    condition = torch.tensor([-1.0, 1.0])[:, None, None, None].expand(-1, 3, 8, 8)
+    latents = drawn() + 5 * condition[:, :1]  # so far apart that their means keep their signs
+    text, empty = torch.cat([texts(1, 1.0), texts(1, 1.05)]), texts()
+    noise, plan = invert(model, latents, text, empty, condition, recipe, guidance=3.0, steps=4, rounds=30)
+    denoise(model, noise, plan)
+    assert plan.guidance == 3.0 and all(found == given for found, given in model.seen)
+    if recipe == "null_text":
+        assert min(model.sizes) == 1  # the first picture had stopped: the second one's mask was picked
 
 
 def test_unknown_recipe() -> None:

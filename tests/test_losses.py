@@ -26,8 +26,8 @@ def pair(prompts: int = 4, masks: int = 1, size: int = 16, seed: int = 0) -> tup
 
 
 def test_low_resolution_iou_by_hand() -> None:
-    logits = torch.tensor([[[1.0, 1, -1], [-1, 1, -1]], [[-1.0, -1, -1], [-1, -1, -1]]])
-    target = torch.tensor([[[1.0, 0.4, 0.6], [0, 1, 0]], [[0.0, 0, 0], [0, 0, 0]]])
+    logits = torch.tensor([[[1.0, 1, -1], [0, 1, -1]], [[-1.0, -1, 0], [-1, -1, -1]]])  # 0 is background
+    target = torch.tensor([[[1.0, 0.5, 0.6], [0, 1, 0]], [[0.0, 0, 0], [0, 0.5, 0]]])  # half a pixel too
     assert losses.low_resolution_iou(logits, target).tolist() == [0.5, 0.0]
 
 
@@ -175,6 +175,24 @@ def test_point_sampled_loss_takes_several_masks_and_repeats_with_its_generator()
     assert first.shape == (3, 3) and torch.equal(first, again)
     other = losses.point_sampled_loss(logits, target, generator=torch.Generator().manual_seed(2))
     assert not torch.equal(first, other) and torch.allclose(first, other, atol=0.3)
+
+
+@pytest.mark.parametrize(("side", "points"), [(16, 16 * 16), (120, 112 * 112)])
+def test_the_papers_number_of_points_and_never_more_than_pixels(side: int, points: int) -> None:
+    logits, target = pair(1, 1, side)
+    usual, asked, fewer = (
+        losses.point_sampled_loss(logits, target, generator=torch.Generator().manual_seed(1), **options)
+        for options in ({}, {"points": points}, {"points": points - 1})
+    )
+    assert torch.equal(usual, asked) and not torch.equal(usual, fewer)
+
+
+def test_every_mask_is_held_against_the_target_of_its_own_prompt() -> None:
+    target = torch.zeros(3, 1, 16, 16)
+    target[0, ..., :8], target[1, ..., :8, :], target[2, ..., 8:] = 1, 1, 1
+    logits = 12 * target - 6
+    found = losses.point_sampled_loss(torch.cat([logits, -logits], 1), target, points=64)
+    assert found.shape == (3, 2) and found[:, 0].max() < 1 < found[:, 1].min()
 
 
 def test_without_importance_the_points_agree_with_all_pixels() -> None:

@@ -106,6 +106,38 @@ def test_lora_sits_on_q_and_v_of_every_attention_with_scale_an_eighth() -> None:
     ).scaling["default"] == 1.0  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["lora_samed", "sam_sp"])
+@pytest.mark.parametrize(("options", "scale"), [({}, 1.0), ({"rank": 8}, 1.0), ({"rank": 8, "alpha": 2.0}, 0.25)])
+def test_lora_as_sameds_has_scale_one_unless_alpha_is_given(name: str, options: dict, scale: float) -> None:
+    modules = [one for one in build_method(name, small_sam(), **options).sam.modules() if isinstance(one, LoraLayer)]
+    assert len(modules) == 4 and {module.scaling["default"] for module in modules} == {scale}  # q and v of two blocks
+
+
+def test_loss_of_lora_as_sameds_is_a_fifth_cross_entropy_and_the_rest_dice() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 1, 16, 16, generator=generator)
+    truth = torch.rand(3, 1, 16, 16, generator=generator).round()
+    masks = truth.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    p = logits.sigmoid()
+    overlap, sizes = (p * truth).sum((1, 2, 3)), (p + truth).sum((1, 2, 3))
+    dice = 1 - (2 * overlap + 1) / (sizes + 1)
+    expected = 0.2 * torch.nn.functional.binary_cross_entropy_with_logits(logits, truth) + 0.8 * dice.mean()
+    assert torch.allclose(build_method("lora_samed", small_sam()).loss({"final": logits}, masks), expected)
+
+
+def test_lora_drops_nothing_out_in_training() -> None:
+    method = tuned_lora()
+    assert torch.equal(predict(method.train(), "box"), predict(method.eval(), "box"))
+
+
+def test_epochs_rates_and_prompts_are_those_of_the_sheets() -> None:
+    spt, asam = METHODS["spt"], METHODS["asam"]
+    assert (spt.epochs, spt.learning_rate, spt.prompts) == (16, 1e-3, ("box", "point10"))
+    assert (asam.epochs, asam.learning_rate, asam.prompts) == (20, 2e-3, ("box", "point10", "mask"))
+    assert METHODS["lora"].epochs == spt.epochs and METHODS["lora"].learning_rate == spt.learning_rate  # equal training
+    assert METHODS["sam_sp"].epochs == METHODS["lora_samed"].epochs == 160
+
+
 def test_lora_adds_the_low_rank_product() -> None:
     method, plain = tuned_lora(), small_sam()
     name = "mask_decoder.transformer.layers.1.cross_attn_token_to_image.v_proj"
@@ -140,6 +172,9 @@ def test_at_the_start_only_the_zero_factor_learns() -> None:
     for name, parameter in method.trainable().items():
         assert bool(parameter.grad.any()) == ("lora_B" in name), name
         assert bool(parameter.any()) == ("lora_A" in name), name
+        if "lora_A" in name:  # Kaiming-uniform with a = sqrt(5): uniform up to 1 / sqrt(inputs)
+            limit = parameter.shape[1] ** -0.5
+            assert 0.9 * limit < parameter.abs().max() <= limit
 
 
 def test_encode_and_decode_make_forward() -> None:

@@ -72,6 +72,9 @@ def test_boundary_iou_by_hand() -> None:
     # Rings: top and bottom rows share columns 11..19 (18 pixels); the sides share nothing else: truth's right column
     # (19) and prediction's left column (11) meet the other's rows only at top and bottom.
     assert metrics.boundary_iou(prediction, truth) == 18 / (36 + 36 - 18)
+    # 10 x 10: 2% of the diagonal is nothing, so one erosion all the same. Rings of 12, which share 3 + 3 pixels.
+    truth, prediction = rectangle(2, 2, 6, 6, 10, 10), rectangle(2, 3, 6, 7, 10, 10)
+    assert metrics.boundary_iou(prediction, truth) == 6 / (12 + 12 - 6)
 
 
 def test_the_images_border_bounds_an_object() -> None:

@@ -49,6 +49,8 @@ def test_jitter_moves_centre_by_half_and_side_by_whole_noise_at_most() -> None:
         assert limit * 0.9 < share.abs().max() <= limit + 1e-5
         assert share.mean().abs() < 4 * limit / np.sqrt(3 * share.numel())  # uniform around 0
     assert torch.equal(make_prompts("box_jitter", masks, "a", box_noise=0.0).boxes, tight)
+    usual = make_prompts("box_jitter", masks, "a").boxes  # as in HQ-SAM's script
+    assert torch.equal(usual, make_prompts("box_jitter", masks, "a", box_noise=0.1).boxes)
 
 
 def test_jittered_box_stays_in_the_image() -> None:
@@ -142,6 +144,8 @@ def test_mask_prompt_is_clean_away_from_edges_and_takes_its_values() -> None:
     assert (low[:, :20] == 5).all() and (low[:, 44:] == -3).all()
     edge = (low[:, 30:34] == 5).float().mean()
     assert 0.3 < edge < 0.7 and (low[:, 30:32] == -3).any()  # noise of std 1 flips many pixels at the edge
+    usual = make_prompts("mask", mask, "a", low_resolution=(64, 64)).masks[0, 0]
+    assert torch.equal(usual, torch.where(low == 5, 8.0, -8.0))
 
 
 def test_none_has_prompts_without_content() -> None:

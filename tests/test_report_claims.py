@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,9 @@ from samtune.report.claims import (
     effect_text,
     paper_effect,
 )
-from samtune.report.contrasts import Side
+from samtune.report.contrasts import Contrast, Place, Side, above, contrasts, interval
 from samtune.report.readable_tables import load_paper_numbers
+from samtune.report.statistics import Interval, paired_bootstrap
 from samtune.report.tables import TABLES, write_tables
 from samtune.study.cells import EvaluationCell, GenerationCell, TrainingCell
 from samtune.study.records import read_records
@@ -129,18 +131,49 @@ def test_zero_shot_needs_one_seed_and_partial_runs_compare_common_seeds(tmp_path
     assert claims_of(tmp_path / "apart", apart).set_index("id").loc["S1a", "verdict"] == "not run"
 
 
-@pytest.mark.parametrize("few", ["images", "groups"])
-def test_few_images_or_groups_say_nothing(tmp_path, few):
+@pytest.mark.parametrize(("few", "verdict"), [(9, "inconclusive"), (10, "reproduced"), ("groups", "inconclusive")])
+def test_fewer_than_ten_images_or_groups_say_nothing(tmp_path: Path, few: int | str, verdict: str) -> None:
     def execute(cell, folder):
         result = fake_execute(cell, folder)
         if result.objects is None:
             return result
-        if few == "images":
-            return Result(objects=result.objects[result.objects["image"] < "004"])
+        if few != "groups":
+            return Result(objects=result.objects[result.objects["image"] < f"{few:03d}"])
         return Result(objects=result.objects.assign(group="tile " + result.objects["image"].str[:2]))
 
     table = claims_of(tmp_path, fake_cells(("spt_main",), ("neu-seg",), ("lora", "spt")), execute).set_index("id")
-    assert table.loc["S1a", "verdict"] == "inconclusive" and table.loc["S1a", "low"] > 0
+    assert table.loc["S1a", "verdict"] == verdict and table.loc["S1a", "low"] > 0
+
+
+def test_one_model_on_several_sets_draws_its_seeds_once_and_so_it_is_with_the_pictures_of_a_set() -> None:
+    random = np.random.default_rng(0)
+    noise = random.normal(0, 1, (3, 1))
+    tables = [noise + random.normal(0, 0.3, (3, 20)) for _ in range(4)]
+    groups = [f"tile {image // 4}" if image < 12 else "" for image in range(20)]
+
+    def of(places: list[Place]) -> Interval:
+        pairs = zip(places, tables, strict=True)
+        return interval([Contrast(place, table[None], table, groups, (), frozenset()) for place, table in pairs])
+
+    def drawn(places: list[tuple[object, object]]) -> Interval:
+        return paired_bootstrap(tables, [groups] * 4, places)
+
+    assert of([(("a", "b"), str(n)) for n in range(4)]) == drawn([("one model", n) for n in range(4)])
+    assert of([((str(n),), "a") for n in range(4)]) == drawn([(n, "one set") for n in range(4)])
+    assert of([((), str(n)) for n in range(4)]) == drawn([(n, n) for n in range(4)])  # prompts alone: a set's own
+
+
+def test_a_set_has_its_own_model_before_the_one_for_all_sets_and_test_pictures_count_alone(tmp_path: Path) -> None:
+    sets, place = ("magnetic-tile", "neu-seg"), {"tables": ("spt_main",)}
+    cells = []
+    for method in ("lora", "spt"):
+        union, single = (TrainingCell(method, trained, "nano") for trained in (sets, sets[1:]))
+        cells += [union.evaluation(one, **place) for one in sets] + [single.evaluation(sets[1], **place)]
+    terms = above(Side("spt_main", "spt", "box"), Side("spt_main", "lora", "box"))
+    for split, expected in (("test", {(sets, sets[0]), (sets[1:], sets[1])}), ("val", set())):
+        asked = [dataclasses.replace(cell, split=split) for cell in cells]
+        run_cells(asked, tmp_path / split, fake_execute, say=lambda line: None)
+        assert contrasts(terms, read_records(tmp_path / split / "records"), "iou", "nano").keys() == expected
 
 
 def test_transfer_compares_only_what_was_not_trained_on(tmp_path):

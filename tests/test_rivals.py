@@ -5,12 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from samtune.common.errors import InputError
 from samtune.data.augmentation import augment
+from samtune.diffusion.attack import AttackConfig
+from samtune.diffusion.pixel_attack import pixel_attack
 from samtune.losses import binary_cross_entropy, dice_loss
 from samtune.methods import METHODS, build_method, options_in_key
 from samtune.prompts import Prompts, tight_boxes
+from samtune.sam.build import PIXEL_MEAN, PIXEL_STD
 from samtune.sam.preprocess import Preprocess
 from samtune.study.attacked import AttackedDataset
 from small_sam import ListedSamples, disc_sample, small_sam
@@ -60,6 +65,47 @@ def test_pgd_stays_within_eps_is_made_once_and_fools_the_victim(side: int, tmp_p
     for parameter in method.parameters():  # trained meanwhile: the victim stays as it was
         torch.nn.init.zeros_(parameter)
     assert np.array_equal(late.load("000").image, made.load("000").image)
+
+
+class Mixing:
+    """A victim whose logits are sums over 5 x 5 pixels of either sign: Dice and cross-entropy pull apart."""
+
+    image_size = 16
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images
+
+    def decode(self, embedding: Tensor, prompts: Prompts) -> dict[str, Tensor]:
+        kernel = torch.randn(1, 3, 5, 5, generator=torch.Generator().manual_seed(1)) / 5
+        return {"final": F.conv2d(embedding, kernel, padding=2)[prompts.image_index]}
+
+
+@pytest.mark.parametrize(("side", "mode"), [(24, "area"), (12, "bilinear")])
+def test_pgd_is_that_of_its_formula(side: int, mode: str) -> None:
+    victim, generator = Mixing(), torch.Generator().manual_seed(0)
+    images = torch.rand(2, 3, side, side, generator=generator)
+    masks = torch.zeros(3, 1, 16, 16)
+    masks[0, ..., 2:9], masks[1, ..., 5:7, :], masks[2, ..., 9:, 9:] = 1, 1, 1
+    prompts = Prompts(torch.tensor([0, 0, 1]))
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (PIXEL_MEAN, PIXEL_STD))
+    moved = images.clone()
+    for _ in range(4):
+        moved.requires_grad_(True)
+        logits = victim.decode((255 * F.interpolate(moved, (16, 16), mode=mode) - mean) / std, prompts)["final"]
+        p = logits.sigmoid()
+        dice = 1 - (2 * (p * masks).sum((1, 2, 3)) + 1) / ((p + masks).sum((1, 2, 3)) + 1)
+        entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean((1, 2, 3))
+        uphill = torch.autograd.grad((dice + entropy).sum(), moved)[0].sign()
+        moved = moved.detach() + 0.02 * uphill
+        moved = torch.minimum(torch.maximum(moved, images - 0.05), images + 0.05).clamp(0, 1)
+    found = pixel_attack(victim, images, prompts, masks, eps=0.05, step_size=0.02, steps=4)
+    assert ((found - moved).abs() < 1e-5).float().mean() > 0.995  # a sign may turn where the gradient is almost 0
+    assert (found - images).abs().max() == pytest.approx(0.05) and found.min() >= 0 and found.max() <= 1
+
+
+def test_pgd_has_its_usual_strength_and_the_steps_of_asams_attack() -> None:
+    method = build_method("pgd", small_sam())
+    assert (method.eps, method.step_size) == (8, 2) and method.steps == AttackConfig().steps == 10
 
 
 def _loss(method: torch.nn.Module, image: np.ndarray, masks: np.ndarray) -> float:

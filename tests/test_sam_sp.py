@@ -12,7 +12,7 @@ from samtune.common.errors import InputError
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.losses import binary_cross_entropy
 from samtune.methods import build_method
-from samtune.methods.sam_sp import SamSP, self_prompts
+from samtune.methods.sam_sp import SamSP, random_boxes, self_prompts
 from samtune.prompts import Prompts
 from samtune.sam.attention import merge_qkv
 from samtune.sam.build import new_sam
@@ -95,6 +95,7 @@ def test_small_parts_do_not_move_the_box() -> None:
     mask[30, 30] = True  # one pixel of 257
     for share, box in ((0.0, [8, 8, 61, 61]), (0.01, [8, 8, 39, 39])):
         assert self_prompts(logits_of(mask), "box", 64, share)[0].boxes.tolist() == [box]
+    assert trained().next_prompts(logits_of(mask), NOTHING[:1])[0].boxes.tolist() == [[8, 8, 61, 61]]  # usually they do
 
 
 def test_only_small_parts_are_kept() -> None:
@@ -112,6 +113,31 @@ def test_points_are_the_surest_ones_and_the_mask_carries_no_gradient() -> None:
     assert prompts.points.tolist() == [[[9.5 * 4 - 0.5, 7.5 * 4 - 0.5], [8.5 * 4 - 0.5, 8.5 * 4 - 0.5]]]
     assert prompts.labels.tolist() == [[1, 0]]
     assert torch.equal(prompts.masks, logits.detach()) and not prompts.masks.requires_grad
+
+
+def test_points_and_box_of_noise_are_those_found_pixel_by_pixel() -> None:
+    logits = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
+    prompts, empty = self_prompts(logits, "box+points", 32)
+    assert not empty.any()
+    for place, plane in enumerate(logits[:, 0].tolist()):
+        marked = [(x, y) for y in range(8) for x in range(8) if plane[y][x] > 0]
+        left, top, right, bottom = (choose(point[axis] for point in marked) for choose in (min, max) for axis in (0, 1))
+        assert prompts.boxes[place].tolist() == [4 * left, 4 * top, 4 * right + 3, 4 * bottom + 3]
+        surest = max(marked, key=lambda point: plane[point[1]][point[0]])
+        assert prompts.points[place, 0].tolist() == [4 * side + 1.5 for side in surest]
+        inside = {(x, y) for x in range(left, right + 1) for y in range(top, bottom + 1)} - set(marked)
+        assert prompts.labels[place].tolist() == [1, 0 if inside else -1]
+        if inside:
+            least = min(inside, key=lambda point: plane[point[1]][point[0]])
+            assert prompts.points[place, 1].tolist() == [4 * side + 1.5 for side in least]
+
+
+def test_random_boxes_have_sides_from_a_tenth_to_the_whole_anywhere_in_the_picture() -> None:
+    boxes = random_boxes(torch.randn(1000, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 50)
+    sides, room = boxes[:, 2:] - boxes[:, :2] + 1, boxes[:, :2] + 1e-4
+    for values in (sides, room / (50 - sides + 2e-4) * 45 + 5):  # sides, and starts as shares of what is left over
+        assert values.min() >= 5 and values.max() <= 50 + 1e-2 and values.mean() == pytest.approx(27.5, abs=1)
+        assert values.min() < 5.5 and values.max() > 49.5
 
 
 def test_box_without_background_gets_a_padding_click() -> None:
@@ -132,11 +158,13 @@ def test_empty_predictions_take_the_unprompted_pass_again_and_are_counted(monkey
         plain = method(images(), NOTHING)
         shift[0], shift[2] = -1e4, 1e4
         found = method(images(), NOTHING)
+        quality = torch.cat([estimate for _, estimate in method.passes(method.encode(images()), NOTHING)], 1)
+    assert (quality[0] == quality[0, 0]).all() and quality[1, 0] != quality[1, 1]  # so with the estimates of the IoU
     assert torch.equal(found["pass0"][0], found["pass1"][0]) and torch.equal(found["pass0"][0], found["pass2"][0])
     assert torch.equal(found["pass1"][1], plain["pass1"][1]) and not torch.equal(plain["pass0"][1], plain["pass1"][1])
     assert torch.isfinite(found["final"]).all()
-    assert method.counts["first predictions"] == 6 and method.counts["empty first predictions"] == 1
-    assert method.counts["full first predictions"] == 1
+    assert method.counts["first predictions"] == 9 and method.counts["empty first predictions"] == 2
+    assert method.counts["full first predictions"] == 2
 
 
 def test_controls_put_any_box_or_the_callers_prompt_into_the_second_pass() -> None:
@@ -213,6 +241,8 @@ def test_loss_is_the_papers() -> None:
         assert torch.allclose(trained(distillation_weight=alpha).loss(prediction, masks), expected)
     plain = trained(mask_loss="dice", distillation_weight=0.0).loss(prediction, masks)
     assert torch.allclose(plain, dice(second, truth, power=1).mean())
+    squared = trained(distillation="mse").loss(prediction, masks)
+    assert torch.allclose(squared, dice(second, truth).mean() + (first.sigmoid() - second.sigmoid()).square().mean())
     reverse = trained(reverse=True).loss(prediction, masks)
     assert torch.allclose(reverse, (dice(second, truth) + divergence(second, first)).mean())
     prediction, masks, truth = random_passes(3)

@@ -139,7 +139,7 @@ def test_detached_relation_stops_one_way_to_the_encoder() -> None:
     found = {}
     for detach in (False, True):
         for output in ("draft", "final"):
-            method = trained(detach_relation=detach)
+            method = trained(**({"detach_relation": True} if detach else {}))  # off in the release
             embedding = method.encode(images()).detach().requires_grad_()
             method.decode(embedding, some_prompts("box", INDEX, method.sam))[output].square().mean().backward()
             found[output, detach] = embedding.grad
@@ -198,6 +198,27 @@ def test_temperature_from_sharp_to_uniform() -> None:
     tokens = embedding.flatten(2).transpose(1, 2)
     cosine = nn.functional.cosine_similarity(tokens[:, :, None], tokens[:, None], dim=-1) - 2 * torch.eye(12)
     assert torch.equal(relation_matrix(embedding, temperature=0.01).argmax(-1), cosine.argmax(-1))
+    for temperature in (0.1, 3.0):
+        weights = (cosine / temperature).exp() * (1 - torch.eye(12))
+        expected = weights / weights.sum(-1, keepdim=True)
+        assert torch.allclose(relation_matrix(embedding, temperature=temperature), expected, atol=1e-6)
+
+
+def test_entries_at_the_threshold_go_and_a_token_of_zeros_is_like_any_other() -> None:
+    pair = torch.randn(1, 6, 1, 2)  # each is all that the other has: an entry of 1
+    assert relation_matrix(pair, threshold=2.0).tolist() == [[[0, 0], [0, 0]]]
+    assert relation_matrix(pair, threshold=1.99).tolist() == [[[0, 1], [1, 0]]]
+    embedding = torch.randn(1, 6, 2, 2)
+    embedding[..., 0, 0] = 0
+    assert torch.allclose(relation_matrix(embedding)[0, 0], torch.tensor([0, 1, 1, 1]) / 3)
+
+
+def test_relation_scales_start_at_zero_or_normal() -> None:
+    transformer = TwoWayTransformer(2, 512, 2, 32)
+    scales = torch.stack(list(RelationAwareTransformer(transformer, std=0.02).relation_scales.values())).detach()
+    assert scales.shape == (2, 512) and scales.std(1).sub(0.02).abs().max() < 0.002
+    assert scales.mean(1).abs().max() < 0.004 and not torch.equal(*scales)
+    assert not any(scale.any() for scale in RelationAwareTransformer(transformer).relation_scales.values())
 
 
 @pytest.mark.parametrize("block", [None, 0, 1])

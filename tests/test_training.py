@@ -158,7 +158,9 @@ def test_schedules_at_known_steps() -> None:
     # Twenty epochs of eight steps: up in a straight line for ten, then halved every epoch.
     assert math.isclose(at("slow_start", 40), 0.5) and math.isclose(at("slow_start", 80), 1.0)
     assert math.isclose(at("slow_start", 88), 0.5) and math.isclose(at("slow_start", 104), 0.125)
-    assert at("slow_start", 0) > 0
+    assert at("slow_start", 0) == 1 / 160  # not 0
+    slow = TrainingConfig(images=160, batch_size=1, schedule="slow_start", warm_up=0.5)
+    assert learning_rate_factor(slow, 40) == 0.5  # no second warm-up
 
 
 def test_warm_up_rises_in_a_straight_line() -> None:
@@ -186,6 +188,25 @@ def test_curve_shows_the_iou_of_every_output_before_the_step() -> None:
         predicted = (outputs[output][:, 0] > 0).numpy()
         found = np.mean([iou(mask, truth) for mask, truth in zip(predicted, small[:, 0].numpy(), strict=True)])
         assert row[f"iou_{output}"] == pytest.approx(found, abs=1e-5)
+
+
+class NoLoss(DecoderTuning):
+    """No gradient anywhere: only weight decay moves anything."""
+
+    name = "no_loss"
+
+    def loss(self, prediction: dict[str, Tensor], masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return 0 * prediction["final"].sum()
+
+
+@pytest.mark.parametrize(("optimiser", "decay"), [("adamw", 0.1), ("adam", 0.0)])
+def test_every_step_has_its_own_rate_and_adamw_shrinks_weights_by_it(optimiser: str, decay: float) -> None:
+    config = replace(CONFIG, optimiser=optimiser, weight_decay=decay, learning_rate=0.5, schedule="step")
+    method, before = NoLoss(small_sam()), NoLoss(small_sam()).trainable_state()
+    run(method, config)
+    left = (1 - decay * 0.5) ** 5 * (1 - decay * 0.05) ** 3  # eight steps, of which three at a tenth of the rate
+    name, after = "sam.mask_decoder.mask_tokens.weight", method.trainable_state()
+    assert after[name].any() and torch.allclose(after[name], left * before[name])
 
 
 def test_steps_are_whole_batches_and_at_least_one() -> None:
@@ -335,6 +356,11 @@ def test_mask_prompts_have_the_size_of_the_models_own() -> None:
     method = method_of()
     assert method.sam.mask_size == 32 != method.sam.image_size // 4  # a finer grid than SAM's, as the nano SAM has
     train(method, [(DISCS, "train")], replace(CONFIG, images=2, prompts=("mask",)), progress=False)
+
+
+def test_jitter_shrinks_to_a_tenth_of_sams_square_and_less_of_smaller_ones() -> None:
+    least = {size: TrainingSamples([(DISCS, "train")], size, CONFIG).least_scale for size in (1024, 256, 64)}
+    assert least == {1024: 0.1, 256: 0.4, 64: 0.5}
 
 
 def test_one_copy_means_no_augmentation() -> None:
