@@ -99,8 +99,10 @@ def test_the_page_says_what_was_run_and_what_was_not(folder):
     for name in ("sam_sp_main", "asam_ablation"):
         assert f"table {name} : {TABLES[name]}" in text
     assert "notebook 90_train_nano_models" in text and "notebook 00_start_here" not in text
-    assert "Start & look" in text and "neu-seg test 12 1 images without a mask" in text and "0 other" not in text
+    assert "Start & look (executed before its last change)" in text  # it is another notebook than the project's
+    assert "neu-seg test 12 1 images without a mask" in text and "0 other" not in text
     readme = (folder / "README.md").read_text()
+    assert "[page](notebooks/00_start_here.html) (executed before its last change)" in readme
     assert len(readme.splitlines()) < 300 and "[csv](tables/baselines.csv)" in readme
     assert "![A < B & C](" in readme and "- table `sam_sp_main`" in readme
     assert (folder / "index.html").read_text().count("A &lt; B &amp; C") == 2  # alternative text, caption

@@ -5,6 +5,7 @@ records. Everything comes from files of that folder; no page needs the network.
 """
 
 import html
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from samtune.common.atomic import write_atomically
-from samtune.common.paths import asset, results_root
+from samtune.common.paths import asset, repository_root, results_root
 from samtune.report.answers import answers
 from samtune.report.claim_list import CLAIMS
 from samtune.report.claims import NO_REFERENCE, NOT_RUN, NOTEBOOKS, VERDICTS, build_claims, effect_text, paper_effect
@@ -98,12 +99,13 @@ class ClaimView:
 @dataclass(frozen=True)
 class FileView:
     """A figure or an executed notebook's page: `path` relative to the report, `other` the notebook itself where it is
-    there; `wide` figures need the page's whole width; `photograph`: it shows images; size in pixels, 0: not known;
-    `alt` what a figure shows, in words."""
+    there, `older` where that was executed before its last change; `wide` figures need the page's whole width;
+    `photograph`: it shows images; size in pixels, 0: not known; `alt` what a figure shows, in words."""
 
     path: str
     title: str
     other: str = ""
+    older: bool = False
     wide: bool = False
     photograph: bool = False
     width: int = 0
@@ -359,7 +361,7 @@ def _figures(folder: Path) -> list[FileView]:
         else:
             box = re.search(r'<svg[^>]* viewBox="0 0 ([\d.]+) ([\d.]+)"', path.read_text(encoding="utf-8")[:4000])
             width, height = (round(float(side) / 72 * DPI) for side in box.groups()) if box else (0, 0)
-        views.append(FileView(f"figures/{path.name}", words, "", inches > WIDE, photograph, width, height, alt))
+        views.append(FileView(f"figures/{path.name}", words, "", False, inches > WIDE, photograph, width, height, alt))
     return views
 
 
@@ -370,8 +372,21 @@ def _notebooks(folder: Path) -> list[FileView]:
         found = re.search(r"<title>(.*?)</title>", path.read_text(encoding="utf-8")[:4000], re.DOTALL)
         source = path.with_suffix(".ipynb")
         words = html.unescape(found[1].strip()) if found else path.stem
-        views.append(FileView(f"notebooks/{path.name}", words, f"notebooks/{source.name}" if source.is_file() else ""))
+        other = f"notebooks/{source.name}" if source.is_file() else ""
+        views.append(FileView(f"notebooks/{path.name}", words, other, bool(other) and _is_older(source)))
     return views
+
+
+def _is_older(executed: Path) -> bool:
+    """Was a notebook executed before its last change? What papermill puts in does not count."""
+    notebook = repository_root() / "notebooks" / executed.name
+    if not notebook.is_file():
+        return False
+    ran, now = (
+        {"".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]}
+        for path in (executed, notebook)
+    )
+    return not now <= ran
 
 
 def _sentence(text: str) -> str:
