@@ -98,7 +98,7 @@ def test_self_prompting_by_the_comparison_that_is_there(tmp_path, monkeypatch):
     answer = answer_of(tmp_path, direct, "SAM-SP", execute)
     assert "that was taught the truth by the same Dice loss" in answer.sentence and "not run" not in answer.sentence
     assert answer.sentence.count(other) == 1  # beside it
-    assert "LoRA (as SAMed), Dice loss" in answer.table and "Where that comes from" not in answer.sentence
+    assert "LoRA, Dice loss" in answer.table and "Where that comes from" not in answer.sentence
     without = cells("sam_sp", "sam_sp_ablation:no distillation", distillation_weight=0.0, **TAUGHT_DIRECTLY)
     answer = answer_of(tmp_path, without, "SAM-SP", execute)
     assert ". Where that comes from: with distillation over without: " in answer.sentence

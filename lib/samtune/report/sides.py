@@ -42,6 +42,7 @@ FIRST_VERSION = sam_sp.TRUTH_ON_BOTH  # of the kit's SAM-SP
 
 
 def side_label(side: Side) -> str:
-    """What the tables call a side's row."""
+    """A side's row in few words, for the head of a column."""
     called = {sam_sp.DICE: sam_sp.TAUGHT_DIRECTLY, sam_sp.ON_BOTH: sam_sp.TRUTH_ON_BOTH}
-    return row_label(side.method, next((name for name, options in called.items() if options == side.options), ""))
+    variant = next((name for name, options in called.items() if options == side.options), "")
+    return "LoRA, Dice loss" if variant == sam_sp.DICE else row_label(side.method, variant)
