@@ -69,6 +69,16 @@ def test_a_caption_is_its_sets_or_else_any_sets(tmp_path: Path, suffix: str) -> 
     assert captions_of(samples, str(path)) == ["any", "b's", "b's"]
 
 
+def test_the_authors_lines_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "captions.json"
+    path.write_text('{"img": "000.jpg", "prompt": "a disc"}\n{"img": "001.jpg", "prompt": "another"}\n')
+    assert captions_of([disc_sample(1)], str(path)) == ["another"]
+    path = tmp_path / "others.json"
+    path.write_text('{"img": "000.jpg"}\n{"img": "001.jpg"}\n')
+    with pytest.raises(InputError, match="cannot read captions from .*others.json"):
+        captions_of([disc_sample(1)], str(path))
+
+
 def test_a_csv_may_be_excels_and_have_line_breaks(tmp_path: Path) -> None:
     path = tmp_path / "captions.csv"
     path.write_bytes('\ufeffid,caption\r\n001,"a dog\r\nand a cat"\r\n002,two\r\n'.encode())

@@ -5,7 +5,7 @@ import pytest
 
 from samtune.common.errors import InputError
 from samtune.data.sample import Sample
-from samtune.diffusion.conditions import PALETTE, caption, colour_coded, index_map
+from samtune.diffusion.conditions import PALETTE, asam_colour_coded, caption, colour_coded, index_map
 
 
 def boxes() -> np.ndarray:
@@ -44,6 +44,17 @@ def test_no_object_is_black_and_too_many_are_refused() -> None:
     assert not index_map(np.zeros((0, 9, 9), bool), 16).any()
     with pytest.raises(InputError, match="300 objects in one picture; a colour-coded mask image holds 255"):
         index_map(np.ones((300, 4, 4), bool), 16)
+
+
+def test_the_authors_colours_go_by_rank_of_the_boxes() -> None:
+    masks = boxes()  # by the area of the box: the second, the third, the first
+    picture = asam_colour_coded(masks, 120)
+    whole = 2**24 - 1
+    for (y, x), rank in {(40, 70): 1, (100, 80): 2, (20, 15): 3}.items():  # rows are stretched from 90 to 120
+        code = int(picture[y, x] @ np.array([1, 256, 65536]))
+        assert code == whole * rank // 3, rank
+    assert not picture[60, 110].any() and picture.dtype == np.uint8
+    assert not asam_colour_coded(np.zeros((0, 9, 9), bool), 16).any()
 
 
 def test_captions() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from samtune.common.errors import InputError
 from samtune.diffusion import pipeline
 from samtune.diffusion.attack import AttackConfig, attack
+from samtune.diffusion.conditions import asam_colour_coded, colour_coded
 from samtune.diffusion.inversion import denoise, invert
 from samtune.diffusion.pipeline import LatentDiffusion, load_diffusion, read_controlnet
 from samtune.methods import build_method
@@ -95,6 +96,13 @@ def test_missing_files_say_what_to_fetch_and_where_to_put_it(
     assert load_diffusion("someone/some-diffusion").controlnet is not None
     with pytest.raises(InputError, match="no model of someone/controlnet"):
         load_diffusion("someone/some-diffusion", "someone/controlnet")
+    file = tmp_path / "checkpoints/mask.pth"
+    with pytest.raises(InputError, match=re.escape(f"no mask ControlNet at {file}: fetch someone/nets/mask.pth and")):
+        load_diffusion("someone/some-diffusion", "someone/nets/mask.pth")
+    torch.save(authors_layout(ControlNetModel.from_unet(model.unet)), file)
+    loaded = load_diffusion("someone/some-diffusion", "someone/nets/mask.pth")
+    assert loaded.controlnet is not None and loaded.mask_image is asam_colour_coded
+    assert load_diffusion("someone/some-diffusion").mask_image is colour_coded
     monkeypatch.setattr(pipeline, "NANO", "assets/none")
     with pytest.raises(InputError, match=r"no unet of nano .*assets/none \(there is no such folder\): write the nano"):
         load_diffusion("nano")

@@ -384,6 +384,10 @@ def test_out_of_memory_says_what_was_tried_and_what_to_set(monkeypatch: pytest.M
     config = replace(CONFIG, batch_size=4)
     with pytest.raises(InputError, match="in prediction at batch_size 4, 64 px, .* 90 px: set batch_size 2"):
         evaluate(predict_with(method, config), ListedSamples(DISCS), config, progress=False)
+    monkeypatch.setattr(SamAutomaticMaskGenerator, "generate", fail)
+    with pytest.raises(InputError, match="in everything mode with 4 points a side, 64x64 px: set a smaller backbone"):
+        predict = predict_everything(method, replace(config, everything=4))
+        evaluate(predict, ListedSamples(DISCS), config, progress=False)
 
 
 # ---------------------------------------------------------------- mask prompts, and the baselines without a network

@@ -247,6 +247,23 @@ def test_a_readable_table_has_one_metric_and_prompt_sets_across_and_controls_apa
     assert "IoU, ten clicks" in {part.title for part in parts}
 
 
+def test_backbones_have_tables_of_their_own_and_are_no_rivals(tmp_path):
+    cells = fake_cells(("spt_main",), methods=("lora", "spt"))
+    records = [one for one in records_of(tmp_path, cells) if one.objects is not None]
+
+    def on_vit_h(one):
+        objects = one.objects.assign(iou=one.objects["iou"] / 2)
+        return dataclasses.replace(one, cell={**one.cell, "backbone": "vit_h"}, key=one.key[::-1], objects=objects)
+
+    table = build_tables([*records, *map(on_vit_h, records)])["spt_main"]
+    parts = {part.title: part for part in pivots("spt_main", table)}
+    nano, vit_h = parts["IoU, box, nano"], parts["IoU, box, vit_h"]
+    assert vit_h.caption.startswith("Backbone vit_h") and "IoU, box" not in parts
+    found = [[float(line[1].split()[0]) for line in part.rows] for part in (nano, vit_h)]
+    np.testing.assert_allclose(np.array(found[0]) / 2, found[1], atol=0.001)
+    assert nano.best == vit_h.best == {(2, 1), (2, 2), (2, 3)}
+
+
 def test_a_grid_too_coarse_for_the_truth_is_named(tmp_path):
     table = build_tables(records_of(tmp_path, fake_cells()))["baselines"]
     truth = table[(table["method"] == "zero_shot") & (table["metric"] == "iou")].assign(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samtune.common.errors import InputError
-from samtune.methods import build_method
+from samtune.methods import build_method, trainable_parameters
 from samtune.sam.build import new_sam
 from samtune.sam.checkpoints import holds_sam, load_sam
 from samtune.sam.mobile import MOBILE_PATCHES
@@ -25,7 +25,7 @@ def mobile_sam_layout(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return written
 
 
-def test_its_checkpoint_loads_by_name_and_by_itself(tmp_path: Path) -> None:
+def test_its_checkpoint_loads_by_name_and_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     sam = new_sam("mobile_sam")
     for name, buffer in sam.image_encoder.named_buffers():
@@ -43,6 +43,12 @@ def test_its_checkpoint_loads_by_name_and_by_itself(tmp_path: Path) -> None:
             assert read.backbone == "mobile_sam" and torch.equal(read.image_encoder(images), expected)
     assert read.image_size == 1024 and read.mask_size == 256
     assert build_method("asam", read).count_trainable() == 1280
+    assert trainable_parameters("asam", str(tmp_path / "mobile_sam.pt")) == 1280  # a file as a study's backbone
+    monkeypatch.setenv("SAMTUNE_CHECKPOINTS", str(tmp_path))
+    assert torch.equal(load_sam("mobile_sam").image_encoder(images), expected)
+    monkeypatch.setenv("SAMTUNE_CHECKPOINTS", str(tmp_path / "elsewhere"))
+    with pytest.raises(InputError, match=r"no weights of mobile_sam at .*elsewhere/mobile_sam.pt: fetch them from"):
+        load_sam("mobile_sam")
     del state["image_encoder.layers.1.blocks.0.attn.attention_biases"]
     torch.save(state, tmp_path / "cut.pt")
     with pytest.raises(InputError, match="cut.pt does not fit.*missing image_encoder.network.stages.1.*attention_bias"):

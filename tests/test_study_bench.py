@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from samtune.common import provenance
+from samtune.common.errors import InputError
 from samtune.report.tables import build_tables
 from samtune.study import bench, estimate, notebooks
 from samtune.study.bench import bench_methods, recommendations, run_bench, speed_table
@@ -43,6 +44,13 @@ def test_every_method_is_timed_once_and_read_afterwards(tmp_path: Path, small: l
     fastest = recommendations(table)
     trained = table[table["phase"] == "train"].groupby("method")["images_per_second"].max()
     assert dict(zip(fastest["method"], fastest["images_per_second"], strict=True)) == trained.to_dict()
+
+
+def test_any_backbone_can_be_timed_and_a_wrong_name_is_told(tmp_path: Path, small: list[str]) -> None:
+    table = speed_table(run_bench(tmp_path, ["mobile_sam", "nano"], 1.0, "cpu", say=lambda line: None))
+    assert list(dict.fromkeys(table["backbone"])) == ["nano", "mobile_sam"]
+    with pytest.raises(InputError, match="unknown backbone 'vit_x'; known: "):
+        run_bench(tmp_path, ["vit_x"], 1.0, "cpu", say=lambda line: None)
 
 
 class Clock:

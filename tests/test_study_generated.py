@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 
 from samtune.common.errors import InputError
@@ -183,6 +183,24 @@ def test_the_change_that_an_attack_made_is_added_to_the_originals(model: str, fo
     objects = record.objects.set_index(["output", "image"])
     assert (objects.loc["final", "iou_drop"].abs() < 0.5).all() and (objects.loc["final", "psnr"] > 28).all()  # 28.1 dB
     assert (objects.loc["final", "evaluations"] == (2 + 2 * 2) + 2 * 2 * 2).all()  # the attack's
+
+
+def test_an_attack_may_have_a_controlnet_of_its_own(model: str, folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    other = ControlNetModel.from_pretrained(model, subfolder="controlnet")
+    for parameter in other.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.02)
+    other.save_pretrained(tmp_path / "attack_controlnet")
+    small = profile(model).model_copy(update={"attack_controlnet": str(tmp_path / "attack_controlnet")})
+    usual, asked = adversarial_cells(profile(model)), adversarial_cells(small)
+    assert asked["reconstructed"] == usual["reconstructed"] and asked["asam"].inversion == asked["reconstructed"]
+    assert {asked[name].controlnet for name in ("asam", "generated")} == {small.attack_controlnet}
+    assert asked["asam"].diffusion_hash != usual["asam"].diffusion_hash == asked["reconstructed"].diffusion_hash
+    records = [quiet_run([one["asam"]], folder, model)[0] for one in (usual, asked)]
+    before = [record.objects.query("output == 'before'")["psnr"].to_numpy() for record in records]
+    assert not np.allclose(*before)  # the attack's own reconstruction, by its own ControlNet
+    with pytest.raises(ValueError, match="diffusion_hash is 'x' here and not in the inversion"):
+        replace(usual["asam"], diffusion_hash="x")
 
 
 def test_keys_hold_all_that_the_pictures_depend_on(model: str) -> None:

@@ -53,3 +53,5 @@ def test_what_is_recorded_is_not_left_and_a_missing_data_set_is_told(
     elsewhere = smoke.model_copy(update={"datasets": {"00_start_here": ("neu-seg",)}, "images": None})
     (lacking,) = outlook(elsewhere)
     assert "data set neu-seg not found" in lacking.lacking
+    (lacking,) = outlook(smoke.model_copy(update={"datasets": {}}))
+    assert lacking.lacking == "profile smoke has no datasets for 00_start_here: name some"

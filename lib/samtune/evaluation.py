@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from samtune.common.errors import InputError, is_out_of_memory
+from samtune.common.errors import InputError, explains_out_of_memory
 from samtune.data.generated import sample_key
 from samtune.data.sample import MOST_BYTES, CroppedMasks, Dataset, Sample, target_masks
 from samtune.embeddings import EmbeddingCache
@@ -244,16 +244,12 @@ def predict_with(
     binary = not MAP_METRICS.keys() & set(config.metrics)
 
     def predict(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
-        try:
+        side = max(max(sample.image.shape[:2]) for sample in samples)
+        half = len(samples) // 2
+        smaller = f"batch_size {half}" if half else "a smaller backbone, or smaller pictures"
+        work = f"prediction at batch_size {len(samples)}, {method.image_size} px, pictures of up to {side} px"
+        with explains_out_of_memory(work, smaller):
             return answer(samples, prompts)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            side = max(max(sample.image.shape[:2]) for sample in samples)
-            half = len(samples) // 2
-            smaller = f"batch_size {half}" if half else "a smaller backbone, or smaller pictures"
-            tried = f"batch_size {len(samples)}, {method.image_size} px, pictures of up to {side} px"
-            raise InputError(f"out of memory in prediction at {tried}: set {smaller}") from error
 
     @torch.no_grad()
     def answer(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
@@ -318,7 +314,10 @@ def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
         for sample, own in zip(samples, prompts, strict=True):
             # The generator itself pads.
             picture = sample.image if config.preprocess == "pad" else preprocess.resized(sample.image)
-            found = sorted(generator.generate(picture), key=lambda mask: -mask["predicted_iou"])
+            height, width = picture.shape[:2]
+            work = f"everything mode with {config.everything} points a side, {width}x{height} px"
+            with explains_out_of_memory(work, "a smaller backbone, or smaller pictures"):
+                found = sorted(generator.generate(picture), key=lambda mask: -mask["predicted_iou"])
             masks = [mask["segmentation"] for mask in found] or [np.zeros(picture.shape[:2], bool)]
             size = sample.image.shape[:2]
             logits = F.interpolate(_certain(np.stack(masks))[None], size, mode="bilinear", align_corners=False)

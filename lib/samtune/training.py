@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
-from samtune.common.errors import InputError, is_out_of_memory, unknown
+from samtune.common.errors import InputError, explains_out_of_memory, unknown
 from samtune.common.provenance import choose_precision
 from samtune.data.augmentation import AUGMENTATIONS, augment
 from samtune.data.generated import sample_key
@@ -324,29 +324,23 @@ def _step(
     prompts = Prompts.concatenate([sample["prompts"].at_image(index) for index, sample in enumerate(batch)]).to(device)
     masks = torch.cat([sample["masks"].to(device, non_blocking=True) for sample in batch])
     generator = torch.Generator(device).manual_seed(config.seed * 10**9 + step)
-    try:
-        with accelerator.accumulate(method), accelerator.autocast():
-            if cache is None:
-                images = torch.stack([sample["image"].to(device, non_blocking=True) for sample in batch])
-                prediction = method(images, prompts)
-            else:
-                embedding = cache.encode(plain, [sample["image"] for sample in batch], device)
-                prediction = plain.decode(embedding, prompts)
-            loss = plain.loss(prediction, masks, generator)
-            if not torch.isfinite(loss):
-                ids = ", ".join(sample["id"] for sample in batch)
-                raise FloatingPointError(f"loss is {loss.item()} at step {step}, on samples {ids}")
-            accelerator.backward(loss)
-            optimiser.step()
-            optimiser.zero_grad()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        smaller = f"batch_size {config.batch_size // 2} and accumulate {config.accumulate * 2}"
-        raise InputError(
-            f"out of memory in training at batch_size {config.batch_size}, {plain.image_size} px, {len(prompts)} "
-            f"prompts: set {smaller if config.batch_size > 1 else 'a smaller backbone'}"
-        ) from error
+    work = f"training at batch_size {config.batch_size}, {plain.image_size} px, {len(prompts)} prompts"
+    smaller = f"batch_size {config.batch_size // 2} and accumulate {config.accumulate * 2}"
+    smaller = smaller if config.batch_size > 1 else "a smaller backbone"
+    with explains_out_of_memory(work, smaller), accelerator.accumulate(method), accelerator.autocast():
+        if cache is None:
+            images = torch.stack([sample["image"].to(device, non_blocking=True) for sample in batch])
+            prediction = method(images, prompts)
+        else:
+            embedding = cache.encode(plain, [sample["image"] for sample in batch], device)
+            prediction = plain.decode(embedding, prompts)
+        loss = plain.loss(prediction, masks, generator)
+        if not torch.isfinite(loss):
+            ids = ", ".join(sample["id"] for sample in batch)
+            raise FloatingPointError(f"loss is {loss.item()} at step {step}, on samples {ids}")
+        accelerator.backward(loss)
+        optimiser.step()
+        optimiser.zero_grad()
     row = {"loss": loss.detach()}
     for output, logits in prediction.items():
         row[f"iou_{output}"] = low_resolution_iou(logits.detach(), at_size(masks, logits)).mean()

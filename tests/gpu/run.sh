@@ -3,7 +3,7 @@
 #   tests      pytest of tests/gpu: methods on the card against the CPU, resuming across devices, messages
 #   bench      pictures a second and memory of every method: table `speed` of the profile gpu
 #   rehearsal  every notebook of the profile gpu on 8 pictures, with a ViT-B of random weights
-#   diffusion  the nano diffusion pipeline's four stages, see train_diffusion.sh
+#   diffusion  the nano diffusion pipeline's stages, see train_diffusion.sh
 #   queue      all cells of the profile cpu that have no record, many processes sharing the card (CUDA's MPS)
 # usage: tests/gpu/run.sh OUT [PART ...]        (all parts without one)
 # What is done is kept as records, and is not done again; everything new is packed into OUT every minute

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from samtune.commands.tuned import load_tuned
 from samtune.common.atomic import write_atomically
-from samtune.common.errors import InputError, counted, is_out_of_memory
+from samtune.common.errors import InputError, counted, explains_out_of_memory
 from samtune.common.paths import check_is_no_file
 from samtune.common.provenance import choose_precision
 from samtune.data.files import IMAGE_SUFFIXES, by_name, readable
@@ -83,19 +83,14 @@ def predict(
     names = [name for name in pictures if name in prompts]
     for name in tqdm(names, "predict", mininterval=2, leave=False):
         image = read_image(pictures[name])
-        try:
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=halved):
-                predictor.set_image(image)
-                given = predictor.preprocess.prompts(as_prompts(prompts[name]), image.shape[:2])
-                written += _write(out, name, image, predictor.each_mask(given.to(device)), prompts[name])
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            height, width = image.shape[:2]
-            raise InputError(
-                f"out of memory in prediction on {pictures[name]}, {width}x{height} pixels, with {tuned.backbone} at "
-                f"{predictor.preprocess.size} px: set a smaller picture, or tune a smaller backbone"
-            ) from error
+        height, width = image.shape[:2]
+        model = f"{tuned.backbone} at {predictor.preprocess.size} px"
+        work = f"prediction on {pictures[name]}, {width}x{height} pixels, with {model}"
+        halving = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=halved)
+        with explains_out_of_memory(work, "a smaller picture, or tune a smaller backbone"), halving:
+            predictor.set_image(image)
+            given = predictor.preprocess.prompts(as_prompts(prompts[name]), image.shape[:2])
+            written += _write(out, name, image, predictor.each_mask(given.to(device)), prompts[name])
     found = f"{counted(len(names), 'picture')}, {counted(len(written), 'mask')}"
     say(f"{found}: {out / 'predicted_masks'}; to look at: {out / 'overlays'}")
     if without := [name for name in pictures if name not in prompts]:

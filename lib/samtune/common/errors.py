@@ -2,7 +2,8 @@
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class InputError(ValueError):
@@ -29,6 +30,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     words = str(error).lower()
     said = any(part in words for part in ("out of memory", "allocate memory", "not enough memory"))
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and said)
+
+
+@contextmanager
+def explains_out_of_memory(work: str, smaller: str) -> Iterator[None]:
+    """Where memory runs out inside, raise an `InputError`: in what `work`, and to set what is `smaller`."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"out of memory in {work}: set {smaller}") from error
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

@@ -1,6 +1,7 @@
 """Captions of pictures: their own or their classes', from a file, or written by BLIP-2 as in ASAM.
 
-A file of captions, UTF-8, is JSON `{key: caption}` (suffix .json) or CSV with the columns id (the key) and caption. A
+A file of captions, UTF-8, is JSON `{key: caption}` (suffix .json), CSV with the columns id (the key) and caption, or
+ASAM's authors' kind of JSON, a line `{"img": file, "prompt": caption}` a picture, with the file's stem as key. A
 picture's key is "<data set>/<id>", or the id alone: that is looked up second, and means every set's picture of this id.
 """
 
@@ -73,7 +74,11 @@ def read_captions(path: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # Excel puts a byte order mark first
         if path.suffix == ".json":
-            found = json.loads(text)
+            try:
+                found = json.loads(text)
+            except json.JSONDecodeError:
+                lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+                found = {Path(line["img"]).stem: line["prompt"] for line in lines}
             if not isinstance(found, dict):
                 raise ValueError("no JSON object")
         else:
@@ -82,7 +87,7 @@ def read_captions(path: Path) -> dict[str, str]:
             if not {"id", "caption"} <= set(rows.fieldnames or ()):
                 raise ValueError(f"its columns: {', '.join(rows.fieldnames or ()) or 'none'}")
             found = {row["id"]: row["caption"] for row in rows}
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         wanted = "JSON {id: caption}, or CSV with the columns id and caption"
         raise InputError(f"cannot read captions from {path} ({error}); it should be {wanted}") from error
     for key, words in found.items():

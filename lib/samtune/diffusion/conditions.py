@@ -5,6 +5,7 @@ import numpy as np
 
 from samtune.common.errors import InputError
 from samtune.data.sample import Sample
+from samtune.prompts import tight_boxes
 
 MOST_MASKS = 140  # of a picture that are attacked, as in ASAM's code
 MOST_OBJECTS = 255  # an index map is uint8, 0 is what no object covers
@@ -42,8 +43,23 @@ def index_map(masks: np.ndarray, size: int) -> np.ndarray:
 
 
 def colour_coded(masks: np.ndarray, size: int) -> np.ndarray:
-    """The mask ControlNet's condition: masks bool `(N, H, W)` -> uint8 `(size, size, 3)`, a colour of its own each."""
+    """The nano ControlNet's condition: masks bool `(N, H, W)` -> uint8 `(size, size, 3)`, a colour of its own each."""
     return PALETTE[index_map(masks, size)]
+
+
+def asam_colour_coded(masks: np.ndarray, size: int) -> np.ndarray:
+    """As ASAM's authors colour it, which their ControlNet knows: masks bool `(N, H, W)` -> uint8 `(size, size, 3)`.
+
+    Objects are ranked by the area of their boxes, the largest first and lowest; the k-th of N has as its 24-bit colour
+    k / N of white, red the lowest byte. Colours are resized with the picture, and so mix at the edges.
+    """
+    picture = np.zeros((*masks.shape[1:], 3), np.uint8)
+    boxes = tight_boxes(masks)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2] + 1, axis=1)
+    for rank, index in enumerate(np.argsort(-areas, kind="stable"), 1):
+        colour = (2**24 - 1) * rank // len(masks)
+        picture[masks[index]] = (colour % 256, colour // 256 % 256, colour // 65536)
+    return cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def caption(sample: Sample) -> str:

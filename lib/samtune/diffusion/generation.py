@@ -33,13 +33,14 @@ from samtune.data.pixels import read_image
 from samtune.data.sample import Sample
 from samtune.diffusion.attack import AttackConfig, Victim, attack, normalised, per_picture
 from samtune.diffusion.captions import captions_of
-from samtune.diffusion.conditions import MOST_MASKS, MOST_OBJECTS, colour_coded
+from samtune.diffusion.conditions import MOST_MASKS, MOST_OBJECTS
 from samtune.diffusion.inversion import GUIDANCE, STEPS, Denoising, denoise, invert
 from samtune.diffusion.pipeline import LatentDiffusion
 from samtune.losses import at_size, low_resolution_iou
 from samtune.metrics import psnr, ssim
 from samtune.prompts import Prompts, make_prompts, object_generator
 from samtune.sam.checkpoints import save_safetensors
+from samtune.sam.preprocess import Preprocess
 
 AUTOENCODER = "autoencoder"
 METHODS: dict[str, tuple[str, ...]] = {
@@ -95,7 +96,7 @@ def scene(
     embedded where the pictures will be `denoised`, which the recipe "autoencoder" never does.
     """
     size = model.image_size
-    pictures = [cv2.resize(sample.image, (size, size), interpolation=cv2.INTER_AREA) for sample in samples]
+    pictures = [Preprocess(size, "stretch").resized(sample.image) for sample in samples]
     if captions is None:
         captions = captions_of(samples, str(options.get("captions", "classes")), device)
     denoised = denoised and options.get("recipe") != AUTOENCODER
@@ -104,7 +105,7 @@ def scene(
     if options.get("controlnet", True):
         if model.controlnet is None:
             raise InputError("the diffusion model has no mask ControlNet: name one, or set controlnet=False")
-        condition = _float([colour_coded(sample.masks[:MOST_OBJECTS], size) for sample in samples]).to(device)
+        condition = _float([model.mask_image(sample.masks[:MOST_OBJECTS], size) for sample in samples]).to(device)
     return Scene(samples, _float(pictures).to(device), text, condition, captions)
 
 
@@ -162,7 +163,10 @@ def attacked(
     prompts, masks = _prompts(victim, given, prompt, seed, int(options.get("objects", MOST_MASKS)))
     if method == "attack":
         config = AttackConfig(**{name: value for name, value in options.items() if name != "objects"})
-        result = attack(model, victim, latents, plan, given.images, prompts, masks, config)
+        try:
+            result = attack(model, victim, latents, plan, given.images, prompts, masks, config)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"{error}: {', '.join(sample.id for sample in given.samples)}") from error
         first, worst, found = result.first, result.worst, result.latents
         before, after = result.iou[0], result.iou.amin(0)
     else:
@@ -203,8 +207,8 @@ def changed(victim: Victim, given: Scene, reconstructed: Path, adversarial: Path
         images.append((sample.image + change).clip(0, 255).round().astype(np.uint8))
 
     def iou(pictures: Sequence[np.ndarray]) -> Tensor:
-        side = (victim.image_size, victim.image_size)
-        squares = _float([cv2.resize(picture, side, interpolation=cv2.INTER_AREA) for picture in pictures])
+        square = Preprocess(victim.image_size, "stretch")
+        squares = _float([square.resized(picture) for picture in pictures])
         return victim_iou(victim, squares.to(given.images.device), prompts, masks)
 
     highs, lows = iou([sample.image for sample in given.samples]), iou(images)

@@ -4,9 +4,10 @@ ASAM (CVPR 2024) projects a picture into such a model's latents and perturbs it 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMInverseScheduler, DDIMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from samtune.common.errors import InputError
 from samtune.common.paths import asset, checkpoint_root, resolve
+from samtune.diffusion.conditions import asam_colour_coded, colour_coded
 from samtune.sam.checkpoints import load_strictly, read_state
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -30,6 +32,7 @@ class LatentDiffusion(nn.Module):
 
     Latents are `(B, 4, h, w)`, scaled by the autoencoder's `scaling_factor`; captions `(B, T, C)` as `embed` gives
     them; conditions colour-coded mask images float32 `(B, 3, S, S)` in [0, 1], or None: the ControlNet is off.
+    `mask_image` draws one, by the colours that the ControlNet was trained on.
     """
 
     def __init__(
@@ -40,8 +43,10 @@ class LatentDiffusion(nn.Module):
         tokenizer: CLIPTokenizer | None,
         scheduler: DDIMScheduler,
         controlnet: ControlNetModel | None = None,
+        mask_image: Callable[[np.ndarray, int], np.ndarray] = colour_coded,
     ) -> None:
         super().__init__()
+        self.mask_image = mask_image
         self.vae, self.unet, self.text_encoder, self.controlnet = vae, unet, text_encoder, controlnet
         self.tokenizer = tokenizer
         self.scheduler = DDIMScheduler.from_config(scheduler.config, **SCHEDULE)
@@ -83,9 +88,10 @@ class LatentDiffusion(nn.Module):
 def load_diffusion(source: str = STABLE_DIFFUSION, controlnet: str | None = None) -> LatentDiffusion:
     """The model in `source`, float32, frozen: "nano" (shipped), a folder in diffusers' format, or a hub id.
 
-    `controlnet`: a folder, hub id or single-file checkpoint (see `read_controlnet`); None: the `controlnet` folder of
-    `source`, if there is one. A hub id is looked for in the checkpoint folder first. Raises `InputError` when the
-    files are not there: what to fetch, and where to put it.
+    `controlnet`: a folder or hub id; or a single file, which is taken for ASAM's authors' (see `read_controlnet`), with
+    their colours; None: the `controlnet` folder of `source`, if there is one. All are looked for in the checkpoint
+    folder too, by the last part of their name. Raises `InputError` when the files are not there: what to fetch, and
+    where to put it.
     """
     place = find_source(source)
     unet = _load(UNet2DConditionModel, place, source, "unet")
@@ -96,6 +102,7 @@ def load_diffusion(source: str = STABLE_DIFFUSION, controlnet: str | None = None
         _load(CLIPTokenizer, place, source, "tokenizer"),
         _load(DDIMScheduler, place, source, "scheduler"),
         _find_controlnet(controlnet, place, unet),
+        asam_colour_coded if _is_single_file(controlnet) else colour_coded,
     )
 
 
@@ -128,9 +135,16 @@ def _find_controlnet(name: str | None, place: str | Path, unet: UNet2DConditionM
     if name is None:
         inside = isinstance(place, Path) and (place / "controlnet").is_dir()
         return _load(ControlNetModel, place, str(place), "controlnet") if inside else None
-    if name.endswith(CHECKPOINT_SUFFIXES):
-        return read_controlnet(resolve(name), unet)
+    if _is_single_file(name):
+        places = resolve(name), checkpoint_root() / name.rpartition("/")[2]
+        if path := next((one for one in places if one.is_file()), None):
+            return read_controlnet(path, unet)
+        raise InputError(f"no mask ControlNet at {places[1]}: fetch {name} and put it there")
     return _load(ControlNetModel, find_source(name), name)
+
+
+def _is_single_file(controlnet: str | None) -> bool:
+    return (controlnet or "").endswith(CHECKPOINT_SUFFIXES)
 
 
 def _load(kind: type, place: str | Path, source: str, part: str | None = None):

@@ -16,7 +16,8 @@ from samtune.methods.sam_sp import SamSP
 from samtune.methods.spt import SPT
 from samtune.methods.unet import UNet
 from samtune.methods.zero_shot import ZeroShot
-from samtune.sam.build import Sam, new_sam
+from samtune.sam.build import BACKBONES, Sam, new_sam
+from samtune.sam.checkpoints import load_sam
 
 # From simple to elaborate: the order of rows in tables and of bars in figures.
 METHODS: dict[str, type[Method]] = {
@@ -54,8 +55,12 @@ def build_method(name: str, sam: Sam | None, **options: Any) -> Method:
 
 @cache
 def trainable_parameters(name: str, backbone: str, **options: Any) -> int:
-    """Number of parameters that the method trains on `backbone`. The backbone's weights are not needed."""
+    """Number of parameters that the method trains on `backbone`, whose weights are not needed (but for a checkpoint's
+    path: to know which SAM it is).
+    """
     needs_sam = METHODS[name].needs_sam
+    if needs_sam and backbone not in BACKBONES:
+        backbone = load_sam(backbone).backbone
     with torch.device("meta"):
         return build_method(name, new_sam(backbone) if needs_sam else None, **options).count_trainable()
 

@@ -30,7 +30,7 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 @dataclass(frozen=True)
 class Answer:
     """One paper's answer: `sentence` and `verdict` by rule, what it was `measured_on`, the stem of its `figure`, and a
-    `table` of at most five rows and five columns."""
+    `table` of at most `ROWS` rows and five columns."""
 
     paper: str
     question: str

@@ -162,9 +162,9 @@ def write_all(
         listed = rows.to_numpy().tolist()
         write_atomically(folder / "tables" / f"{view.name}_records.csv", rows.to_csv(index=False).encode())
         notebook = NOTEBOOKS.get(view.name, "")
-        command = f"samtune results --profile {profile.name}"
+        command = f"samtune results --profile {name}"
         if notebook:
-            command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p profile {profile.name}"
+            command = f"papermill notebooks/{notebook}.ipynb out.ipynb -p profile {name}"
         write("report_records.html", f"tables/{view.name}_records.html", name=view.name, title=view.title,
               command=command, columns=list(rows), rows=listed)  # fmt: skip
         for one in (view, *(part for part in view.parts if part.shown)):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ class Pivot:
 
 
 def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) -> list[Pivot]:
-    """Several tables of at most `WIDEST` columns, each of one prompt and metric: methods down, sets across.
+    """Several tables of at most `WIDEST` columns, each of one prompt, metric and backbone: methods down, sets across.
 
     First the methods as they are, then, folded, drafts, controls, bounds and models of several sets. What matters most
     comes first and open: the prompt that most methods were given, and the paper's own metric. Bold: the column `best`.
@@ -108,9 +109,13 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
         set(zip(table["prompt"], table["metric"], strict=True)),
         key=lambda one: (one[1] != first, -methods[one[0]], _measure_rank(one)),
     )
+    backbones = [one for one in table["backbone"].value_counts().index if one != NO_BACKBONE] or [NO_BACKBONE]
     parts: list[Pivot] = []
-    for prompt, metric in measures:
+    for (prompt, metric), backbone in product(measures, backbones):
         rows = table[(table["prompt"] == prompt) & (table["metric"] == metric)]
+        if backbone not in set(rows["backbone"]):
+            continue
+        rows = rows[rows["backbone"].isin([backbone, NO_BACKBONE])]
         own = np.array([_trained_elsewhere(row) in ("", UNSEEN) for row in rows.to_dict("records")])
         own &= (rows["output"] == "final") & ~rows["variant"].str.startswith(ON_BOTH)
         as_it_is = own & (rows["variant"] == "") if (table["variant"] == "").any() else own
@@ -118,12 +123,15 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
             as_it_is = np.ones(len(rows), bool)  # one question, one table
         reported = _reported(name, paper)
         reported = reported[(reported["prompt"] == prompt) & (reported["metric"] == metric)]
+        several = len(backbones) > 1
+        reported = reported[reported["backbone"] == backbone] if several else reported
+        of = f", {backbone}" if several else ""
         for words, chosen in (
             ("", rows[as_it_is]),
             (": further rows", rows[~as_it_is]),
         ):
             if len(chosen):
-                title = f"{METRIC_LABELS.get(metric, metric.replace('_', ' '))}, {prompt_label(prompt)}{words}"
+                title = f"{METRIC_LABELS.get(metric, metric.replace('_', ' '))}, {prompt_label(prompt)}{of}{words}"
                 parts += _methods_by_sets(title, chosen, reported if not words else reported[:0])
     return [replace(part, folded=place > 0) for place, part in enumerate(parts)]
 
@@ -192,7 +200,10 @@ def _learning_rates(table: pd.DataFrame) -> list[Pivot]:
     """One row a method and set with the chosen rate; folded, all that were tried."""
     rows = table[(table["metric"] == "iou") & (table["output"] == "final")]
     names = rows["variant"].map(rate_label).str.partition(", ")
-    rows = rows.assign(rate=names[0], options=names[2])
+    options, of = names[2], rows["backbone"].where(rows["backbone"] != NO_BACKBONE)
+    if of.nunique() > 1:
+        options = (options + ", " + of.fillna("")).str.strip(", ")
+    rows = rows.assign(rate=names[0], options=options)
     scores = rows.groupby(["method", "options", "train_dataset", "rate"], sort=False)["mean"].mean()
     chosen, tried = [], []
     for (method, options, trained_on), found in scores.groupby(level=[0, 1, 2], sort=False):

@@ -20,6 +20,7 @@ from samtune.metrics import size_class
 from samtune.report.labels import method_order
 from samtune.report.statistics import paired_bootstrap
 from samtune.study.bench import speed_table
+from samtune.study.cells import NO_BACKBONE
 from samtune.study.records import DESCRIPTIVE, SUFFIX, Record, read_records
 from samtune.study.varied import option_and_value, varied
 
@@ -272,7 +273,10 @@ def _whole_rows(table: str, groups: dict[tuple, list[Record]]) -> list[dict[str,
 
 
 def _mark_best(rows: list[dict[str, Any]], values: dict[int, list[_Seeds]]) -> None:
-    """Set `best` of the rows whose paired interval to every other method as it is lies on the good side of 0."""
+    """Set `best` of the rows whose paired interval to every other method as it is lies on the good side of 0.
+
+    Methods on another backbone are no rivals; one without a backbone has to be above those on all.
+    """
     rivals: dict[tuple, list[int]] = {}
     for number, row in enumerate(rows):
         as_it_is = not row["variant"] and row["output"] == "final" and row["metric"] not in NOT_BETTER
@@ -281,10 +285,17 @@ def _mark_best(rows: list[dict[str, Any]], values: dict[int, list[_Seeds]]) -> N
             rivals.setdefault(tuple(place), []).append(number)
     for (*_, metric, _, _), numbers in rivals.items():
         sign = -1 if metric in LOWER_IS_BETTER else 1
-        top = max(numbers, key=lambda number: sign * rows[number]["mean"])
-        others = [number for number in numbers if number != top]
-        if others and all(_above(values[top], values[other], sign) for other in others):
-            rows[top]["best"] = "yes"
+        beaten: dict[int, set[int]] = {}
+        backbones = {rows[number]["backbone"] for number in numbers}
+        for backbone in backbones - {NO_BACKBONE} or backbones:
+            beside = [number for number in numbers if rows[number]["backbone"] in (backbone, NO_BACKBONE)]
+            top = max(beside, key=lambda number: sign * rows[number]["mean"])
+            others = {number for number in beside if number != top}
+            if others and all(_above(values[top], values[other], sign) for other in others):
+                beaten[top] = beaten.get(top, set()) | others
+        for top, others in beaten.items():
+            if rows[top]["backbone"] != NO_BACKBONE or len(others) == len(numbers) - 1:
+                rows[top]["best"] = "yes"
 
 
 def _above(one: list[_Seeds], other: list[_Seeds], sign: int) -> bool:

@@ -30,6 +30,12 @@ OFFICIAL = {
 SOURCE = "https://dl.fbaipublicfiles.com/segment_anything/"
 NANO = "assets/nano_sam.safetensors"
 SHIPPED = {"nano": NANO, "nano_mobile": "assets/nano_mobile.safetensors"}
+MOBILE = "mobile_sam.pt"  # as its authors call it; looked for beside the official checkpoints
+BY_HAND = {
+    "nano_mobile": "make them by python -m samtune.nano.second_victim --out DIR, and copy DIR/nano_mobile.safetensors "
+    "there",
+    "mobile_sam": "fetch them from its authors' repository, ChaoningZhang/MobileSAM, and put them there",
+}
 NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
 PATCHES = "image_encoder.patch_embed.proj.weight"  # the first layer: which SAM a state dict is
 FIRST_LAYERS = (PATCHES, MOBILE_PATCHES)
@@ -39,8 +45,8 @@ def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
     """A SAM with weights, in eval mode, float32.
 
     Args:
-        backbone: "nano" (shipped), "vit_b", "vit_l", "vit_h" (downloaded once, see `official_checkpoint`), or the path
-            of a checkpoint of any of them, or MobileSAM's own.
+        backbone: "nano" (shipped), "vit_b", "vit_l", "vit_h" (downloaded once, see `official_checkpoint`), "mobile_sam"
+            (put there by hand), or the path of a checkpoint of any of them.
         checkpoint: a file to read in place of the backbone's own, in SAM's own format or ours (`.safetensors`).
 
     Raises `InputError` when the file is missing, corrupt or of another backbone.
@@ -55,12 +61,12 @@ def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
             )
         if backbone not in BACKBONES:
             raise unknown("backbone", backbone, BACKBONES)
-        path = asset(SHIPPED[backbone]) if backbone in SHIPPED else official_checkpoint(backbone)
-    if backbone == "nano_mobile" and not path.is_file():
-        raise InputError(
-            f"no weights of nano_mobile at {path}: make them by python -m samtune.nano.second_victim --out DIR, and "
-            "copy DIR/nano_mobile.safetensors there"
-        )
+        if backbone == "mobile_sam":
+            path = checkpoint_root() / MOBILE
+        else:
+            path = asset(SHIPPED[backbone]) if backbone in SHIPPED else official_checkpoint(backbone)
+    if backbone in BY_HAND and not path.is_file():
+        raise InputError(f"no weights of {backbone} at {path}: {BY_HAND[backbone]}")
     return sam_of_state(read_state(path), path, backbone)
 
 

@@ -62,7 +62,10 @@ PICTURES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
 REMEDIES = "remedies"
 CHANGE, MIXED, BOXES = "adversarial change on the originals", "clean pictures too", "tuned with boxes"
 FORGETTING, SECOND_VICTIM = "forgetting", "second victim"
-SECOND_VICTIMS = {"nano": "nano_mobile"}  # by backbone: to which attack and tuning are transferred
+SECOND_VICTIMS = {
+    "nano": "nano_mobile",
+    "vit_b": "mobile_sam",
+}  # by backbone: to which attack and tuning are transferred
 
 # For the tables' columns `option` and `value` (`study.varied`).
 USUAL = {"prompt": TRAINED_WITH, "target": INSTANCES, **ASAM.recipe}

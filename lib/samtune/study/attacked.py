@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from samtune.common.atomic import write_atomically
+from samtune.common.errors import explains_out_of_memory
 from samtune.data.pixels import read_image
 from samtune.data.sample import Dataset, Sample
 from samtune.diffusion.conditions import MOST_MASKS
@@ -52,13 +53,15 @@ class AttackedDataset:
 
         boxes = Prompts(torch.zeros(len(masks), dtype=torch.int64), boxes=torch.from_numpy(tight_boxes(masks)))
         planes = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
-        made = pixel_attack(
-            self._victim,
-            planes.to(self._device),
-            self._square.prompts(boxes, masks.shape[1:]).to(self._device),
-            self._square.masks(masks, self._square.size).to(self._device),
-            **self._strength,
-        )
+        work = f"an attack on the pixels of a picture with {len(masks)} objects, at {self._square.size} px"
+        with explains_out_of_memory(work, "a smaller backbone"):
+            made = pixel_attack(
+                self._victim,
+                planes.to(self._device),
+                self._square.prompts(boxes, masks.shape[1:]).to(self._device),
+                self._square.masks(masks, self._square.size).to(self._device),
+                **self._strength,
+            )
         pixels = (255 * made[0].permute(1, 2, 0).cpu()).round().byte().numpy()
         _, encoded = cv2.imencode(".png", pixels[..., ::-1])
         write_atomically(path, encoded.tobytes())

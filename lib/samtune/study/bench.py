@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 
 from samtune.common import provenance
-from samtune.common.errors import is_out_of_memory
+from samtune.common.errors import is_out_of_memory, unknown
 from samtune.common.paths import results_root
 from samtune.methods import METHODS, Method, build_method
 from samtune.prompts import Prompts
-from samtune.sam.build import Sam, new_sam
+from samtune.sam.build import BACKBONES, Sam, new_sam
 from samtune.study.cells import TimingCell
 from samtune.study.records import Record
 from samtune.study.runner import Result, missing_cells, run_cells
@@ -67,9 +67,11 @@ def run_bench(
     device = usable_device(device)
     torch.backends.cudnn.allow_tf32 = False  # as in the study
     backbones = backbones or (("nano", "vit_b") if device == "cpu" else tuple(SHARES))
+    if strange := [name for name in backbones if name not in BACKBONES]:
+        raise unknown("backbone", strange[0], BACKBONES)
     end = time.perf_counter() + 60 * minutes
     records: list[Record] = []
-    shares = [(SHARES[name], name, *setting) for name in backbones for setting in settings(device)]
+    shares = [(SHARES.get(name, 1.0), name, *setting) for name in backbones for setting in settings(device)]
     for place, (share, backbone, precision, compiled) in enumerate(shares):
         left = end - time.perf_counter()
         until = time.perf_counter() + left * share / sum(share for share, *_ in shares[place:])
@@ -285,7 +287,7 @@ def speed_table(records: Sequence[Record]) -> pd.DataFrame:
     ]
     table = pd.DataFrame(rows, columns=columns + measured)
     table["peak_memory_mb"] = table["peak_memory_mb"].astype(float)  # not measured on a CPU: not a number
-    order = table["backbone"].map(list(SHARES).index)
+    order = table["backbone"].map({name: place for place, name in enumerate(SHARES)}).fillna(len(SHARES))
     return table.assign(order=order).sort_values(["device", "order", *columns[:-1]]).drop(columns="order")
 
 

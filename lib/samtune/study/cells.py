@@ -101,7 +101,10 @@ class GenerationCell(Cell):
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", _pairs(self.options))
         object.__setattr__(self, "tables", tuple(self.tables))
-        for name in ("dataset", "split", "diffusion", "diffusion_hash", "controlnet"):
+        fixed = ["dataset", "split", "diffusion"]
+        if self.inversion is not None and self.controlnet == self.inversion.controlnet:
+            fixed.append("diffusion_hash")  # an attack may have a ControlNet of its own
+        for name in fixed:
             if self.inversion is not None and getattr(self, name) != getattr(self.inversion, name):
                 raise ValueError(f"{name} is {getattr(self, name)!r} here and not in the inversion")
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from samtune.common.errors import InputError, is_out_of_memory, unknown
+from samtune.common.errors import InputError, explains_out_of_memory, unknown
 from samtune.common.paths import results_root
 from samtune.common.provenance import choose_precision
 from samtune.data.generated import PREFIX, chosen_pictures, chosen_sets, picture_name, read_facts
@@ -176,14 +176,11 @@ def executor(profile: Profile) -> Execute:
             # What was inverted with a caption is denoised with the same one: BLIP-2's may depend on the batch.
             words = None if first_cell is cell else stored_captions(files_folder(results, first_cell), samples)
             given = generation.scene(model, samples, dict(first_cell.options), device, words, cell.method != "change")
-            try:
+            objects = sum(len(sample.masks) for sample in samples)
+            smaller = "a smaller diffusion model" if victim is None else "a smaller backbone as victim"
+            smaller = f"generation.batch {batch // 2}" if batch > 1 else smaller
+            with explains_out_of_memory(f"{cell.describe()} at generation.batch {batch}, {objects} objects", smaller):
                 made = _make(cell, model, victim, given, results)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                tried = f"generation.batch {batch}, {sum(len(sample.masks) for sample in samples)} objects"
-                smaller = f"generation.batch {batch // 2}" if batch > 1 else "a smaller backbone as victim"
-                raise InputError(f"out of memory in {cell.describe()} at {tried}: set {smaller}") from error
             for sample, words, one in zip(samples, given.captions, made, strict=True):
                 generation.write_picture(folder, sample, words, one)
         facts = read_facts(folder)

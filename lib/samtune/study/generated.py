@@ -44,15 +44,8 @@ class Generation:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        controlnet = "" if profile.controlnet == profile.diffusion else profile.controlnet
-        model = load_diffusion(profile.diffusion, controlnet or None)
-        if model.controlnet is None:
-            raise InputError(f"{profile.diffusion} has no mask ControlNet: name one as the profile's controlnet")
-        self.models = {
-            "diffusion": profile.diffusion,
-            "diffusion_hash": weights_hash(model),
-            "controlnet": controlnet,
-        }
+        self.models = _models(profile, "" if profile.controlnet == profile.diffusion else profile.controlnet)
+        self.attack_models = _models(profile, profile.attack_controlnet) if profile.attack_controlnet else self.models
         self.victim = {"backbone": profile.backbone, "weights_hash": backbone_hash(profile.backbone)}
         self.dataset = "+".join(profile.generation.sets)
         captions = profile.generation.captions
@@ -81,7 +74,7 @@ class Generation:
         if method == "attack":
             options = {"steps": self.profile.generation.attack_steps} | options
         return GenerationCell(
-            method, self.dataset, pictures or inversion.pictures, **self.models, **self.victim, prompt=prompt,
+            method, self.dataset, pictures or inversion.pictures, **self.attack_models, **self.victim, prompt=prompt,
             options=options, inversion=inversion, tables=tuple(tables),
         )  # fmt: skip
 
@@ -94,9 +87,17 @@ class Generation:
         asked = self.profile.generation
         options = {"steps": asked.steps} | self.captions | options
         return GenerationCell(
-            "sample", self.dataset, pictures or asked.pictures, **self.models, seed=seed, options=options,
+            "sample", self.dataset, pictures or asked.pictures, **self.attack_models, seed=seed, options=options,
             tables=tuple(tables),
         )  # fmt: skip
+
+
+def _models(profile: Profile, controlnet: str) -> dict[str, str]:
+    """The fields of a generation cell that name the diffusion model; `controlnet` "": its own."""
+    model = load_diffusion(profile.diffusion, controlnet or None)
+    if model.controlnet is None:
+        raise InputError(f"{profile.diffusion} has no mask ControlNet: name one as the profile's controlnet")
+    return {"diffusion": profile.diffusion, "diffusion_hash": weights_hash(model), "controlnet": controlnet}
 
 
 def adversarial_cells(profile: Profile) -> dict[str, GenerationCell]:

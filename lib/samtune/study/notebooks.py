@@ -47,10 +47,12 @@ ASKED: dict[str, Callable[[Profile, Sequence[str], Sequence[int], Parameters], l
 def ask_for_cells(notebook: str, profile: Profile) -> list[Record]:
     """The records of all cells of a notebook, as the profile runs it; cells without a record are run.
 
-    Raises `InputError` for a notebook without cells.
+    Raises `InputError` for a notebook without cells, or for which the profile has no data sets.
     """
     if notebook not in ASKED:
         raise unknown("notebook", notebook, ASKED)
+    if notebook not in profile.datasets:
+        raise InputError(f"profile {profile.name} has no datasets for {notebook}: name some")
     return ASKED[notebook](profile, profile.datasets[notebook], profile.seeds, profile.notebooks[notebook].parameters)
 
 

@@ -126,7 +126,8 @@ class Profile(_Strict):
         backbone: of the tables.
         other_backbones: for the claim that gains hold for all sizes.
         diffusion: folder or hub name of the latent diffusion pipeline.
-        controlnet: folder or hub name of its mask ControlNet.
+        controlnet: its mask ControlNet, as `load_diffusion` takes it.
+        attack_controlnet: another one for attacks and for pictures from noise, as ASAM's authors have; "": the same.
         precision: "auto", "fp32" or "bf16".
         device: "auto", "cpu", "cuda" or "mps".
         preprocess: "stretch" or "pad".
@@ -152,6 +153,7 @@ class Profile(_Strict):
     other_backbones: Names
     diffusion: str
     controlnet: str
+    attack_controlnet: str = ""
     precision: Literal["auto", "fp32", "bf16"]
     device: Literal["auto", "cpu", "cuda", "mps"]
     preprocess: Literal["stretch", "pad"]
