@@ -14,6 +14,7 @@ from samtune.study.execute import cell_method
 from samtune.study.profile import Profile
 from samtune.study.records import Record
 from samtune.study.sam_sp import (
+    BESIDE,
     CONTROLS,
     GROUPS,
     REPEATED,
@@ -42,10 +43,11 @@ def test_main_table_of_a_smoke_profile(profile: Profile) -> None:
     assert everything["best_by_truth"] >= everything["final"] and set(everything.index) == {"final", "best_by_truth"}
     assert set(table[table["variant"] == "a box an object"]["prompt"]) == {"box"}
     dice = table[table["variant"] == ""]
-    both = table[table["variant"] == "truth on both passes"]
-    assert set(zip(both["method"], both["output"], strict=True)) == {
-        ("sam_sp", output) for output in ("pass0", "pass1", "final")
-    }
+    for variant in ("truth on both passes", "alpha 1"):
+        rows = table[table["variant"] == variant]
+        assert set(zip(rows["method"], rows["output"], strict=True)) == {
+            ("sam_sp", output) for output in ("pass0", "pass1", "final")
+        }
     rows = set(zip(dice["method"], dice["prompt"], dice["output"], strict=True))
     unprompted = {
         (method, "none", "final") for method in ("zero_shot", "decoder_tuning", "lora_samed", "unet", "sam_sp")
@@ -161,7 +163,7 @@ def test_truth_on_both_passes_is_the_cell_of_the_kits_first_version(profile: Pro
     assert method.mask_loss is samed_loss and method.detach_teacher
     plan = sam_sp_plan(profile, [DATA])
     assert dict(plan.training("sam_sp", DATA, 0).hyper) == hyper | {
-        "first_weight": 0, "distillation_weight": 1, "temperature": 1, "mask_loss": "squared_dice"
+        "first_weight": 0, "temperature": 1, "mask_loss": "squared_dice"
     }  # fmt: skip
     # The same for LoRA: SAMed's loss, which was its only one, is no part of its key.
     assert "mask_loss" not in dict(plan.training("lora_samed", DATA, 0).hyper)
@@ -171,7 +173,8 @@ def test_truth_on_both_passes_is_the_cell_of_the_kits_first_version(profile: Pro
 def test_a_new_default_makes_other_cells(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else what was run with the old default would be read as the new method's."""
     old = sam_sp_plan(profile, [DATA]).training("sam_sp", DATA, 0)
-    assert old == sam_sp_plan(profile, [DATA], **START).training("sam_sp", DATA, 0)  # no change was above it
+    chosen = START | GROUPS["alpha"]["alpha 0.1"]  # the one change that was above the starting point on validation
+    assert old == sam_sp_plan(profile, [DATA], **chosen).training("sam_sp", DATA, 0)
     defaults = SamSP.__init__.__defaults__
     monkeypatch.setattr(SamSP.__init__, "__defaults__", (8, *defaults[1:]))
     assert sam_sp_plan(profile, [DATA]).training("sam_sp", DATA, 0).key() != old.key()
@@ -194,6 +197,6 @@ def test_polyps_train_one_model_a_method_for_five_test_sets(profile: Profile, as
     tuned = [cell for cell in asked if cell.training]
     assert {cell.dataset for cell in asked} == {cell.dataset for cell in tuned} == set(TEST_SETS)
     assert {cell.training.train_datasets for cell in tuned} == {("polyps",)}
-    assert len({cell.training for cell in tuned}) == len(TUNED) + 1  # and SAM-SP with the truth on both passes
+    assert len({cell.training for cell in tuned}) == len(TUNED) + len(BESIDE)
     records = [Record(cell.key, cell.kind, plain_cell(cell)) for cell in tuned]
     assert {record.train_datasets == (record.dataset,) for record in records} == {True}  # not shown as unseen sets

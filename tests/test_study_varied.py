@@ -47,11 +47,16 @@ def test_ablations_of_sam_sp_say_what_they_change(profile: Profile, asked: list[
     sam_sp.run_main(profile, [DATA], [0])
     sam_sp.run_ablations(profile, [DATA], [0])
     found = rows(asked)
-    for group in (sam_sp.CONTROLS, sam_sp.SIZES, *sam_sp.GROUPS.values()):
+    for variant, changes in (sam_sp.CONTROLS | sam_sp.SIZES).items():
+        assert found["sam_sp_ablation", variant] == (changes or {"train_share": 1}), variant
+    assert found["sam_sp_ablation", "alpha 0.1"] == {}  # the default since it was chosen
+    for group in sam_sp.GROUPS.values():
         for variant, changes in group.items():
-            assert found["sam_sp_ablation", variant] == (changes or {"train_share": 1}), variant
+            if variant != "alpha 0.1":
+                assert found["sam_sp_ablation", variant] == {"distillation_weight": 1} | changes, variant
     assert found["sam_sp_main", ""] == found["sam_sp_ablation", "SAM-SP"] == {}
-    assert found["sam_sp_main", sam_sp.ON_BOTH] == sam_sp.TRUTH_ON_BOTH
+    assert found["sam_sp_main", sam_sp.ALPHA_1] == {"distillation_weight": 1}
+    assert found["sam_sp_main", sam_sp.ON_BOTH].items() <= sam_sp.TRUTH_ON_BOTH.items()  # without what is the default
     assert found["sam_sp_ablation", sam_sp.DICE] == sam_sp.TAUGHT_DIRECTLY
     assert found["sam_sp_ablation", sam_sp.FIRST_ALONE] == {"trained_as": "lora_samed"}
     assert found["sam_sp_main", "everything"] == {"everything": sam_sp.GRID}

@@ -419,6 +419,18 @@ def test_cached_embeddings_train_as_fresh_ones_do(tmp_path: Path, monkeypatch: p
     assert [row["loss"] for row in run(again, config, cache=EmbeddingCache(tmp_path)).curve] == found
 
 
+def test_cache_leaves_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, cache, image = method_of(), EmbeddingCache(tmp_path), torch.randn(3, 64, 64)
+    monkeypatch.setattr("samtune.embeddings.LEFT_FREE", float("inf"))
+    without = cache.encode(method, [image, image], "cpu")
+    assert not list(tmp_path.rglob("*.npy"))
+    monkeypatch.setattr("samtune.embeddings.LEFT_FREE", 0)
+    written = cache.encode(method, [image], "cpu")
+    assert len(list(tmp_path.rglob("*.npy"))) == 1
+    read = cache.encode(method, [image], "cpu")
+    assert torch.equal(written, read) and torch.allclose(without[:1], read, atol=1e-3)
+
+
 def test_cache_gives_the_embeddings_up_to_half_precision(tmp_path: Path) -> None:
     method, cache = method_of(), EmbeddingCache(tmp_path)
     images = list(torch.randn(3, 3, 64, 64))

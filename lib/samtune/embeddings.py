@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -14,9 +15,11 @@ from samtune.common.atomic import write_atomically
 from samtune.methods import Method
 from samtune.sam.checkpoints import weights_hash
 
+LEFT_FREE = 10e9  # bytes of the disk: SAM's own embeddings are 2 MB each, and augmented copies of large sets many
+
 
 class EmbeddingCache:
-    """Encodes as the method does, but each preprocessed image only once.
+    """Encodes as the method does, but each preprocessed image only once, while there is room on the disk.
 
     The key is a hash of the image's pixels after preprocessing (and augmentation), the encoder's weights, and
     autocast's precision. Embeddings are stored as float16, which the decoders do not notice.
@@ -48,12 +51,19 @@ class EmbeddingCache:
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         paths = [self._path(image, f"{self._weights[encoder]} {precision}") for image in images]
         missing = [index for index, path in enumerate(paths) if not path.is_file()]
+        fresh: dict[int, Tensor] = {}
         if missing:
-            fresh = method.encode(torch.stack([images[index] for index in missing]).to(device))
-            for index, embedding in zip(missing, fresh, strict=True):
-                self._write(paths[index], embedding)
+            encoded = method.encode(torch.stack([images[index] for index in missing]).to(device))
+            fresh = dict(zip(missing, encoded.cpu().to(torch.float16), strict=True))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self.folder).free > LEFT_FREE:
+                for index, embedding in fresh.items():
+                    self._write(paths[index], embedding)
+        every = [
+            fresh[index] if index in fresh else torch.from_numpy(np.load(path)) for index, path in enumerate(paths)
+        ]
         # To float32 before stacking: autocast on a CPU cannot stack float16.
-        return torch.stack([torch.from_numpy(np.load(path)).float() for path in paths]).to(device)
+        return torch.stack([embedding.float() for embedding in every]).to(device)
 
     def _path(self, image: Tensor, encoder: str) -> Path:
         digest = hashlib.sha256(encoder.encode())
@@ -63,5 +73,5 @@ class EmbeddingCache:
 
     def _write(self, path: Path, embedding: Tensor) -> None:
         file = io.BytesIO()
-        np.save(file, embedding.detach().cpu().to(torch.float16).numpy())
+        np.save(file, embedding.numpy())
         write_atomically(path, file.getvalue())

@@ -64,6 +64,8 @@ GLOSSARY = [
      "what a perfect model of this size would reach (`at_mask_size` in files)"),
     ("truth on both passes", "the kit's first version of SAM-SP: both passes taught by the truth; the paper teaches "
      "the second alone"),
+    ("alpha", "SAM-SP's weight of the distillation beside the Dice loss (`distillation_weight` in files): 0.1, unless "
+     "the row says another"),
     ("clean tuning", "ASAM's tokens tuned, by its loss, on the pictures as they are"),
     ("classical augmentation, PGD tuning", "the same on pictures with other colours, blur, noise and JPEG; on pictures "
      "attacked at their pixels"),
@@ -97,8 +99,8 @@ def row_label(method: str, variant: str = "", output: str = "final", trained: st
 _CALLED = {
     "": sam_sp.SAMED,  # of all methods without prompts
     "starting point": sam_sp.START,
-    **{name: sam_sp.START | changes for name, changes in sam_sp.GROUPS["recipe"].items()},
-    sam_sp.ON_BOTH: sam_sp.SAMED | sam_sp.TRUTH_ON_BOTH,
+    **{name: sam_sp.START | changes for group in ("alpha", "recipe") for name, changes in sam_sp.GROUPS[group].items()},
+    **{name: sam_sp.SAMED | changes for name, changes in sam_sp.BESIDE.items()},
     sam_sp.DICE: sam_sp.SAMED | sam_sp.TAUGHT_DIRECTLY,
     "two decoders, end to end": spt.END_TO_END,
     **spt.PARTS,
