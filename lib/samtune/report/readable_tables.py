@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -109,31 +108,37 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
         set(zip(table["prompt"], table["metric"], strict=True)),
         key=lambda one: (one[1] != first, -methods[one[0]], _measure_rank(one)),
     )
-    backbones = [one for one in table["backbone"].value_counts().index if one != NO_BACKBONE] or [NO_BACKBONE]
+    several = len(_backbones(table)) > 1
     parts: list[Pivot] = []
-    for (prompt, metric), backbone in product(measures, backbones):
-        rows = table[(table["prompt"] == prompt) & (table["metric"] == metric)]
-        if backbone not in set(rows["backbone"]):
-            continue
-        rows = rows[rows["backbone"].isin([backbone, NO_BACKBONE])]
-        own = np.array([_trained_elsewhere(row) in ("", UNSEEN) for row in rows.to_dict("records")])
-        own &= (rows["output"] == "final") & ~rows["variant"].str.startswith(ON_BOTH)
-        as_it_is = own & (rows["variant"] == "") if (table["variant"] == "").any() else own
-        if name.endswith("_choices"):
-            as_it_is = np.ones(len(rows), bool)  # one question, one table
-        reported = _reported(name, paper)
-        reported = reported[(reported["prompt"] == prompt) & (reported["metric"] == metric)]
-        several = len(backbones) > 1
-        reported = reported[reported["backbone"] == backbone] if several else reported
-        of = f", {backbone}" if several else ""
-        for words, chosen in (
-            ("", rows[as_it_is]),
-            (": further rows", rows[~as_it_is]),
-        ):
-            if len(chosen):
-                title = f"{METRIC_LABELS.get(metric, metric.replace('_', ' '))}, {prompt_label(prompt)}{of}{words}"
-                parts += _methods_by_sets(title, chosen, reported if not words else reported[:0])
+    for prompt, metric in measures:
+        measured = table[(table["prompt"] == prompt) & (table["metric"] == metric)]
+        for backbone in _backbones(measured):
+            rows = measured[measured["backbone"].isin([backbone, NO_BACKBONE])]
+            reported = _reported(name, paper)
+            reported = reported[(reported["prompt"] == prompt) & (reported["metric"] == metric)]
+            reported = reported[reported["backbone"] == backbone] if several else reported
+            title = f"{METRIC_LABELS.get(metric, metric.replace('_', ' '))}, {prompt_label(prompt)}"
+            title += f", {backbone}" if several and backbone != NO_BACKBONE else ""
+            open_rows = np.ones(len(rows), bool)  # of choices, one question, all
+            if not name.endswith("_choices"):
+                open_rows = _as_it_is(rows, (table["variant"] == "").any())
+            if open_rows.any():
+                parts += _methods_by_sets(title, rows[open_rows], reported)
+            if not open_rows.all():
+                parts += _methods_by_sets(f"{title}: further rows", rows[~open_rows], reported[:0])
     return [replace(part, folded=place > 0) for place, part in enumerate(parts)]
+
+
+def _backbones(table: pd.DataFrame) -> list[str]:
+    """Those of a table's rows, the most frequent first; `NO_BACKBONE` alone where no row has one."""
+    return [one for one in table["backbone"].value_counts().index if one != NO_BACKBONE] or [NO_BACKBONE]
+
+
+def _as_it_is(rows: pd.DataFrame, variants: bool) -> np.ndarray:
+    """Which `rows` show a method as it is, in its last pass; with `variants`, those without a variant alone."""
+    own = np.array([_trained_elsewhere(row) in ("", UNSEEN) for row in rows.to_dict("records")])
+    own &= (rows["output"] == "final") & ~rows["variant"].str.startswith(ON_BOTH)
+    return own & (rows["variant"] == "") if variants else own
 
 
 def _trained_elsewhere(row: Mapping) -> str:
