@@ -241,9 +241,12 @@ def test_loss_is_the_papers() -> None:
         assert torch.allclose(trained(distillation_weight=alpha).loss(prediction, masks), expected)
     plain = trained(mask_loss="dice", distillation_weight=0.0).loss(prediction, masks)
     assert torch.allclose(plain, dice(second, truth, power=1).mean())
-    squared = trained(distillation="mse").loss(prediction, masks)
+    assert torch.allclose(
+        trained().loss(prediction, masks), (dice(second, truth) + 0.1 * divergence(first, second)).mean()
+    )
+    squared = trained(distillation="mse", distillation_weight=1.0).loss(prediction, masks)
     assert torch.allclose(squared, dice(second, truth).mean() + (first.sigmoid() - second.sigmoid()).square().mean())
-    reverse = trained(reverse=True).loss(prediction, masks)
+    reverse = trained(reverse=True, distillation_weight=1.0).loss(prediction, masks)
     assert torch.allclose(reverse, (dice(second, truth) + divergence(second, first)).mean())
     prediction, masks, truth = random_passes(3)
     first, second, third = (prediction[f"pass{number}"] for number in range(3))
@@ -295,10 +298,8 @@ def test_distillation_reaches_the_parameters_through_the_first_pass_alone() -> N
     with torch.no_grad():
         teacher = trained()(images(), NOTHING)["pass1"]
     found = {}
-    for name, options in {
-        "none": {"distillation_weight": 0.0}, "detached": {}, "not detached": {"detach_teacher": False}
-    }.items():  # fmt: skip
-        method = trained(**options)
+    for name, weight, detach in (("none", 0.0, True), ("detached", 1.0, True), ("not detached", 1.0, False)):
+        method = trained(distillation_weight=weight, detach_teacher=detach)
         found[name] = gradients(method, method.loss(method(images(), NOTHING), masks))
     method = trained()
     alone = gradients(method, divergence(decode_masks(method.sam, method.encode(images()), NOTHING)[0], teacher).mean())
