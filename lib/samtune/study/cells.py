@@ -70,7 +70,8 @@ class GenerationCell(Cell):
             changed, on the originals) or "sample" (from noise).
         dataset, split: what they are made from, several sets joined by "+", each giving as many.
         pictures: of them; which, see `samtune.data.generated.chosen_pictures`.
-        diffusion, controlnet: as `load_diffusion` takes them. diffusion_hash: the hash of all their weights.
+        diffusion, controlnet: as `load_diffusion` takes them; an attack's ControlNet may not be its inversion's.
+            diffusion_hash: the hash of all their weights.
         backbone, weights_hash: the victim's; "none" where there is none.
         prompt: what the victim is given, one a mask.
         seed: draws noise and prompts.
@@ -101,11 +102,11 @@ class GenerationCell(Cell):
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", _pairs(self.options))
         object.__setattr__(self, "tables", tuple(self.tables))
-        fixed = ["dataset", "split", "diffusion"]
-        if self.inversion is not None and self.controlnet == self.inversion.controlnet:
-            fixed.append("diffusion_hash")  # an attack may have a ControlNet of its own
-        for name in fixed:
-            if self.inversion is not None and getattr(self, name) != getattr(self.inversion, name):
+        if self.inversion is None:
+            return
+        same_controlnet = self.controlnet == self.inversion.controlnet  # else the hash of all weights differs too
+        for name in ("dataset", "split", "diffusion", *(["diffusion_hash"] if same_controlnet else [])):
+            if getattr(self, name) != getattr(self.inversion, name):
                 raise ValueError(f"{name} is {getattr(self, name)!r} here and not in the inversion")
 
     @property
