@@ -1,24 +1,27 @@
-"""Captions from a file, from classes, those that an inversion used, and the line that says what BLIP-2 lacks."""
+"""Captions from a file, from classes, by BLIP-2, and those that an inversion used."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from samtune.common.errors import InputError
 from samtune.data.generated import read_facts
 from samtune.data.sample import Sample
 from samtune.diffusion import generation
-from samtune.diffusion.captions import captions_of, check_captions, stored_captions
+from samtune.diffusion.captions import _blip2, captions_of, check_captions, stored_captions
 from samtune.diffusion.pipeline import LatentDiffusion
 from samtune.study.cells import GenerationCell
 from samtune.study.execute import executor
 from samtune.study.profile import load_profile
 from samtune.study.runner import files_folder, run_cells
 from small_sam import disc_sample
+from tiny_blip2 import save_tiny_blip2
 from tiny_diffusion import save_tiny_diffusion
 
 SET = "synthetic-natural"
@@ -178,9 +181,25 @@ def test_a_file_without_the_captions_is_named(tmp_path: Path, text: str) -> None
         captions_of([disc_sample(1)], str(path))
 
 
+def test_blip2_captions_each_picture_as_it_would_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMTUNE_CHECKPOINTS", str(tmp_path))
+    _blip2.cache_clear()
+    processor, model = save_tiny_blip2(tmp_path / "blip2-flan-t5-xl")
+    noise = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+    samples = [disc_sample(1), replace(disc_sample(2), image=noise)]
+    alone = []
+    for sample in samples:
+        inputs = processor(images=[Image.fromarray(sample.image)], return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=30, do_sample=False)[0]
+        alone.append(processor.decode(ids, skip_special_tokens=True).strip())
+    assert captions_of(samples, "blip2") == alone
+    assert alone[0] != alone[1]
+
+
 def test_blip2_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMTUNE_CHECKPOINTS", str(tmp_path))
     monkeypatch.setenv("SAMTUNE_OFFLINE", "1")
+    _blip2.cache_clear()
     (tmp_path / "blip2-flan-t5-xl").mkdir()
     with pytest.raises(InputError, match="fetch Salesforce/blip2-flan-t5-xl and put it at"):
         captions_of([disc_sample(1)], "blip2")

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import cv2
 import numpy as np
+from tqdm.auto import tqdm
 
 from samtune.common.paths import results_root
 from samtune.data.listed import ListedDataset
@@ -62,7 +63,8 @@ def chosen_sets(names: str, split: str, count: int, open_set: Callable[[str], Da
     Those without an object are left out, as from the generated set: so trainings on both see the same ones in turn.
     """
     chosen: dict[str, tuple[Dataset, list[str]]] = {}
-    for dataset, id in chosen_pictures(names, split, count, open_set):
+    pictures = chosen_pictures(names, split, count, open_set)
+    for dataset, id in tqdm(pictures, "look for pictures without an object", mininterval=2, leave=False):
         if not dataset.load(id).masks.any():
             continue
         chosen.setdefault(f"{dataset.name}/", (dataset, []))[1].append(id)

@@ -109,26 +109,27 @@ def _no_caption(source: str, dataset: str, id: str, known: Mapping[str, str]) ->
 @torch.no_grad()
 def blip2_captions(samples: Sequence[Sample], device: str = "cpu", source: str = BLIP2) -> list[str]:
     """What BLIP-2 says of each picture, greedily. Raises `InputError` when its files are not there."""
-    processor, model = _blip2(source, device)
+    processor, model = _blip2(source, torch.float16 if device.startswith("cuda") else torch.float32)
+    model.to(device)
     inputs = processor(images=[Image.fromarray(sample.image) for sample in samples], return_tensors="pt")
     words = model.generate(**inputs.to(device, model.dtype), max_new_tokens=30, do_sample=False)
+    model.to("cpu")  # the diffusion model and its victim need the card's memory
     return [text.strip() for text in processor.batch_decode(words, skip_special_tokens=True)]
 
 
 @cache
-def _blip2(source: str, device: str) -> tuple:
+def _blip2(source: str, dtype: torch.dtype) -> tuple:
     from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
     folder = checkpoint_root() / source.rpartition("/")[2]
     place = folder if folder.is_dir() else source
     options = {"local_files_only": folder.is_dir() or bool(os.environ.get("SAMTUNE_OFFLINE"))}
-    half = torch.float16 if device.startswith("cuda") else torch.float32
     try:
         processor = Blip2Processor.from_pretrained(place, **options)
-        model = Blip2ForConditionalGeneration.from_pretrained(place, dtype=half, **options)
+        model = Blip2ForConditionalGeneration.from_pretrained(place, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise InputError(
             f"no BLIP-2 in {place} ({first}): fetch {source} and put it at {folder}, or name a file of captions"
         ) from error
-    return processor, model.to(device).eval()
+    return processor, model.eval()

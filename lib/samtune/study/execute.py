@@ -175,11 +175,12 @@ def executor(profile: Profile) -> Execute:
                 continue
             # What was inverted with a caption is denoised with the same one: BLIP-2's may depend on the batch.
             words = None if first_cell is cell else stored_captions(files_folder(results, first_cell), samples)
-            given = generation.scene(model, samples, dict(first_cell.options), device, words, cell.method != "change")
             objects = sum(len(sample.masks) for sample in samples)
             smaller = "a smaller diffusion model" if victim is None else "a smaller backbone as victim"
             smaller = f"generation.batch {batch // 2}" if batch > 1 else smaller
             with explains_out_of_memory(f"{cell.describe()} at generation.batch {batch}, {objects} objects", smaller):
+                first_options, denoised = dict(first_cell.options), cell.method != "change"
+                given = generation.scene(model, samples, first_options, device, words, denoised)
                 made = _make(cell, model, victim, given, results)
             for sample, words, one in zip(samples, given.captions, made, strict=True):
                 generation.write_picture(folder, sample, words, one)
