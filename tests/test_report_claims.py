@@ -311,8 +311,8 @@ def test_transfer_is_shown_beside_no_tuning_at_all(tmp_path):
 
     lost = note("worse", worse)
     assert re.match(r"Beside zero-shot SAM \(0\.49\d\): SPT 0\.3[45]\d \(-0\.1.*LoRA 0\.[23]\d\d \(-0\.2", lost), lost
-    assert lost.endswith("both are below it.")
-    assert note("better", fake_execute).endswith("neither is demonstrably below it.")
+    assert lost.endswith("both are below zero-shot SAM.")
+    assert note("better", fake_execute).endswith("neither is demonstrably below zero-shot SAM.")
 
 
 def test_claims_to_read_say_what_they_claim():

@@ -7,7 +7,7 @@ import pytest
 from fake_records import fake_cells, fake_execute
 from samtune.methods import METHODS
 from samtune.report import forests
-from samtune.report.contrasts import points
+from samtune.report.contrasts import in_points, interval_text
 from samtune.report.tables import paired_differences
 from samtune.study.records import read_records
 from samtune.study.runner import run_cells
@@ -58,8 +58,11 @@ def test_ticks_say_where_they_are():
     assert shown == pytest.approx([100 * place for place in axis.get_xticks()])
 
 
-def test_a_difference_that_rounds_to_nothing_has_no_sign():
-    assert [points(value) for value in (-0.0004, 0.0004, -0.0006, 0.0123)] == ["0.0", "0.0", "-0.1", "+1.2"]
+def test_the_sign_of_a_bound_can_be_seen():
+    assert in_points(0.0123, -0.0041, 0.02) == "+1.2 [-0.4, +2.0]"
+    assert in_points(0.0123, -0.0004, 0.02) == "+1.23 [-0.04, +2.00]"
+    assert interval_text(0.0123, 0.00004, 0.02) == "+0.01230 [+0.00004, +0.02000]"
+    assert interval_text(0.0, 0.0, 0.0) == "+0.000 [+0.000, +0.000]"
 
 
 def test_words_name_the_comparison_and_its_mean(records):

@@ -27,7 +27,7 @@ class UNet(Method):
 
     name = "unet"
     title = "U-Net"
-    colour = "#a98600"
+    colour = "#000000"
     needs_sam = False
     takes_prompts = False
     frozen_encoder = False

@@ -27,6 +27,7 @@ from samtune.nano.diffusion import STAGES
 from samtune.nano.diffusion_pictures import Pictures, read_pictures, whole_views
 from samtune.prompts import Prompts, make_prompts
 from samtune.report.figures import STYLE, Picture, panels
+from samtune.report.labels import OTHERS
 from samtune.sam.checkpoints import load_sam
 
 SCORED = 16  # validation pictures of each set, whose box IoU stands in the card
@@ -168,7 +169,7 @@ def learning_curve(logs: Mapping[str, Mapping[str, Any]], window: int = 50) -> P
         other = axis.twinx() if psnr else axis
         for number, name in enumerate(name for name in log["validation"][-1] if name != "step"):
             points = [(row["step"], row[name]) for row in log["validation"]]
-            other.plot(*zip(*points, strict=True), marker="o", color=f"C{number + 1}", label=name)
+            other.plot(*zip(*points, strict=True), marker="o", color=OTHERS[number], label=name)
         if psnr:
             other.set_ylabel("PSNR, dB")
         axis.set(title=stage, xlabel="step", ylabel="loss")

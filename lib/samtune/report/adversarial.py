@@ -22,7 +22,15 @@ from samtune.report.picture_figures import fill, picture_grid, show_picture
 from samtune.study.execute import cell_method
 from samtune.study.records import Record, cell_of
 
-COLUMNS = ["original", "reconstruction", "adversarial", "difference x 5", "truth", "SAM before", "SAM after"]
+COLUMNS = [
+    "original",
+    "reconstruction",
+    "adversarial",
+    "difference x 5",
+    "truth",
+    "SAM on reconstruction",
+    "SAM on adversarial",
+]
 
 
 @dataclass(frozen=True)
@@ -50,11 +58,11 @@ def kept_attack(records: Iterable[Record]) -> Record | None:
 
 
 def recipe(record: Record) -> str:
-    """How an attack's pictures were made: "direct inversion in 20 steps, 10 updates of 0.02"."""
+    """An attack's pictures and how they were made: "200 pictures, direct inversion in 20 steps, 10 updates of 0.02"."""
     cell = cell_of(record)
     inversion, attack = dict(cell.inversion.options), asdict(AttackConfig()) | dict(cell.options)
     words = f"{inversion['recipe']} inversion in {inversion['steps']} steps".replace("_", "-")
-    return f"{words}, {attack['steps']} updates of {attack['step_size']:g}"
+    return f"{cell.pictures} pictures, {words}, {attack['steps']} updates of {attack['step_size']:g}"
 
 
 def by_drop(record: Record, count: int) -> list[str]:

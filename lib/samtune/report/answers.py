@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Side, Terms, above, contrasts, interval, points
+from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Side, Terms, above, contrasts, in_points, interval
 from samtune.report.labels import label, prompt_label
 from samtune.report.readable_tables import METRIC_LABELS
 from samtune.report.sides import (
@@ -135,8 +135,7 @@ def verdict_of(found: Sequence[Contrast]) -> str:
 
 def effect_in_points(found: Sequence[Contrast]) -> str:
     """Effect and interval in points: "+0.4 [-0.3, +1.0]"."""
-    effect, low, high = map(points, interval(found))
-    return f"{effect} [{low}, {high}]"
+    return in_points(*interval(found))
 
 
 def _answer(question: Question, records: Sequence[Record], backbone: str) -> Answer:
@@ -165,8 +164,8 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
         both = [f"{name}, {effect_in_points([by_name[name]])} ({verdict_of([by_name[name]])})" for name in ends]
         parts.append(f"best on {both[0]}, worst on {both[1]}")
     for other in [one for one in question.more if one != chosen]:
-        parts += _told(other, measured(other))
-    reasons = [words for reason in question.reasons for words in _told(reason, measured(reason))]
+        parts += _told(other, measured(other), len(found))
+    reasons = [words for reason in question.reasons for words in _told(reason, measured(reason), len(found))]
     parts += [f"Where that comes from: {'; '.join(reasons)}"] if reasons else []
     parts += [chosen.caution] if chosen.caution else []
     sentence = ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts) + "."
@@ -175,10 +174,12 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
     return Answer(question.paper, question.words, sentence, verdict, measured_on, question.figure, table)
 
 
-def _told(comparison: Comparison, found: dict[Place, Contrast]) -> list[str]:
-    """One comparison in words, with its verdict; nothing where it was not run."""
+def _told(comparison: Comparison, found: dict[Place, Contrast], usual: int) -> list[str]:
+    """One comparison in words, with its verdict, and on how many sets where these are not as many as `usual`; nothing
+    where it was not run."""
     every = list(found.values())
-    return [f"{comparison.words}: {effect_in_points(every)} ({verdict_of(every)})"] if every else []
+    where = "" if len(every) == usual else f", {_number(len(every), 'set')}"
+    return [f"{comparison.words}: {effect_in_points(every)} ({verdict_of(every)}{where})"] if every else []
 
 
 def _place(place: Place, found: dict[Place, Contrast]) -> str:

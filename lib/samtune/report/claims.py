@@ -12,7 +12,7 @@ import pandas as pd
 
 from samtune.common.paths import results_root
 from samtune.report.claim_list import CLAIMS, KINDS, Claim
-from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, above, contrasts, interval, measures
+from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, above, contrasts, interval, interval_text, measures
 from samtune.report.labels import label, prompt_label
 from samtune.report.readable_tables import MEAN, PaperNumbers, load_paper_numbers
 from samtune.report.tables import differences, read_table
@@ -81,14 +81,8 @@ def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
 
 
 def effect_text(row: Mapping) -> str:
-    """Effect and interval of a row of the claims table; "" where it was not run. Three digits, or as many as tell on
-    which side of 0 a bound lies, on which the verdict rests."""
-    if pd.isna(row["effect"]):
-        return ""
-    bounds = [row["low"], row["high"]]
-    digits = next((d for d in (3, 4, 5) if all(not bound or round(bound, d) for bound in bounds)), 6)
-    effect, low, high = (f"{row[name]:+z.{digits}f}" for name in ("effect", "low", "high"))
-    return f"{effect} [{low}, {high}]"
+    """Effect and interval of a row of the claims table; "" where it was not run."""
+    return "" if pd.isna(row["effect"]) else interval_text(row["effect"], row["low"], row["high"])
 
 
 def counts_text(row: Mapping) -> str:
@@ -185,11 +179,11 @@ def _note(claim: Claim, pairs: Sequence[tuple[Contrast, Contrast]]) -> str:
     other = label(claim.beside.method)
     found = [interval(side) for side in zip(*pairs, strict=True)]
     level = np.mean([pair[0].values[1].mean() for pair in pairs])
-    said = [f"{name} {level + mean:.3f} ({mean:+z.3f} [{low:+z.3f}, {high:+z.3f}])"
-            for name, (mean, low, high) in zip(names, found, strict=True)]  # fmt: skip
+    said = [f"{name} {level + one.mean:.3f} ({interval_text(*one)})" for name, one in zip(names, found, strict=True)]
     both = all(high < 0 for _, _, high in found)
     one = [name for name, (_, _, high) in zip(names, found, strict=True) if high < 0]
-    verdict = "both are below it" if both else f"{one[0]} is below it" if one else "neither is demonstrably below it"
+    below = f"below {other}"
+    verdict = f"both are {below}" if both else f"{one[0]} is {below}" if one else f"neither is demonstrably {below}"
     return f"Beside {other} ({level:.3f}): {' and '.join(said)}; {verdict}."
 
 

@@ -69,10 +69,15 @@ def interval(contrasts: Sequence[Contrast]) -> Interval:
     return paired_bootstrap([one.effects for one in contrasts], [one.groups for one in contrasts], places)
 
 
-def points(difference: float) -> str:
-    """A difference in points: "+0.4"; what rounds to nothing has no sign."""
-    text = f"{100 * difference:+.1f}"
-    return text if float(text) else "0.0"
+def interval_text(effect: float, low: float, high: float, digits: int = 3) -> str:
+    """ "+0.012 [-0.003, +0.027]"; with more digits where a bound would round to 0, so that its sign can be seen."""
+    digits = next((more for more in range(digits, 6) if all(not one or round(one, more) for one in (low, high))), 6)
+    return f"{effect:+z.{digits}f} [{low:+z.{digits}f}, {high:+z.{digits}f}]"
+
+
+def in_points(effect: float, low: float, high: float) -> str:
+    """The same in points: "+1.2 [-0.3, +2.7]"."""
+    return interval_text(100 * effect, 100 * low, 100 * high, 1)
 
 
 def contrasts(

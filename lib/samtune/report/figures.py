@@ -1,7 +1,7 @@
 """Figures: pure functions of records and tables that give matplotlib figures; `save` writes them.
 
 Every figure has a title that says what to look at. Colours belong to methods (`Method.colour`) and stay the same
-everywhere; they are Okabe and Ito's, which colour-blind readers can tell apart.
+everywhere; most are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 import html
@@ -41,6 +41,7 @@ WEBP = {"method": 6, "use_sharp_yuv": True}  # thin outlines keep their colour
 QUALITIES = (92, 84, 76, 68, 60)  # of WebP: the first that keeps a figure below `LARGEST`, else the last
 LARGEST = 200_000  # bytes of a figure: a phone loads many
 MOST_POINTS = 120  # of a drawn curve: more are not seen at the width of a panel
+DASHES = ("-", "--", "-.", ":")  # of learning curves, one after the other: they lie close together
 PRIVATE = "private"  # the folder of figures that show pictures which may not be passed on
 
 
@@ -73,7 +74,8 @@ def learning_curves(records: Iterable[Record], title: str, y: str | Sequence[str
                 for seed in map(_thinned, seeds):
                     axis.plot(seed.index, seed.to_numpy(), color=colour, linewidth=0.7, alpha=0.45)
             mean = _thinned(pd.concat(seeds, axis=1).mean(axis=1).sort_index())
-            axis.plot(mean.index, mean.to_numpy(), color=colour, label=label(name))
+            dashes = DASHES[names.index(name) % len(DASHES)]
+            axis.plot(mean.index, mean.to_numpy(), color=colour, linestyle=dashes, label=label(name))
         axis.set_title(f"{dataset}\n{_runs(runs[dataset])}", fontsize=8.5)
         axis.set_xlabel("images seen")
         axis.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
@@ -255,7 +257,7 @@ def panels(title: str, count: int, width: float, height: float, columns: int = 3
 
 def set_title(figure: Figure, title: str) -> None:
     """The figure's title, in lines that fit its width."""
-    lines = textwrap.wrap(title, max(30, int(figure.get_figwidth() * 12)))
+    lines = textwrap.wrap(title, max(30, int(figure.get_figwidth() * 10.5)))
     figure.suptitle("\n".join(lines), x=0.012, ha="left", fontsize=11, fontweight="bold", color=INK)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from samtune.methods import METHODS
-from samtune.report.contrasts import FEWEST_UNITS, Side, above, contrasts, interval, points
+from samtune.report.contrasts import FEWEST_UNITS, Side, above, contrasts, in_points, interval
 from samtune.report.figures import INK, SOFT, STYLE, panels
 from samtune.report.labels import label
 from samtune.report.readable_tables import MEAN, METRIC_LABELS
@@ -190,7 +190,7 @@ def forest(rows: pd.DataFrame, title: str) -> Figure:
             few = row["units"] < FEWEST_UNITS
             shape = {"marker": "D" if row["dataset"] == MEAN else "o", "markersize": 6.5}
             axis.plot(row["effect"], place, color=colour, markerfacecolor="white" if few else colour, **shape)
-            text = f"{points(row['effect'])} [{points(row['low'])}, {points(row['high'])}]  n = {row['images']}"
+            text = f"{in_points(row['effect'], row['low'], row['high'])}  n = {row['images']}"
             style = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8, "color": INK}
             axis.annotate(text, (1.02, place), annotation_clip=False, **style)
         axis.set(xlim=(least, most), ylim=(len(one) - 0.4, -0.6))
@@ -233,6 +233,6 @@ def forest_words(rows: pd.DataFrame, title: str) -> str:
     for comparison, one in rows.groupby("comparison", sort=False):
         last: Mapping = one.iloc[-1]
         sets = f"mean of {len(one) - 1} sets" if last["dataset"] == MEAN else last["dataset"]
-        effect, low, high = (points(last[name]) for name in ("effect", "low", "high"))
-        said.append(f"{comparison}, {sets}: {effect} points of {METRIC_LABELS[last['metric']]} [{low}, {high}]")
+        effect, bounds = in_points(last["effect"], last["low"], last["high"]).split(" ", 1)
+        said.append(f"{comparison}, {sets}: {effect} points of {METRIC_LABELS[last['metric']]} {bounds}")
     return f"{title}. " + ("; ".join(said) or "Not run") + "."

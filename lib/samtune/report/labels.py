@@ -54,7 +54,7 @@ OUTPUTS = {
 }  # fmt: skip
 GLOSSARY = [
     ("zero-shot SAM", "SAM as released, not tuned on the set"),
-    ("LoRA", "SPT's baseline: low-rank adapters (rank 8, alpha 1) in the encoder's and decoder's attention"),
+    ("LoRA", "SPT's baseline: low-rank adapters (rank 8, scale 1/8) in the encoder's and decoder's attention"),
     ("LoRA (as SAMed)", "SAMed's recipe, SAM-SP without self-prompting: LoRA of rank 4 in the encoder; prompt encoder "
      "and mask decoder tuned whole; no prompt from the user (`lora_samed` in files)"),
     ("draft", "SPT's first mask, which prompts its second decoder"),
@@ -66,10 +66,20 @@ GLOSSARY = [
      "the second alone"),
     ("alpha", "SAM-SP's weight of the distillation beside the Dice loss (`distillation_weight` in files): 0.1, unless "
      "the row says another"),
+    ("starting point", "of what SAM-SP's paper leaves open one thing is changed at a time, from here; its alpha is 1"),
+    ("plain Dice", "a Dice loss whose denominator has sums in place of sums of squares"),
+    ("everything mode", "SAM prompted by a grid of points, without a user; of its masks the one with the highest "
+     "predicted IoU"),
+    ("boundary IoU", "IoU of the bands along the two masks' outlines"),
+    ("HD95", "the 95th percentile of the distances between the two outlines, in pixels; strict: a missed object counts "
+     "as the picture's diagonal"),
+    ("PSNR, SSIM", "how like two pictures are, by squared error in dB, and by local structure from 0 to 1"),
+    ("DDIM inversion", "the denoising run backwards, from a picture to the noise that it would come from"),
     ("clean tuning", "ASAM's tokens tuned, by its loss, on the pictures as they are"),
     ("classical augmentation, PGD tuning", "the same on pictures with other colours, blur, noise and JPEG; on pictures "
-     "attacked at their pixels"),
-    ("DAT tuning", "the same on pictures attacked in the autoencoder's latent, without diffusion"),
+     "attacked at their pixels by projected gradient descent"),
+    ("DAT tuning", "the same on pictures attacked in the autoencoder's latent, without diffusion (after discrete "
+     "adversarial training)"),
     ("generated pictures, reconstruction tuning", "the same on pictures drawn from noise by the diffusion model; on "
      "pictures inverted and not attacked"),
     ("seen set", "a set whose training pictures ASAM and its rivals were tuned on"),
@@ -90,8 +100,18 @@ def prompt_label(prompt: str) -> str:
     return PROMPTS.get(prompt, prompt.replace("_", " "))
 
 
+# Variants that would not be understood beside the method's name.
+_VARIANTS = {
+    sam_sp.SAM_SP: "as in the main table",
+    f"{sam_sp.ON_BOTH}, {sam_sp.SAM_SP}": f"{sam_sp.ON_BOTH}, as in the main table",
+    "starting point": "starting point (alpha 1)",
+    "SAM": "as it is",
+}
+
+
 def row_label(method: str, variant: str = "", output: str = "final", trained: str = "") -> str:
     """What a table's row shows, in words: method, what it varies, which of its masks, how else it was trained."""
+    variant = _VARIANTS.get(variant, variant)
     return ", ".join(filter(None, (label(method), variant, OUTPUTS.get(output, output), trained)))
 
 

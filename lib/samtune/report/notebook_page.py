@@ -133,8 +133,11 @@ def _contents(page: str) -> str:
     return "".join(f'<li><a href="#{anchor}">{re.sub("<[^>]+>", "", text).strip()}</a></li>' for anchor, text in found)
 
 
-def write_page(path: Path) -> Path:
-    """Write `path` (.ipynb, executed) as a page of the same name beside it (.html); returns the page's path."""
+def write_page(path: Path, older: bool = False) -> Path:
+    """Write `path` (.ipynb, executed) as a page of the same name beside it (.html); returns the page's path.
+
+    `older`: it was executed before its last change, and the page says so.
+    """
     notebook = nbformat.read(path, as_version=4)
     # The notebook is left as it is; its widgets' state would put their scripts into the page.
     notebook.metadata.pop("widgets", None)
@@ -153,6 +156,7 @@ def write_page(path: Path) -> Path:
     resources = {
         "page_title": page_title(notebook, path.stem),
         "notebook_file": path.name,
+        "older": older,
         "style": asset("report/templates/style.css").read_text(encoding="utf-8"),
         "script": asset("report/templates/page.js").read_text(encoding="utf-8"),
         "highlight_style": HtmlFormatter(style="default").get_style_defs(".highlight"),

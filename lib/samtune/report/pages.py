@@ -21,8 +21,17 @@ from samtune.common.atomic import write_atomically
 from samtune.common.paths import asset, repository_root, results_root
 from samtune.report.answers import answers
 from samtune.report.claim_list import CLAIMS
-from samtune.report.claims import NO_REFERENCE, NOT_RUN, NOTEBOOKS, VERDICTS, build_claims, effect_text, paper_effect
-from samtune.report.contrasts import FEWEST_UNITS
+from samtune.report.claims import (
+    NO_REFERENCE,
+    NOT_RUN,
+    NOTEBOOKS,
+    VERDICTS,
+    build_claims,
+    counts_text,
+    effect_text,
+    paper_effect,
+)
+from samtune.report.contrasts import FEWEST_UNITS, interval_text
 from samtune.report.figures import DPI, title_alt_and_width
 from samtune.report.labels import GLOSSARY
 from samtune.report.notebook_page import write_page
@@ -39,13 +48,17 @@ from samtune.report.readable_tables import (
     write_pages,
 )
 from samtune.report.table_records import address, records_of
-from samtune.report.tables import build_tables, write_tables
+from samtune.report.tables import LOOK_AT, build_tables, write_tables
 from samtune.study.cells import NO_BACKBONE
 from samtune.study.profile import Profile, load_profile
 from samtune.study.records import Record, read_records
 
 WIDE = 7.6  # inches: a figure wider than this gets the whole width of the page
 SMALL = 0.05  # effects and intervals up to this are drawn on an axis of their own
+CAUTION = (
+    "With three seeds an interval is too narrow where the noise of training outweighs that of images: it then covers "
+    "the true effect in about three cases of four, not in 95 of 100."
+)
 PAPERS = {"spt": "SPT", "sam_sp": "SAM-SP", "asam": "ASAM"}
 # Kinds of records, as the head of the page counts them.
 COUNTED = {
@@ -100,7 +113,8 @@ class ClaimView:
 class FileView:
     """A figure or an executed notebook's page: `path` relative to the report, `other` the notebook itself where it is
     there, `older` where that was executed before its last change; `wide` figures need the page's whole width;
-    `photograph`: it shows images; size in pixels, 0: not known; `alt` what a figure shows, in words."""
+    `photograph`: it shows images; size in pixels, 0: not known; `alt` what a figure shows, in words; `notebook` the
+    executed one that shows a figure, with what to look at."""
 
     path: str
     title: str
@@ -111,6 +125,7 @@ class FileView:
     width: int = 0
     height: int = 0
     alt: str = ""
+    notebook: str = ""
 
     @property
     def stem(self) -> str:
@@ -130,7 +145,7 @@ def build_report(profile: str, results: Path | None = None) -> Path:
     write_tables(tables | {"claims": claims}, folder / "tables")
     write_pages(tables, folder / "tables")
     for notebook in sorted((folder / "notebooks").glob("*.ipynb")):
-        write_page(notebook)
+        write_page(notebook, _is_older(notebook))
     write_all(profile, folder, records, tables, claims)
     return folder / "index.html"
 
@@ -148,7 +163,12 @@ def write_all(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.globals |= context | {"interval": interval_picture, "effect_text": effect_text, "row_address": address}
+    pages.globals |= context | {
+        "interval": interval_picture,
+        "effect_text": effect_text,
+        "counts_text": counts_text,
+        "row_address": address,
+    }
 
     def write(template: str, path: str, **more: Any) -> None:
         write_atomically(folder / path, pages.get_template(f"{template}.j2").render(more).encode())
@@ -172,6 +192,7 @@ def write_all(
                 "report_table.html",
                 f"tables/{one.name}.html",
                 view=one,
+                look_at=LOOK_AT.get(view.name, ""),
                 records_page=f"{view.name}_records.html",
                 records=listed,
             )
@@ -190,7 +211,7 @@ def interval_picture(effect: float, low: float, high: float, reach: float, width
     dashes = "" if small else ' stroke-dasharray="3 3"'
     return (
         f'<svg class="interval{kind}" width="{width}" height="16" viewBox="0 0 {width} 16" role="img" '
-        f'aria-label="{effect:+z.3f}, from {low:+z.3f} to {high:+z.3f}">'
+        f'aria-label="{interval_text(effect, low, high)}">'
         f'<line x1="0" x2="{width}" y1="8" y2="8" stroke="var(--soft)"{dashes}/>'
         f'<line x1="{width / 2}" x2="{width / 2}" y1="1" y2="15" stroke="var(--soft)"/>'
         f'<line x1="{place(low)}" x2="{place(high)}" y1="8" y2="8" stroke="currentColor" stroke-width="4"/>'
@@ -238,6 +259,7 @@ def _context(
         "NOT_RUN": NOT_RUN,
         "NO_REFERENCE": NO_REFERENCE,
         "FEWEST_UNITS": FEWEST_UNITS,
+        "CAUTION": CAUTION,
         "NOT_AVAILABLE": NOT_AVAILABLE,
     }
 
@@ -351,7 +373,10 @@ def _counts(row: dict[str, Any]) -> str:
 
 
 def _figures(folder: Path) -> list[FileView]:
-    views = []
+    views, shown_in = [], {}
+    for page in sorted((folder / "notebooks").glob("*.html"), reverse=True):  # the first that shows it
+        for name in re.findall(r"\.\./figures/([\w.-]+)", page.read_text(encoding="utf-8")):
+            shown_in[name] = page.stem
     for path in sorted((*(folder / "figures").glob("*.svg"), *(folder / "figures").glob("*.webp"))):
         words, alt, inches = title_alt_and_width(path)
         photograph = path.suffix == ".webp"
@@ -361,7 +386,12 @@ def _figures(folder: Path) -> list[FileView]:
         else:
             box = re.search(r'<svg[^>]* viewBox="0 0 ([\d.]+) ([\d.]+)"', path.read_text(encoding="utf-8")[:4000])
             width, height = (round(float(side) / 72 * DPI) for side in box.groups()) if box else (0, 0)
-        views.append(FileView(f"figures/{path.name}", words, "", False, inches > WIDE, photograph, width, height, alt))
+        views.append(
+            FileView(
+                f"figures/{path.name}", words, "", False, inches > WIDE, photograph, width, height, alt,
+                shown_in.get(path.name, ""),
+            )
+        )  # fmt: skip
     return views
 
 

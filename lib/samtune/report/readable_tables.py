@@ -12,7 +12,7 @@ from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import asset
 from samtune.report.labels import in_order, label, prompt_label, rate_label, row_label
-from samtune.report.tables import MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
+from samtune.report.tables import LOOK_AT, MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
 from samtune.study.bench import EVALUATE, PHASES
 from samtune.study.cells import NO_BACKBONE
 from samtune.study.plan import SCORE_TIE
@@ -25,6 +25,7 @@ METRIC_LABELS = {
     "e_measure_max": "E-measure (max)", "e_measure_mean": "E-measure (mean)",
     "e_measure_adaptive": "E-measure (adaptive)", "weighted_f": "weighted F", "mae": "MAE",
     "false_alarm_area": "false-alarm area", "box_area": "area of the prompt box", "psnr": "PSNR, dB", "ssim": "SSIM",
+    "iou_drop": "loss of IoU",
 }  # fmt: skip
 TOGETHER, UNSEEN = "one model for all sets", "tuned on"  # and not on what is measured
 WIDEST = 8  # columns of a table for people
@@ -103,7 +104,7 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
         return _learning_rates(table)
     table = _without_last_pass(table)
     methods = table.groupby("prompt")["method"].nunique()
-    first = "dice" if name.startswith("sam_sp") else "iou"
+    first = "dice" if name.startswith("sam_sp") else "iou_drop" if name == "asam_inversion" else "iou"
     measures = sorted(
         set(zip(table["prompt"], table["metric"], strict=True)),
         key=lambda one: (one[1] != first, -methods[one[0]], _measure_rank(one)),
@@ -182,7 +183,9 @@ def _methods_by_sets(title: str, table: pd.DataFrame, reported: pd.DataFrame) ->
 
     caption = _caption(table, ["size"] if split_by else [])
     caption += "".join(f" All are {UNSEEN} {name}, but for zero-shot SAM." for name in unseen)
-    caption += " Bold: above all others by the paired interval." if any(best(*key) for key in ours) else ""
+    caption += (
+        " Bold: above all others of this table by the paired interval." if any(best(*key) for key in ours) else ""
+    )
     if theirs:
         caption += " The paper's numbers are of its own backbone and training; its part of a set may be another."
     shown = {cell(name, place) for name in names for place in columns}
@@ -220,7 +223,8 @@ def _learning_rates(table: pd.DataFrame) -> list[Pivot]:
         tried += [[*name, f"{one:g}", f"{rates[one]:.3f}"] for one in sorted(rates)]
     header, caption = (
         ["method", "set", "rate", "IoU on validation"],
-        "Validation pictures, mean over the prompts trained with; seed 0, and others that end with empty masks.",
+        "Validation pictures, mean over the prompts trained with; seed 0; "
+        "other seeds only at rates where a training ended with empty masks.",
     )
     return [
         Pivot([*header, "rates tried"], chosen, set(), 2, caption, "The chosen rates"),
@@ -261,15 +265,15 @@ def speed_pivot(table: pd.DataFrame) -> Pivot:
             how = [f"{trained['batch']}", trained["precision"], "yes" if trained["compiled"] else "no"]
             how.append("not measured" if pd.isna(memory) else f"{memory:.0f}")
         rows.append([device, backbone, label(method), *speeds, *how])
-    return Pivot(
-        header,
-        rows,
-        set(),
-        3,
-        "The most of the batch sizes and precisions that were tried. Of ASAM's inversion and attack: network "
-        "evaluations a second.",
-        "Pictures a second",
+    # Left out: what no row has.
+    told = [column for column in range(len(header)) if {row[column] for row in rows} - {"", "not measured"}]
+    caption = (
+        "Each number is the most of the batch sizes and precisions that were tried, not of equal settings; batch, "
+        "precision, compilation and memory (MiB of the graphics card) are the training's. Of ASAM's inversion and "
+        "attack: network evaluations a second."
     )
+    rows = [[row[column] for column in told] for row in rows]
+    return Pivot([header[column] for column in told], rows, set(), 3, caption, "Pictures a second")
 
 
 def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | None) -> Pivot | None:
@@ -321,6 +325,7 @@ def table_page(name: str, table: pd.DataFrame, papers: Mapping[str, PaperNumbers
     shown = pivots(name, table, paper)
     lines = [f"# {title(name)}", ""]
     if shown:
+        lines += [LOOK_AT[name], ""] if name in LOOK_AT else []
         lines += [f"Mean ± standard deviation over seeds; 95% intervals are in [{name}.csv]({name}.csv).", ""]
         lines.append(markdown_parts(shown))
     else:

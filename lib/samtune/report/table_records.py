@@ -44,5 +44,6 @@ def address(pivot: Pivot, row: Sequence[str], records: Sequence[Sequence[str]]) 
     names = dict(zip(pivot.header[: pivot.labels], row, strict=False))
     known = {name for record in records for name in record[1:3]}
     fits = [name for name in known if f"{names.get('method', '')}, ".startswith(f"{name}, ")]
-    places = [names[name] for name in ("set", "dataset") if names.get(name)]
+    # A size or class after the set ("neu-seg, small") is no record's.
+    places = [names[name].partition(", ")[0] for name in ("set", "dataset") if names.get(name)]
     return quote("|".join([*places, *([max(fits, key=len)] if fits else [])]))

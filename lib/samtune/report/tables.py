@@ -34,11 +34,30 @@ TABLES = {
     "sam_sp_ablation": "SAM-SP: what each part contributes",
     "sam_sp_choices": "SAM-SP: what the paper leaves open, one change at a time, on validation pictures",
     "asam_main": "ASAM and its rivals, object by object, on sets that none was tuned on; seen sets apart",
-    "asam_ablation": "ASAM: what each part contributes, on sets that it was not tuned on",
+    "asam_ablation": "ASAM: what each part contributes, and the second victim",
     "asam_choices": "ASAM: what may help it in a small model, on validation pictures",
     "asam_inversion": "ASAM: inversions and attacks, and what they cost",
     "learning_rates": "Learning rates on validation pictures: the smallest within half a point of the best is taken",
     "speed": "Pictures a second and memory, of encoding, decoding and a training step, by device",
+}
+# What to look at in a table.
+LOOK_AT = {
+    "nano_sam": "How far the nano SAM is above an ellipse drawn into the box, which needs no network.",
+    "baselines": "What tuning gains over zero-shot SAM, and LoRA over tuning the decoder alone.",
+    "spt_main": "SPT against LoRA: both saw equally many pictures with the same prompts.",
+    "spt_ablation": "Neither, SDT, VRA and SDT + VRA are the paper's ablation. Rows of one option (rank, points, box "
+    "noise) belong together. Transfer: tested on a set that it was not tuned on.",
+    "spt_choices": "Each row changes one thing that the paper leaves open. More than half a point counts.",
+    "sam_sp_main": "SAM-SP against LoRA (as SAMed), which has one pass and another loss. The LoRA by SAM-SP's own Dice "
+    "loss, the comparison that decides, stands in the table of what each part contributes.",
+    "sam_sp_ablation": "LoRA (as SAMed), Dice loss, is the comparison that decides: SAM-SP's loss, but one pass. True "
+    "box: what a perfect prompt of its own would bring.",
+    "sam_sp_choices": "Each row changes one thing at the starting point. More than half a point counts.",
+    "asam_main": "ASAM against zero-shot SAM, and against clean tuning, which has all but the adversarial pictures.",
+    "asam_ablation": "Zero-shot SAM on adversarial and on reconstructed pictures: does what fools one fool another?",
+    "asam_choices": "ASAM against clean tuning in each row: do the pictures help, or the recipe?",
+    "asam_inversion": "How much IoU an attack takes, from the reconstruction (before) to the adversarial picture, and "
+    "at what cost. An attack may raise the PSNR, to the original, since its loss pulls towards the original.",
 }
 COLUMNS = [
     "method", "dataset", "prompt", "metric", "mean", "std", "low", "high", "seeds", "images", "variant", "output",
@@ -50,6 +69,7 @@ MEAN = "mean of sets"
 NOT_BETTER = {"box_area", "hd95_transunet"}  # the prompt's own; a measure that counts a missed object as perfect
 LOWER_IS_BETTER = {"hd95_strict", "mae", "false_alarm_area"}
 METRIC_ORDER = [
+    "iou_drop", "evaluations", "seconds",
     "iou", "boundary_iou", "dice", "box_iou", "hd95_transunet", "hd95_strict", "s_measure", "e_measure_max",
     "e_measure_mean", "e_measure_adaptive", "weighted_f", "mae", "psnr", "ssim",
 ]  # fmt: skip
