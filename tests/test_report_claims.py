@@ -327,8 +327,8 @@ def test_claims_to_read_say_what_they_claim():
     ]  # fmt: skip
     table = pd.DataFrame([blank | row for row in rows], columns=COLUMNS)
     text = claims_markdown(table, ["S1"])
-    paper, sanity = text.split("**Sanity checks: tuned against not tuned**")
-    assert paper.startswith("**The paper's claims**") and "allowed" not in text and "| paper |" not in text
+    paper, sanity = text.split("**Sanity checks**")
+    assert paper.startswith("**The papers' claims**") and "allowed" not in text and "| paper |" not in text
     assert "\n- S1a: SPT above LoRA alone, box prompts, IoU\n" in paper
     assert "| S1a | drive | 78 (13 independent), 3 | +0.125 [-0.010, +0.260] | inconclusive |" in paper
     assert "- S1b: LoRA above zero-shot SAM" in sanity and "| 78, 3 | +0.200" in sanity

@@ -7,7 +7,7 @@ import pandas as pd
 
 from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Side, Terms, above, contrasts, in_points, interval
 from samtune.report.labels import label, prompt_label
-from samtune.report.readable_tables import METRIC_LABELS
+from samtune.report.readable_tables import METRIC_LABELS, NOT_RUN
 from samtune.report.sides import (
     FIRST_VERSION,
     SAM_SP_IN_TRUE_BOX,
@@ -22,7 +22,7 @@ from samtune.report.sides import (
 from samtune.study.profile import load_profile
 from samtune.study.records import Record
 
-GAIN, NO_GAIN, LOSS, FEW, NOT_RUN = "gain", "no demonstrated gain", "loss", "too few pictures", "not run"
+GAIN, NO_GAIN, LOSS, FEW = "gain", "no demonstrated gain", "loss", "too few pictures"
 ROWS = 7  # of an answer's table
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 

@@ -20,11 +20,11 @@ from samtune.report.sides import (
 from samtune.study import sam_sp
 from samtune.study.asam import SECOND_VICTIM
 
-# Three kinds, whose counts are never added up.
+# Three kinds, whose counts are never added up: heading, and what it means.
 KINDS = {
-    "paper": "The paper's claims",
-    "sanity": "Sanity checks: tuned against not tuned",
-    "own": "Our own questions",
+    "paper": ("The papers' claims", "What the paper says of its method against the others."),
+    "sanity": ("Sanity checks", "Tuned against untuned: these must hold, and say nothing of the paper's method."),
+    "own": ("Our own questions", "Not in the paper."),
 }
 OURS = "OURS, not in the paper"
 

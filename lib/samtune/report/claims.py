@@ -14,7 +14,7 @@ from samtune.common.paths import results_root
 from samtune.report.claim_list import CLAIMS, KINDS, Claim
 from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, above, contrasts, interval, interval_text, measures
 from samtune.report.labels import label, prompt_label
-from samtune.report.readable_tables import MEAN, PaperNumbers, load_paper_numbers
+from samtune.report.readable_tables import MEAN, NOT_RUN, PaperNumbers, load_paper_numbers
 from samtune.report.tables import differences, read_table
 from samtune.study import asam
 from samtune.study.records import Record, read_records
@@ -23,9 +23,7 @@ COLUMNS = [
     "id", "dataset", "effect", "low", "high", "verdict", "command", "kind", "margin", "metric", "prompt", "sets",
     "images", "units", "seeds", "note", "records",
 ]  # fmt: skip
-REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN, NO_REFERENCE = (
-    "reproduced", "not reproduced", "inconclusive", "not run", "no reference",
-)  # fmt: skip
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NO_REFERENCE = "reproduced", "not reproduced", "inconclusive", "no reference"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN, NO_REFERENCE)
 NOTEBOOKS = {
     "baselines": "00_start_here", "spt_main": "10_spt", "spt_ablation": "11_spt_ablations", "sam_sp_main": "20_sam_sp",
@@ -62,7 +60,7 @@ def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
     columns += ["paper"] if any(effect is not None for effect in reported.values()) else []
     columns += ["verdict"]
     lines: list[str] = []
-    for kind, words in KINDS.items():
+    for kind, (words, _) in KINDS.items():
         rows = [row for row in chosen if claims[row["id"]].kind == kind]
         said = [f"- {id}: {claims[id].statement}" for id in dict.fromkeys(row["id"] for row in rows)]
         head = ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]

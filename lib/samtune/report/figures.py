@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import ExifTags, Image
 
 from samtune.common.atomic import write_atomically
+from samtune.common.errors import counted
 from samtune.data import registry
 from samtune.report.labels import PROMPTS, colours, in_order, label
 from samtune.report.readable_tables import METRIC_LABELS
@@ -269,8 +270,7 @@ def _measured_on(frame: pd.DataFrame) -> str:
         words = PROMPTS.get(shared["prompt"], shared["prompt"])
         shared["prompt"] = f"{words} prompt" if shared["prompt"] == "box" else words
     if "seeds" in shared:
-        seeds = int(shared["seeds"])
-        shared["seeds"] = f"{seeds} seed{'s' * (seeds > 1)}"
+        shared["seeds"] = counted(int(shared["seeds"]), "seed")
     return ": " + ", ".join(shared.values()) if shared else ""
 
 
@@ -283,7 +283,7 @@ def _runs(runs: set[tuple[int, str]]) -> str:
     """Seeds and prompts of trainings, in words."""
     seeds = len({seed for seed, _ in runs})
     prompts = dict.fromkeys(part for _, prompt in sorted(runs) for part in prompt.split(","))
-    return f"{', '.join(PROMPTS.get(one, one) for one in prompts)}; {seeds} seed{'s' * (seeds > 1)}"
+    return f"{', '.join(PROMPTS.get(one, one) for one in prompts)}; {counted(seeds, 'seed')}"
 
 
 def _legend(figure: Figure, axis: Axes) -> None:

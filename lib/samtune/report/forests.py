@@ -7,6 +7,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
+from samtune.common.errors import counted
 from samtune.methods import METHODS
 from samtune.report.contrasts import FEWEST_UNITS, Side, above, contrasts, in_points, interval
 from samtune.report.figures import INK, SOFT, STYLE, panels
@@ -199,7 +200,7 @@ def forest(rows: pd.DataFrame, title: str) -> Figure:
         axis.spines["left"].set_visible(False)
         axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}" if abs(value) > 1e-9 else "0")
         seeds = sorted(set(one["seeds"]))
-        seeds = f"{seeds[0]} seed{'s' * (seeds[0] > 1)}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+        seeds = counted(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
         axis.set_title(f"{one['comparison'].iloc[0]}, {seeds}")
         metric = one["metric"].iloc[0]
         if one is shown[-1] or metric != shown[number + 1]["metric"].iloc[0]:

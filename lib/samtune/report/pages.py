@@ -18,9 +18,10 @@ import pandas as pd
 from PIL import Image
 
 from samtune.common.atomic import write_atomically
+from samtune.common.errors import counted
 from samtune.common.paths import asset, repository_root, results_root
 from samtune.report.answers import answers
-from samtune.report.claim_list import CLAIMS
+from samtune.report.claim_list import CLAIMS, KINDS
 from samtune.report.claims import (
     NO_REFERENCE,
     NOT_RUN,
@@ -66,12 +67,6 @@ COUNTED = {
     "evaluation": "measurements",
     "generation": "sets of generated pictures",
     "timing": "timings",
-}
-# What kinds of claims there are: heading, and what it means.
-KINDS = {
-    "paper": ("The papers' claims", "What the paper says of its method against the others."),
-    "sanity": ("Sanity checks", "Tuned against untuned: these must hold, and say nothing of the paper's method."),
-    "own": ("Our own questions", "Not in the paper."),
 }
 
 
@@ -368,7 +363,7 @@ def _claim_views(table: pd.DataFrame) -> list[ClaimView]:
 
 
 def _counts(row: dict[str, Any]) -> str:
-    counts = [f"{row[name]:.0f} {name if row[name] != 1 else name[:-1]}" for name in ("images", "sets", "seeds")]
+    counts = [counted(int(row[name]), name.removesuffix("s")) for name in ("images", "sets", "seeds")]
     return ", ".join(counts) if row["verdict"] != NOT_RUN else ""
 
 
