@@ -25,14 +25,14 @@ from samtune.commands.predict import ObjectPrompt, overlay, read_points
 from samtune.commands.search import Progress
 from samtune.commands.settings import TuneSettings
 from samtune.commands.texts import worse_text
-from samtune.commands.tuned import load_tuned
+from samtune.commands.tuned import load_tuned, save_tuned
 from samtune.data import registry
 from samtune.data.folder import FolderDataset
 from samtune.data.registry_entry import Description
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import METHODS, Lora
 from samtune.sam.build import BACKBONES, _build
-from samtune.sam.checkpoints import load_sam
+from samtune.sam.checkpoints import load_sam, weights_hash
 from samtune.study.runner import run_cells
 from small_sam import SIZES, official_twin, small_sam
 
@@ -481,6 +481,14 @@ def test_a_method_that_is_more_than_sam_says_that_it_has_no_merged_form(
     monkeypatch.setitem(METHODS, "lora", Unmergeable)
     status, _, error = run("export", "--checkpoint", tuned / "out", "--out", tmp_path / "sam.pth")
     assert status == 2 and "lora has no merged form" in error and not (tmp_path / "sam.pth").exists()
+
+
+def test_an_encoder_that_segment_anything_lacks_is_not_exported(tmp_path: Path) -> None:
+    sam = load_sam("nano_mobile")
+    path, settings = tmp_path / "tuned.safetensors", TuneSettings("decoder_tuning", "nano_mobile")
+    save_tuned(settings.build(sam), path, settings, weights_hash(sam), {})
+    status, _, error = run("export", "--checkpoint", path, "--out", tmp_path / "sam.pth")
+    assert status == 2 and "no class for the encoder of nano_mobile" in error and not (tmp_path / "sam.pth").exists()
 
 
 # ---------------------------------------------------------------- data
