@@ -20,6 +20,7 @@ from samtune.data.registry import describe, open_dataset
 from samtune.data.sample import Remembered, without_empty_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import (
+    CLASSICAL,
     EvaluationConfig,
     evaluate,
     predict_classical,
@@ -41,7 +42,6 @@ from samtune.study.runner import Execute, Result, files_folder, needed_cells, ru
 from samtune.training import LAST, TrainingConfig, train, usable_device
 
 TUNED = "trainable.safetensors"
-CLASSICAL = ("ellipse", "grabcut")
 TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method
 NOTHING = "nothing"  # the target of a cell that counts false alarms on pictures without an object
 TRAINING_OPTIONS = {field.name for field in fields(TrainingConfig)}
