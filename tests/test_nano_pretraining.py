@@ -86,7 +86,7 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(
         monkeypatch.setattr(pretraining, "picture_loss", counted)
         with pytest.raises(KeyboardInterrupt):
             pretrain(CONFIG, bank, tmp_path, progress=False)
-    (tmp_path / "checkpoint.partial").write_bytes(b"cut short")
+    (tmp_path / "checkpoint.pt.partial").write_bytes(b"cut short")
     monkeypatch.setattr(pretraining, "picture_loss", original)
     found = pretrain(CONFIG, bank, tmp_path, progress=False)
     expected, values = states(whole), states(found)

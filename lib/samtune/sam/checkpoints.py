@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from samtune.common.atomic import write_atomically
+from samtune.common.atomic import PARTIAL, write_atomically
 from samtune.common.errors import InputError, unknown
 from samtune.common.paths import asset, checkpoint_root, names_a_file, resolve
 from samtune.sam.attention import merge_qkv, split_qkv
@@ -269,11 +269,16 @@ def weights_hash(module: torch.nn.Module) -> str:
 
 def save_official(sam: Sam, path: Path) -> None:
     """Write `sam` in SAM's own format (`.pth`, q, k and v joined), which plain `segment_anything` loads."""
+    save_torch(merge_qkv(sam.state_dict()), path)
+
+
+def save_torch(value: object, path: Path) -> None:
+    """Write `value` by `torch.save`, whole or not at all; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("wb") as file:  # given a path, torch hides from Python that the disk is full
-            torch.save(merge_qkv(sam.state_dict()), file)
+            torch.save(value, file)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
