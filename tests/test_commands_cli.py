@@ -483,7 +483,10 @@ def test_a_method_that_is_more_than_sam_says_that_it_has_no_merged_form(
     assert status == 2 and "lora has no merged form" in error and not (tmp_path / "sam.pth").exists()
 
 
-def test_an_encoder_that_segment_anything_lacks_is_not_exported(tmp_path: Path) -> None:
+def test_an_encoder_that_segment_anything_lacks_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiny_sam(monkeypatch, load_sam)  # the real ones again
     sam = load_sam("nano_mobile")
     path, settings = tmp_path / "tuned.safetensors", TuneSettings("decoder_tuning", "nano_mobile")
     save_tuned(settings.build(sam), path, settings, weights_hash(sam), {})
