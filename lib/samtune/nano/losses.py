@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import normalize
 from tqdm.auto import tqdm
 
 from samtune.losses import balanced_cross_entropy, dice_loss, low_resolution_iou
@@ -95,8 +96,7 @@ def picture_loss(sam: Sam, scenes: list[dict[str, Tensor]], generator: torch.Gen
     Returns the mean loss over prompts, and the mean IoU by kind of prompt.
     """
     images = torch.stack([scene["image"] for scene in scenes]).float()
-    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-    embedding = sam.image_encoder((images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+    embedding = sam.image_encoder(normalize(images, PIXEL_MEAN, PIXEL_STD))
     masks = torch.cat([scene["masks"] for scene in scenes])
     index = torch.cat([torch.full((len(scene["masks"]),), i) for i, scene in enumerate(scenes)])
     stride = images.shape[-1] // sam.mask_size
