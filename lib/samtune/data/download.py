@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 from samtune.common.errors import InputError, first_line
 from samtune.data.duplicates import DuplicatePair, Fingerprint, duplicates_across_splits, fingerprint
 from samtune.data.files import find
-from samtune.data.listed import SPLITS
 from samtune.data.registry import by_hand, dataset_folder, describe, missing_parts, open_dataset
 from samtune.data.registry_entry import GitSource, LinkSource
 from samtune.data.sample import Dataset, Sample
+from samtune.data.splits import SPLITS
 
 
 def download(name: str, root: str | Path | None = None, say: Callable[[str], None] = print) -> Path:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 FRACTIONS = (0.6, 0.2, 0.2)
-NAMES = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 
 def make_split(
@@ -15,7 +15,7 @@ def make_split(
     groups: Mapping[str, str] | None = None,
     seed: int = 0,
     fractions: tuple[float, ...] = FRACTIONS,
-    names: tuple[str, ...] = NAMES,
+    names: tuple[str, ...] = SPLITS,
 ) -> dict[str, str]:
     """The split of every id; sizes are as near to `fractions` as whole groups allow. The order of `ids` does not
     matter.
