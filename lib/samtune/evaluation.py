@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from samtune.common.errors import InputError, explains_out_of_memory, unknown
 from samtune.data.generated import sample_key
-from samtune.data.sample import MOST_BYTES, CroppedMasks, Dataset, Sample, target_masks
+from samtune.data.sample import MOST_BYTES, CroppedMasks, Dataset, Sample, keep_masks, target_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.methods import Method
 from samtune.methods.classical import ellipse, grabcut
@@ -157,11 +157,9 @@ def _batches(
             large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= config.min_side).all(1)
             dropped["objects below min_side"] += int((kept & ~large).sum())
             kept &= large
-        if not kept.all():  # classes stay with their objects
-            names = sample.object_class if len(sample.object_class) == len(kept) else ()
-            classes = tuple(name for name, keep in zip(names, kept, strict=False) if keep)
-            masks = masks[kept]
-            sample = replace(sample, masks=masks, object_class=classes)
+        if not kept.all():
+            sample = keep_masks(replace(sample, masks=masks), kept)
+            masks = sample.masks
         if len(masks):
             # A mask prompt covers the image's part of the square, not the padding.
             low = Preprocess(config.mask_size, config.preprocess).inner_size(*sample.image.shape[:2])
