@@ -1,6 +1,5 @@
 """Tuned checkpoints: writes and reads the files of `samtune tune`, and exports to SAM's own format."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from samtune.sam.checkpoints import (
     save_official,
     save_safetensors,
     sha256,
+    state_hash,
     weights_hash,
 )
 
@@ -196,9 +196,4 @@ def _about(checkpoint: Path) -> dict[str, str]:
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values, its first 16 digits."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return state_hash(state)[:16]

@@ -262,11 +262,16 @@ def verify_official(path: Path) -> None:
 
 def weights_hash(module: torch.nn.Module) -> str:
     """12 hexadecimal digits: a hash of the names and values of all parameters and buffers. It is part of every cell."""
+    return state_hash(module.state_dict())[:12]
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values, hexadecimal; their order and device do not matter."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()
 
 
 def save_official(sam: Sam, path: Path) -> None:
