@@ -236,7 +236,7 @@ def test_the_length_fits_the_searchs_curve(tmp_path: Path, monkeypatch: pytest.M
                         "settings.FEWEST_IMAGES": 4, "settings.EPOCHS": 1}.items():  # fmt: skip
         monkeypatch.setattr(f"samtune.commands.{name}", value)
     curve = iter([0.5, 0.1, 0.2, 0.6, 0.55])  # zero-shot, then after 2, 4, 8 and 16 steps
-    real, measured = search.mean_iou, []
+    real, measured = search.mean_iou_by_prompt, []
 
     def by_the_curve(table: pd.DataFrame) -> dict[str, float]:
         if set(table["stage"]) != {"search"}:
@@ -244,7 +244,7 @@ def test_the_length_fits_the_searchs_curve(tmp_path: Path, monkeypatch: pytest.M
         measured.append(table)
         return {"box": next(curve)}
 
-    monkeypatch.setattr(search, "mean_iou", by_the_curve)
+    monkeypatch.setattr(search, "mean_iou_by_prompt", by_the_curve)
     quick = ("--images", tmp_path / "images", "--masks", tmp_path / "masks", "--batch-size", "2", "--prompt", "box")
     status, text, error = run("tune", *quick, "--out", tmp_path / "out", "--device", "cpu", "--precision", "fp32")
     assert status == 0 and len(measured) == 5, error
@@ -267,7 +267,7 @@ def test_a_search_stops_when_it_brings_no_more() -> None:
 
 def test_a_result_below_zero_shot_is_said_in_one_line(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worse = iter([{"box": 0.5, "point10": 0.4}, {"box": 0.45, "point10": 0.6}])
-    monkeypatch.setattr("samtune.commands.tune.mean_iou", lambda table: next(worse))
+    monkeypatch.setattr("samtune.commands.tune.mean_iou_by_prompt", lambda table: next(worse))
     status, text, _ = tune(tuned, "--learning-rate", "0.05")
     assert status == 0 and "tuned model (worse, see above): " in text
     assert "tuning has made it WORSE than SAM untuned, with box by 0.050: try to leave --learning-rate out" in text
