@@ -93,13 +93,13 @@ def package_versions() -> dict[str, str]:
 
 
 @functools.cache
-def git_state(root: Path | None = None) -> tuple[str, bool]:
+def git_state() -> tuple[str, bool]:
     """The commit of the checkout, and whether tracked code differs from it.
 
     Outside a checkout (a copy on another machine) the commit is that of the environment variable `SAMTUNE_COMMIT`, else
     "unknown".
     """
-    root = root or repository_root()
+    root = repository_root()
     commit = _git(root, "rev-parse", "HEAD") or os.environ.get("SAMTUNE_COMMIT")
     changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks", "constraints.txt")
     return commit or "unknown", bool(commit and changes)
