@@ -505,7 +505,7 @@ def test_kill_9_while_a_checkpoint_is_written(folder: Path, uninterrupted: dict[
     command = [str(one) for one in (sys.executable, "-c", KILLED_WHILE_IT_SAVES, "tune", *folders, *QUICK, *LONGER)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert (folder / "out" / "last.partial").read_bytes() == b"half"
+    assert (folder / "out" / "last.pt.partial").read_bytes() == b"half"
     assert_goes_on(folder, uninterrupted)
 
 

@@ -25,14 +25,14 @@ from samtune.commands.predict import ObjectPrompt, overlay, read_points
 from samtune.commands.search import Progress
 from samtune.commands.settings import TuneSettings
 from samtune.commands.texts import worse_text
-from samtune.commands.tuned import load_tuned
+from samtune.commands.tuned import load_tuned, save_tuned
 from samtune.data import registry
 from samtune.data.folder import FolderDataset
 from samtune.data.registry_entry import Description
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import METHODS, Lora
 from samtune.sam.build import BACKBONES, _build
-from samtune.sam.checkpoints import load_sam
+from samtune.sam.checkpoints import load_sam, weights_hash
 from samtune.study.runner import run_cells
 from small_sam import SIZES, official_twin, small_sam
 
@@ -236,7 +236,7 @@ def test_the_length_fits_the_searchs_curve(tmp_path: Path, monkeypatch: pytest.M
                         "settings.FEWEST_IMAGES": 4, "settings.EPOCHS": 1}.items():  # fmt: skip
         monkeypatch.setattr(f"samtune.commands.{name}", value)
     curve = iter([0.5, 0.1, 0.2, 0.6, 0.55])  # zero-shot, then after 2, 4, 8 and 16 steps
-    real, measured = search.mean_iou, []
+    real, measured = search.mean_iou_by_prompt, []
 
     def by_the_curve(table: pd.DataFrame) -> dict[str, float]:
         if set(table["stage"]) != {"search"}:
@@ -244,7 +244,7 @@ def test_the_length_fits_the_searchs_curve(tmp_path: Path, monkeypatch: pytest.M
         measured.append(table)
         return {"box": next(curve)}
 
-    monkeypatch.setattr(search, "mean_iou", by_the_curve)
+    monkeypatch.setattr(search, "mean_iou_by_prompt", by_the_curve)
     quick = ("--images", tmp_path / "images", "--masks", tmp_path / "masks", "--batch-size", "2", "--prompt", "box")
     status, text, error = run("tune", *quick, "--out", tmp_path / "out", "--device", "cpu", "--precision", "fp32")
     assert status == 0 and len(measured) == 5, error
@@ -267,7 +267,7 @@ def test_a_search_stops_when_it_brings_no_more() -> None:
 
 def test_a_result_below_zero_shot_is_said_in_one_line(tuned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worse = iter([{"box": 0.5, "point10": 0.4}, {"box": 0.45, "point10": 0.6}])
-    monkeypatch.setattr("samtune.commands.tune.mean_iou", lambda table: next(worse))
+    monkeypatch.setattr("samtune.commands.tune.mean_iou_by_prompt", lambda table: next(worse))
     status, text, _ = tune(tuned, "--learning-rate", "0.05")
     assert status == 0 and "tuned model (worse, see above): " in text
     assert "tuning has made it WORSE than SAM untuned, with box by 0.050: try to leave --learning-rate out" in text
@@ -481,6 +481,17 @@ def test_a_method_that_is_more_than_sam_says_that_it_has_no_merged_form(
     monkeypatch.setitem(METHODS, "lora", Unmergeable)
     status, _, error = run("export", "--checkpoint", tuned / "out", "--out", tmp_path / "sam.pth")
     assert status == 2 and "lora has no merged form" in error and not (tmp_path / "sam.pth").exists()
+
+
+def test_an_encoder_that_segment_anything_lacks_is_not_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiny_sam(monkeypatch, load_sam)  # the real ones again
+    sam = load_sam("nano_mobile")
+    path, settings = tmp_path / "tuned.safetensors", TuneSettings("decoder_tuning", "nano_mobile")
+    save_tuned(settings.build(sam), path, settings, weights_hash(sam), {})
+    status, _, error = run("export", "--checkpoint", path, "--out", tmp_path / "sam.pth")
+    assert status == 2 and "no class for the encoder of nano_mobile" in error and not (tmp_path / "sam.pth").exists()
 
 
 # ---------------------------------------------------------------- data

@@ -446,6 +446,8 @@ def test_ellipse_and_grabcut_are_measured_like_a_network() -> None:
     assert (cut["iou"] > 0.9).all()
     with pytest.raises(InputError, match="grabcut needs a box"):
         evaluate(predict_classical("grabcut"), ListedSamples(DISCS), replace(CONFIG, prompt="point1"), progress=False)
+    with pytest.raises(InputError, match="unknown classical baseline 'watershed'; known: "):
+        predict_classical("watershed")
 
 
 @pytest.mark.parametrize("per_object", [False, True])

@@ -16,7 +16,7 @@ from samtune.metrics import iou
 from samtune.nano import pretraining
 from samtune.nano.losses import (
     balanced_loss,
-    mask_loss,
+    near_and_far_loss,
     picture_loss,
     prompt_loss,
     warm_up_prompts,
@@ -86,7 +86,7 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(
         monkeypatch.setattr(pretraining, "picture_loss", counted)
         with pytest.raises(KeyboardInterrupt):
             pretrain(CONFIG, bank, tmp_path, progress=False)
-    (tmp_path / "checkpoint.partial").write_bytes(b"cut short")
+    (tmp_path / "checkpoint.pt.partial").write_bytes(b"cut short")
     monkeypatch.setattr(pretraining, "picture_loss", original)
     found = pretrain(CONFIG, bank, tmp_path, progress=False)
     expected, values = states(whole), states(found)
@@ -191,7 +191,7 @@ def test_prompts_of_a_scene_belong_to_its_masks(bank: list[Picture]) -> None:
 
 
 def by_hand(logits: np.ndarray, target: np.ndarray, box: tuple[int, int, int, int]) -> float:
-    """`mask_loss` of one mask: `box` is the surroundings (top, left, bottom, right), ends included."""
+    """`near_and_far_loss` of one mask: `box` is the surroundings (top, left, bottom, right), ends included."""
     probability = 1 / (1 + np.exp(-logits))
     entropy = -(target * np.log(probability) + (1 - target) * np.log(1 - probability))
     near = np.zeros(target.shape, bool)
@@ -200,13 +200,13 @@ def by_hand(logits: np.ndarray, target: np.ndarray, box: tuple[int, int, int, in
     return entropy[near].mean() + 0.5 * entropy[~near].mean() + dice
 
 
-def test_mask_loss_by_hand() -> None:
+def test_near_and_far_loss_by_hand() -> None:
     rng = np.random.default_rng(0)
     target = np.zeros((2, 20, 24))
     target[0, 5:9, 6:18] = 1  # 4 x 12: grown by 2 rows (at least) and 3 columns
     target[1, 0, 0] = 0.6  # one soft pixel in the corner
     logits = rng.normal(0, 2, target.shape)
-    found = mask_loss(torch.from_numpy(logits), torch.from_numpy(target))
+    found = near_and_far_loss(torch.from_numpy(logits), torch.from_numpy(target))
     assert found.shape == (2,)
     assert found[0].item() == pytest.approx(by_hand(logits[0], target[0], (3, 3, 10, 20)), rel=1e-6)
     assert found[1].item() == pytest.approx(by_hand(logits[1], target[1], (0, 0, 2, 2)), rel=1e-6)
@@ -217,17 +217,17 @@ def test_easy_background_does_not_drown_a_small_object() -> None:
     for side in (32, 96):
         target, logits = torch.zeros(1, side, side), torch.full((1, side, side), -6.0)
         target[0, 10:16, 10:16] = 1  # and the prediction is empty
-        losses.append(mask_loss(logits, target).item())
+        losses.append(near_and_far_loss(logits, target).item())
     assert losses[1] > 0.95 * losses[0] > 1
 
 
-@pytest.mark.parametrize("loss", [mask_loss, balanced_loss])
+@pytest.mark.parametrize("loss", [near_and_far_loss, balanced_loss])
 def test_gradients_of_the_mask_losses(loss) -> None:
     target = torch.zeros(2, 6, 7)
     target[0, 2:4, 1:5] = 1
     target[1, 1:3, 2:4] = 0.7
     logits = torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    if loss is mask_loss:
+    if loss is near_and_far_loss:
         assert torch.autograd.gradcheck(lambda x: loss(x, target.double()), logits.requires_grad_())
     logits = logits.detach().float().requires_grad_()
     loss(logits, target).sum().backward()

@@ -72,7 +72,7 @@ def test_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
         interrupt_at(5, patched)
         run(method_of(name), config, tmp_path)
     assert (tmp_path / "last.pt").is_file()
-    (tmp_path / "last.partial").write_bytes(b"a checkpoint that a kill cut short")
+    (tmp_path / "last.pt.partial").write_bytes(b"a checkpoint that a kill cut short")
     resumed = method_of(name, seed=1)  # LoRA's first weights differ: those of the checkpoint count
     found = run(resumed, config, tmp_path)
     assert same(resumed.trainable_state(), whole.trainable_state())

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from samtune.common.errors import InputError, explains_out_of_memory
+from samtune.common.errors import InputError, explains_out_of_memory, unknown
 from samtune.data.generated import sample_key
-from samtune.data.sample import MOST_BYTES, CroppedMasks, Dataset, Sample, target_masks
+from samtune.data.sample import MOST_BYTES, CroppedMasks, Dataset, Sample, keep_masks, target_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.methods import Method
 from samtune.methods.classical import ellipse, grabcut
@@ -28,6 +28,11 @@ from samtune.sam.decode import decode_in_parts, decode_masks
 from samtune.sam.preprocess import Preprocess
 
 KNOWN_BYTES = 2**31  # the most embeddings kept in memory for the next kind of prompt
+# By name: (image uint8 `(H, W, 3)`, box) -> mask bool `(H, W)`.
+CLASSICAL: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "ellipse": lambda image, box: ellipse(box, *image.shape[:2]),
+    "grabcut": grabcut,
+}
 
 
 @dataclass(frozen=True)
@@ -152,11 +157,9 @@ def _batches(
             large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= config.min_side).all(1)
             dropped["objects below min_side"] += int((kept & ~large).sum())
             kept &= large
-        if not kept.all():  # classes stay with their objects
-            names = sample.object_class if len(sample.object_class) == len(kept) else ()
-            classes = tuple(name for name, keep in zip(names, kept, strict=False) if keep)
-            masks = masks[kept]
-            sample = replace(sample, masks=masks, object_class=classes)
+        if not kept.all():
+            sample = keep_masks(replace(sample, masks=masks), kept)
+            masks = sample.masks
         if len(masks):
             # A mask prompt covers the image's part of the square, not the padding.
             low = Preprocess(config.mask_size, config.preprocess).inner_size(*sample.image.shape[:2])
@@ -347,18 +350,18 @@ def predict_truth(config: EvaluationConfig) -> Predict:
 
 
 def predict_classical(name: str) -> Predict:
-    """ "ellipse" or "grabcut", the two baselines that need a box but no network, for `evaluate`."""
+    """One of `CLASSICAL`, the baselines that need a box but no network, for `evaluate`. Raises `InputError` on another
+    name.
+    """
+    if name not in CLASSICAL:
+        raise unknown("classical baseline", name, CLASSICAL)
 
     def predict(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
         answers = []
         for sample, own in zip(samples, prompts, strict=True):
             if own.boxes is None:
                 raise InputError(f"{name} needs a box prompt")
-            boxes = own.boxes.numpy()
-            if name == "ellipse":
-                masks = [ellipse(box, *sample.image.shape[:2]) for box in boxes]
-            else:
-                masks = [grabcut(sample.image, box) for box in boxes]
+            masks = [CLASSICAL[name](sample.image, box) for box in own.boxes.numpy()]
             answers.append({"final": _certain(np.stack(masks))[:, None]})
         return answers
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 POINTS, OVERSAMPLE, IMPORTANCE = 112 * 112, 3, 0.75  # as in HQ-SAM's, SPT's and ASAM's code
+SMOOTH = 1.0  # of the Dice losses: 0 for an empty mask where the target is empty
 
 
 def at_size(target: Tensor, logits: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ def balanced_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return (sides[0] + sides[1]) / 2
 
 
-def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, smooth: float = SMOOTH) -> Tensor:
     """1 - (2 sum(p t) + smooth) / (sum p + sum t + smooth), without squares: the Dice loss of HQ-SAM and SPT."""
     logits, target = _same_grid(logits, target)
     probability = logits.sigmoid()
@@ -60,8 +61,8 @@ def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
     return 1 - (2 * overlap + smooth) / (probability.sum((-2, -1)) + target.sum((-2, -1)) + smooth)
 
 
-def squared_dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 - (2 sum(p t) + smooth) / (sum p^2 + sum t^2 + smooth): the Dice loss of V-Net, TransUNet and SAMed's code.
+def squared_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - (2 sum(p t) + 1) / (sum p^2 + sum t^2 + 1): the Dice loss of V-Net, TransUNet and SAMed's code.
 
     Where the logits do not yet tell object from background, it is least at p = sqrt(share of the object); `dice_loss`
     is least at p = 1, so that a model that starts by marking most of a picture is driven to mark all of it.
@@ -70,7 +71,7 @@ def squared_dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Te
     probability = logits.sigmoid()
     overlap = (probability * target).sum((-2, -1))
     squares = probability.square().sum((-2, -1)) + target.square().sum((-2, -1))
-    return 1 - (2 * overlap + smooth) / (squares + smooth)
+    return 1 - (2 * overlap + SMOOTH) / (squares + SMOOTH)
 
 
 def samed_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ Every function in `METRICS` is called as `metric(prediction, truth, ignore=None)
 
 - `MASK_METRICS`: two masks, bool `(H, W)`.
 - `MAP_METRICS`: probabilities in [0, 1] `(H, W)` and a bool mask.
-- `IMAGE_METRICS`: two images `(H, W, 3)`, uint8 or float in [0, 1].
+
+`psnr` and `ssim` compare two images `(H, W, 3)` and are not in `METRICS`.
 
 Torch tensors on the CPU are taken too. `ignore`, bool `(H, W)`, is true where nothing is scored: those pixels are set
 to background in prediction and truth first, so that the edge of the ignored area becomes an edge of both.
@@ -133,29 +134,28 @@ def mae(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = N
     return float(np.abs(prediction - truth)[scored].mean())
 
 
-def psnr(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+def psnr(prediction: np.ndarray, truth: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB, from the mean squared error over all channels; infinite for equal images.
 
     The peak is 255 for uint8 and 1 for float images.
     """
-    prediction, truth, scored, peak = _images(prediction, truth, ignore)
-    error = np.square(prediction - truth)[scored].mean()
+    prediction, truth, peak = _images(prediction, truth)
+    error = np.square(prediction - truth).mean()
     return float(10 * np.log10(peak**2 / error)) if error else math.inf
 
 
-def ssim(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
+def ssim(prediction: np.ndarray, truth: np.ndarray) -> float:
     """Structural similarity (Wang et al. 2004): Gaussian window of 11 pixels (sigma 1.5), mean over the channels.
 
-    By scikit-image, without sample covariance. Windows that reach beyond the image are left out. Ignored pixels are
-    left out of the mean, but belong to the windows of their neighbours. Images need at least 11 pixels a side.
+    By scikit-image, without sample covariance. Windows that reach beyond the image are left out. Images need at least
+    11 pixels a side.
     """
     from skimage.metrics import structural_similarity
 
-    prediction, truth, scored, peak = _images(prediction, truth, ignore)
+    prediction, truth, peak = _images(prediction, truth)
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "channel_axis": 2}
     _, similarity = structural_similarity(prediction, truth, data_range=peak, full=True, **options)
-    inside = slice(5, -5)
-    return float(similarity[inside, inside][scored[inside, inside]].mean())
+    return float(similarity[5:-5, 5:-5].ravel().mean())
 
 
 Metric = Callable[..., float]
@@ -166,8 +166,7 @@ MAP_METRICS: dict[str, Metric] = {
     function.__name__: function
     for function in (s_measure, e_measure_max, e_measure_mean, e_measure_adaptive, weighted_f, mae)
 }
-IMAGE_METRICS: dict[str, Metric] = {function.__name__: function for function in (psnr, ssim)}
-METRICS: dict[str, Metric] = {**MASK_METRICS, **MAP_METRICS, **IMAGE_METRICS}
+METRICS: dict[str, Metric] = MASK_METRICS | MAP_METRICS
 
 
 def size_class(area: int) -> str:
@@ -254,16 +253,13 @@ def _sod_metric(name: str, prediction: np.ndarray, truth: np.ndarray, ignore: np
     return metric.get_results()
 
 
-def _images(
-    prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Two checked float64 images, bool: where they are scored, and the peak value."""
+def _images(prediction: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Two checked float64 images, and the peak value."""
     prediction, truth = np.asarray(prediction), np.asarray(truth)
     if prediction.shape != truth.shape or truth.ndim != 3 or prediction.dtype != truth.dtype:
         raise ValueError(
             f"expected pictures (H, W, 3) of one type, not {prediction.shape} {prediction.dtype} "
             f"and {truth.shape} {truth.dtype}"
         )
-    scored = np.ones(truth.shape[:2], bool) if ignore is None else ~np.asarray(ignore, bool)
     peak = 255.0 if truth.dtype == np.uint8 else 1.0
-    return prediction.astype(np.float64), truth.astype(np.float64), scored, peak
+    return prediction.astype(np.float64), truth.astype(np.float64), peak

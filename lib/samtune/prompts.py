@@ -265,7 +265,7 @@ def jitter_boxes(
 
 
 def random_points(
-    masks: np.ndarray, boxes: np.ndarray, count: int, generators: Sequence[np.random.Generator]
+    masks: np.ndarray | CroppedMasks, boxes: np.ndarray, count: int, generators: Sequence[np.random.Generator]
 ) -> tuple[Tensor, Tensor]:
     """`count` random foreground pixels of each mask, without replacement.
 
@@ -294,7 +294,7 @@ def random_points(
     return torch.from_numpy(points), torch.from_numpy(labels)
 
 
-def centre_points(masks: np.ndarray) -> tuple[Tensor, Tensor]:
+def centre_points(masks: np.ndarray | CroppedMasks) -> tuple[Tensor, Tensor]:
     """The pixel of each mask that is farthest from the mask's edge: points float32 `(N, 1, 2)` and labels int64 `(N,
     1)`.
 
@@ -310,7 +310,7 @@ def centre_points(masks: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def noisy_masks(
-    masks: np.ndarray,
+    masks: np.ndarray | CroppedMasks,
     size: tuple[int, int],
     values: tuple[float, float],
     generators: Sequence[np.random.Generator],

@@ -26,7 +26,7 @@ from samtune.embeddings import EmbeddingCache
 from samtune.losses import at_size, low_resolution_iou
 from samtune.methods import Method
 from samtune.prompts import Prompts, make_prompts
-from samtune.sam.checkpoints import read_progress
+from samtune.sam.checkpoints import read_progress, save_torch
 from samtune.sam.preprocess import Preprocess
 
 OPTIMISERS = ("adam", "adamw")
@@ -383,9 +383,7 @@ def _accelerator(device: str, precision: str, accumulate: int) -> Accelerator:
 
 
 def _save(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResult, step: int, folder: Path) -> None:
-    """Write a checkpoint to resume from at `step`, first beside its final place."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "last.partial"
+    """Write a checkpoint to resume from at `step`."""
     state: dict[str, object] = {
         "step": step,
         "trainable": method.trainable_state(),
@@ -394,9 +392,7 @@ def _save(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResu
         "counts": dict(method.counts),
         "random": torch.get_rng_state(),
     }
-    with partial.open("wb") as file:  # given a path, torch hides from Python that the disk is full
-        torch.save(state, file)
-    os.replace(partial, folder / LAST)
+    save_torch(state, folder / LAST)
 
 
 def _resume(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResult, folder: Path | None) -> int:

@@ -14,12 +14,11 @@ from typer.core import TyperGroup
 
 from samtune import __version__
 from samtune.commands.texts import (
-    backbone_file,
     coordinates,
     duration_text,
+    file_as_absolute,
     method_options,
     names_as_flags,
-    profile_file,
     scores_text,
     worse_text,
 )
@@ -152,7 +151,7 @@ def tune(
 
     prompts = tuple(part.strip() for part in prompt.split(",")) if prompt else ()
     settings = tune.TuneSettings(
-        method, backbone_file(backbone), method_options(option or [], method), epochs, train_images, learning_rate,
+        method, file_as_absolute(backbone), method_options(option or [], method), epochs, train_images, learning_rate,
         batch_size, accumulate, prompts, target, objects, preprocess, mask_coding, void, seed,
     )  # fmt: skip
     with names_as_flags():
@@ -206,7 +205,7 @@ def predict(
             checkpoint, images, out, boxes, points,
             [coordinates("--box", one, (4,)) for one in box or []],
             [coordinates("--point", one, (2, 3)) for one in point or []],
-            backbone and backbone_file(backbone), device, precision, typer.echo,
+            backbone and file_as_absolute(backbone), device, precision, typer.echo,
         )  # fmt: skip
 
 
@@ -222,7 +221,7 @@ def export(
     """
     from samtune.commands import tuned
 
-    tuned.export(checkpoint, out, backbone and backbone_file(backbone), typer.echo)
+    tuned.export(checkpoint, out, backbone and file_as_absolute(backbone), typer.echo)
 
 
 # ---------------------------------------------------------------- data sets
@@ -285,7 +284,7 @@ def data_check(name: str) -> None:
 # ---------------------------------------------------------------- the study
 
 ProfileOption = Annotated[
-    str, typer.Option(callback=profile_file, help="See samtune profiles; or a yaml file of your own.")
+    str, typer.Option(callback=file_as_absolute, help="See samtune profiles; or a yaml file of your own.")
 ]
 
 

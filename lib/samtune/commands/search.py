@@ -69,7 +69,7 @@ class Progress:
         return float(np.mean(list(self.curve[steps].values())))
 
 
-def mean_iou(table: pd.DataFrame) -> dict[str, float]:
+def mean_iou_by_prompt(table: pd.DataFrame) -> dict[str, float]:
     """Mean IoU by prompt: over the objects of an image, then over images."""
     return table.groupby(["prompt", "image"])["iou"].mean().groupby("prompt").mean().to_dict()
 
@@ -128,7 +128,7 @@ def search(
         return float(np.mean([row["loss"] for row in curve[len(curve) // 2 :]]))
 
     def iou(method: Method) -> dict[str, float]:
-        return mean_iou(measure(method, part, "search"))
+        return mean_iou_by_prompt(measure(method, part, "search"))
 
     for factor in FACTORS:
         rate = f"{config.learning_rate * factor:g}"

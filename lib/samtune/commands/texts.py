@@ -14,16 +14,11 @@ from samtune.common.errors import InputError, counted
 from samtune.common.paths import names_a_file
 
 
-def backbone_file(name: str) -> str:
+def file_as_absolute(name: str) -> str:
     """A file name as an absolute path, relative to the working directory as usual on the command line; other names as
     they are.
     """
     return str(Path(name).expanduser().resolve()) if names_a_file(name) else name
-
-
-def profile_file(name: str) -> str:
-    """The same for a profile's yaml file."""
-    return str(Path(name).resolve()) if Path(name).suffix in (".yaml", ".yml") else name
 
 
 def method_options(options: list[str], method: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from samtune.commands.pictures import HeldOut, look_through, open_pictures, small_objects_text
-from samtune.commands.search import SEARCH, mean_iou, search
+from samtune.commands.search import SEARCH, mean_iou_by_prompt, search
 from samtune.commands.settings import TuneSettings
 from samtune.commands.tuned import TUNED, read_tuned, save_tuned
 from samtune.common.atomic import write_atomically
@@ -140,7 +140,7 @@ def tune(
     first = ["stage", "prompt", "image", "object", "object_class"]
     table = table[first + [name for name in table if name not in (*first, "group", "output")]].round(6)
     write_atomically(out / METRICS_FILE, table.to_csv(index=False).encode())
-    stages = {"zero_shot": mean_iou(before), "tuned": mean_iou(after)}
+    stages = {"zero_shot": mean_iou_by_prompt(before), "tuned": mean_iou_by_prompt(after)}
     scores = pd.DataFrame(stages).loc[list(settings.prompts)]
     return TuneResult(checkpoint, out / METRICS_FILE, scores, held_out, tuple(pictures.skipped), data.dropped)
 

@@ -1,6 +1,5 @@
 """Tuned checkpoints: writes and reads the files of `samtune tune`, and exports to SAM's own format."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from samtune.methods.predictor import MethodPredictor, SPTPredictor
 from samtune.methods.spt import SPT
 from samtune.methods.spt_released import is_released, load_released
 from samtune.sam.checkpoints import (
+    OFFICIAL,
     holds_sam,
     is_safetensors,
     load_sam,
@@ -27,6 +27,7 @@ from samtune.sam.checkpoints import (
     save_official,
     save_safetensors,
     sha256,
+    state_hash,
     weights_hash,
 )
 
@@ -146,7 +147,8 @@ def read_tuned(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def export(checkpoint: Path, out: Path, backbone: str | None = None, say: Callable[[str], None] = print) -> Path:
     """Write a tuned model as one SAM in SAM's own format, which plain `segment_anything` loads.
 
-    Raises `InputError` for methods that do not fit into SAM's own weights, see `Method.merged`.
+    Raises `InputError` for methods that do not fit into SAM's own weights, see `Method.merged`, and for encoders that
+    are none of SAM's.
     """
     tuned = load_tuned(checkpoint, backbone)
     merged = tuned.method.merged()
@@ -154,6 +156,11 @@ def export(checkpoint: Path, out: Path, backbone: str | None = None, say: Callab
         raise InputError(
             f"{tuned.method.name} has no merged form: it is more than SAM's own weights can hold; "
             "use `samtune predict`, or samtune.load_tuned in Python"
+        )
+    if tuned.backbone not in (*OFFICIAL, "nano"):
+        raise InputError(
+            f"segment_anything has no class for the encoder of {tuned.backbone}: use `samtune predict`, or "
+            "samtune.load_tuned in Python"
         )
     if out.suffix.lower() not in (".pth", ".pt"):
         raise InputError(f"{out}: SAM's own format is a .pth file")
@@ -189,9 +196,4 @@ def _about(checkpoint: Path) -> dict[str, str]:
 
 
 def _digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and values, its first 16 digits."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return state_hash(state)[:16]

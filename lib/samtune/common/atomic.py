@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from samtune.common.errors import InputError
 
 PARTIAL = ".partial"  # never counts as present; git-ignored
+STALE_AFTER = 3600  # seconds
 DISK_FULL = "disk full while writing"
 
 
@@ -73,11 +74,11 @@ def _force_name_to_disk(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_stale_partials(folder: Path, older_than_seconds: float = 3600) -> None:
+def remove_stale_partials(folder: Path) -> None:
     """Remove unfinished files in `folder` that are so old that no process is still writing them."""
     for partial in folder.glob(f".*{PARTIAL}"):
         try:
-            if time.time() - partial.stat().st_mtime > older_than_seconds:
+            if time.time() - partial.stat().st_mtime > STALE_AFTER:
                 partial.unlink()
         except FileNotFoundError:  # another process was quicker
             pass

@@ -15,6 +15,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def check_range(name: str, value: float, least: float, most: float = math.inf, above: bool = False) -> None:
     """Raise `InputError` unless least <= value <= most; with `above`, least < value. Not a number (nan) is refused."""
     if (value > least if above else value >= least) and value <= most:  # false for what is no number (nan)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from samtune.common.errors import unknown
+from samtune.common.errors import counted, unknown
 from samtune.common.paths import repository_root
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -64,7 +64,7 @@ def hardware() -> str:
     processor = _cpu_info("model name") or platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    text = f"{' '.join(processor.split())}, {cores} core{'s' if cores != 1 else ''}, {memory:.0f} GiB"
+    text = f"{' '.join(processor.split())}, {counted(cores, 'core')}, {memory:.0f} GiB"
     torch = sys.modules.get("torch")  # a process that has not imported torch has used no card
     if torch is not None and torch.cuda.is_available():
         text += f", {torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"
@@ -93,13 +93,13 @@ def package_versions() -> dict[str, str]:
 
 
 @functools.cache
-def git_state(root: Path | None = None) -> tuple[str, bool]:
+def git_state() -> tuple[str, bool]:
     """The commit of the checkout, and whether tracked code differs from it.
 
     Outside a checkout (a copy on another machine) the commit is that of the environment variable `SAMTUNE_COMMIT`, else
     "unknown".
     """
-    root = root or repository_root()
+    root = repository_root()
     commit = _git(root, "rev-parse", "HEAD") or os.environ.get("SAMTUNE_COMMIT")
     changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks", "constraints.txt")
     return commit or "unknown", bool(commit and changes)

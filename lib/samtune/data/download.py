@@ -12,13 +12,13 @@ import numpy as np
 import pooch
 from tqdm.auto import tqdm
 
-from samtune.common.errors import InputError
+from samtune.common.errors import InputError, first_line
 from samtune.data.duplicates import DuplicatePair, Fingerprint, duplicates_across_splits, fingerprint
 from samtune.data.files import find
-from samtune.data.listed import SPLITS
 from samtune.data.registry import by_hand, dataset_folder, describe, missing_parts, open_dataset
 from samtune.data.registry_entry import GitSource, LinkSource
 from samtune.data.sample import Dataset, Sample
+from samtune.data.splits import SPLITS
 
 
 def download(name: str, root: str | Path | None = None, say: Callable[[str], None] = print) -> Path:
@@ -50,7 +50,7 @@ def download(name: str, root: str | Path | None = None, say: Callable[[str], Non
             _fetch_zip(description.source, partial)
     except (OSError, ValueError, subprocess.CalledProcessError, zipfile.BadZipFile) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise InputError(f"could not download {name} ({_first_line(error)}). {by_hand(name, root)}") from error
+        raise InputError(f"could not download {name} ({first_line(error)}). {by_hand(name, root)}") from error
     absent = [pattern for pattern in description.layout if not find(partial, pattern)]
     if absent:
         raise InputError(f"what {description.source.url} gave has nothing that matches {absent[0]}; see {partial}")
@@ -80,11 +80,6 @@ def _fetch_zip(source: LinkSource, target: Path) -> None:
     with zipfile.ZipFile(archive) as opened:
         opened.extractall(target)
     archive.unlink()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 @dataclass

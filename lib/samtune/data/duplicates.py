@@ -9,8 +9,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-MAX_BITS = 8
-MIN_CORRELATION = 0.85
+MAX_BITS = 8  # of the hashes of near-duplicates that differ, of 63
+MIN_CORRELATION = 0.85  # of the details of near-duplicates
+MIN_CONTINUATION = 0.9  # of the edges of neighbouring crops
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,6 @@ class DuplicatePair:
         first_split: its split.
         second: an id.
         second_split: its split.
-        bits: of the hashes that differ, of 63.
         correlation: of their details; at most 1.
     """
 
@@ -30,7 +30,6 @@ class DuplicatePair:
     first_split: str
     second: str
     second_split: str
-    bits: int
     correlation: float
 
 
@@ -70,10 +69,8 @@ def fingerprint(image: np.ndarray) -> Fingerprint:
     return Fingerprint(perceptual_hash(image), centred / max(float(np.linalg.norm(centred)), 1e-6))
 
 
-def near_duplicates(
-    prints: Mapping[str, Fingerprint], max_bits: int = MAX_BITS, min_correlation: float = MIN_CORRELATION
-) -> list[tuple[str, str, int, float]]:
-    """Pairs of ids whose images look alike: (id, id, bits, correlation), most alike first.
+def near_duplicates(prints: Mapping[str, Fingerprint]) -> list[tuple[str, str, float]]:
+    """Pairs of ids whose images look alike: (id, id, correlation), most alike first.
 
     The hash finds candidates, the correlation of the details decides.
     """
@@ -86,28 +83,26 @@ def near_duplicates(
     for row in range(len(ids) - 1):  # row by row: all pairs of thousands of samples at once would need gigabytes
         bits = np.abs(hashes[row + 1 :] - hashes[row]).sum(axis=1)
         correlation = details[row + 1 :] @ details[row]
-        for offset in np.flatnonzero((bits <= max_bits) & (correlation >= min_correlation)):
-            found.append((ids[row], ids[row + 1 + offset], int(bits[offset]), float(correlation[offset])))
-    return sorted(found, key=lambda pair: (-pair[3], pair[0], pair[1]))
+        for offset in np.flatnonzero((bits <= MAX_BITS) & (correlation >= MIN_CORRELATION)):
+            found.append((ids[row], ids[row + 1 + offset], float(correlation[offset])))
+    return sorted(found, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
 
-def duplicates_across_splits(
-    prints: Mapping[str, Fingerprint], split_of: Mapping[str, str], max_bits: int = MAX_BITS
-) -> list[DuplicatePair]:
+def duplicates_across_splits(prints: Mapping[str, Fingerprint], split_of: Mapping[str, str]) -> list[DuplicatePair]:
     """The near-duplicates that are in different splits, most alike first."""
     return [
-        DuplicatePair(first, split_of[first], second, split_of[second], bits, correlation)
-        for first, second, bits, correlation in near_duplicates(prints, max_bits)
+        DuplicatePair(first, split_of[first], second, split_of[second], correlation)
+        for first, second, correlation in near_duplicates(prints)
         if split_of[first] != split_of[second]
     ]
 
 
-def neighbouring_crops(images: Mapping[str, np.ndarray], threshold: float = 0.9) -> list[list[str]]:
+def neighbouring_crops(images: Mapping[str, np.ndarray]) -> list[list[str]]:
     """Groups of ids whose images were cut from one larger image side by side; every id is in exactly one group.
 
     Two images of one size are neighbours when the last column (row) of one continues in the first of the other: 1 -
-    |difference|^2 / (variance of the flatter edge) is above `threshold`. Neighbours of neighbours are in the same
-    group.
+    |difference|^2 / (variance of the flatter edge) is above `MIN_CONTINUATION`. Neighbours of neighbours are in the
+    same group.
     """
     ids = sorted(images)
     by_shape: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -125,7 +120,7 @@ def neighbouring_crops(images: Mapping[str, np.ndarray], threshold: float = 0.9)
         for one, other in (("right", "left"), ("bottom", "top")):
             fit = _continuation(edges[one], edges[other])
             np.fill_diagonal(fit, -np.inf)
-            rows, columns = np.nonzero(fit > threshold)
+            rows, columns = np.nonzero(fit > MIN_CONTINUATION)
             first += [members[k] for k in rows]
             second += [members[k] for k in columns]
     return linked_groups(ids, [(ids[a], ids[b]) for a, b in zip(first, second, strict=True)])

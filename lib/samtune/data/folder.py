@@ -11,10 +11,10 @@ from scipy import ndimage
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError, unknown
 from samtune.data.files import IMAGE_SUFFIXES, by_name, folders, pictures
-from samtune.data.listed import SPLITS, ListedDataset
+from samtune.data.listed import ListedDataset
 from samtune.data.pixels import check_same_size, image_size, read_image, read_index_map, read_mask
 from samtune.data.sample import TARGETS, CroppedMasks, Dataset, Sample, Target, cropped, pack_masks, stack_masks
-from samtune.data.splits import by_split, make_split
+from samtune.data.splits import SPLITS, by_split, make_split
 
 MaskCoding = Literal["binary255", "binary1", "index"]
 MASK_CODINGS = ("binary255", "binary1", "index")

@@ -21,6 +21,7 @@ from samtune.data.entries import (
 from samtune.data.files import by_name, folders, pictures, read_text
 from samtune.data.pixels import read_mask
 from samtune.data.registry_entry import Description, LinkSource
+from samtune.data.splits import SPLITS
 
 VISA_PROTOCOLS = ("1cls", "2cls_highshot", "2cls_fewshot")
 
@@ -143,7 +144,7 @@ def spt_folder(folder: Path, *, set: str = "", defect_free: bool = False) -> Ent
     anomalous, free = [], []
     for name in [set] if set else known:
         pairs = []
-        for part in [part for part in ("train", "val", "test") if (root / name / part).is_dir()]:
+        for part in [part for part in SPLITS if (root / name / part).is_dir()]:
             images = [path for path in pictures(root / name / part) if path.suffix.lower() in (".jpg", ".jpeg")]
             masks = by_name(path for path in pictures(root / name / part) if path.suffix.lower() == ".png")
             for image in images:

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from samtune.common.errors import InputError, unknown
 from samtune.data.sample import Sample
-
-SPLITS = ("train", "val", "test")
+from samtune.data.splits import SPLITS
 
 
 class ListedDataset(ABC):

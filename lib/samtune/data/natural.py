@@ -12,7 +12,7 @@ from samtune.data.outlines import class_name, plain_id, polygons_to_mask, read_l
 from samtune.data.pixels import check_same_size, read_image, read_mat
 from samtune.data.registry_entry import Description, GitSource, LinkSource
 from samtune.data.sample import Sample, stack_masks
-from samtune.data.splits import by_split, hashed_validation
+from samtune.data.splits import SPLITS, by_split, hashed_validation
 
 
 class BSDS500(ListedDataset):
@@ -24,10 +24,10 @@ class BSDS500(ListedDataset):
     def __init__(self, folder: Path, annotator: int = 0):
         self._folder = folder / "BSDS500" / "data"
         self._annotator = annotator
-        self._truths = {split: by_name(find(self._folder, f"groundTruth/{split}/*.mat")) for split in PARTS}
-        self._images = {split: by_name(find(self._folder, f"images/{split}/*.jpg")) for split in PARTS}
-        missing = sum(len(self._truths[split].keys() ^ self._images[split].keys()) for split in PARTS)
-        both = {split: self._truths[split].keys() & self._images[split].keys() for split in PARTS}
+        self._truths = {split: by_name(find(self._folder, f"groundTruth/{split}/*.mat")) for split in SPLITS}
+        self._images = {split: by_name(find(self._folder, f"images/{split}/*.jpg")) for split in SPLITS}
+        missing = sum(len(self._truths[split].keys() ^ self._images[split].keys()) for split in SPLITS)
+        both = {split: self._truths[split].keys() & self._images[split].keys() for split in SPLITS}
         super().__init__("bsds500", both, {"image or ground truth missing": missing})
 
     def annotators(self, id: str) -> int:
@@ -48,9 +48,6 @@ class BSDS500(ListedDataset):
     def _truth(self, id: str) -> tuple[Path, np.ndarray]:
         path = self._truths[self.split_of(id)][id]
         return path, read_mat(path, "groundTruth")
-
-
-PARTS = ("train", "val", "test")
 
 
 def connected_regions(labels: np.ndarray) -> np.ndarray:

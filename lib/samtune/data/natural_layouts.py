@@ -20,7 +20,7 @@ from samtune.data.files import pictures
 from samtune.data.index_maps import ade20k, cityscapes, voc2012
 from samtune.data.pixels import read_mask
 from samtune.data.registry_entry import Description
-from samtune.data.splits import NAMES
+from samtune.data.splits import SPLITS
 
 HRSOD_LAYOUTS = (
     (Pairing("test", "HRSOD_test", "HRSOD_test_mask"),),
@@ -56,7 +56,7 @@ def mask_folders(folder: Path, *, name: str) -> EntryDataset:
     Official splits are `images/test/<id>.jpg` with `masks/test/<id>/` (likewise train, val); without such folders,
     60/20/20. An image whose folder has no mask is left out.
     """
-    parts = [part for part in NAMES if (folder / "images" / part).is_dir()]
+    parts = [part for part in SPLITS if (folder / "images" / part).is_dir()]
     entries, dropped = [], 0
     for part in parts or [""]:
         for image in pictures(folder / "images" / part):

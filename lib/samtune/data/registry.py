@@ -17,10 +17,10 @@ from samtune.data import (
 )
 from samtune.data.files import walk
 from samtune.data.generated import PREFIX, describe_generated
-from samtune.data.listed import SPLITS
 from samtune.data.procedural import synthetic
 from samtune.data.registry_entry import Description, GitSource
 from samtune.data.sample import Dataset
+from samtune.data.splits import SPLITS
 
 DATASETS: dict[str, Description] = {
     **industrial.DATASETS,

@@ -234,9 +234,13 @@ def target_masks(sample: Sample, target: Target) -> np.ndarray | CroppedMasks:
 def without_empty_masks(sample: Sample) -> Sample:
     """The sample without masks (and their classes) that hold no pixel, from which no prompt can come."""
     kept = sample.masks.any((1, 2))
-    if kept.all():
-        return sample
-    classes = tuple(name for name, keep in zip(sample.object_class, kept, strict=False) if keep)
+    return sample if kept.all() else keep_masks(sample, kept)
+
+
+def keep_masks(sample: Sample, kept: np.ndarray) -> Sample:
+    """The sample with the masks where `kept`, bool `(N,)`, is true, and their classes."""
+    names = sample.object_class if len(sample.object_class) == len(kept) else ()
+    classes = tuple(name for name, keep in zip(names, kept, strict=False) if keep)
     return replace(sample, masks=sample.masks[kept], object_class=classes)
 
 

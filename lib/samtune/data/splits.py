@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 FRACTIONS = (0.6, 0.2, 0.2)
-NAMES = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
+VALIDATION_EVERY = 20
 
 
 def make_split(
@@ -15,7 +16,7 @@ def make_split(
     groups: Mapping[str, str] | None = None,
     seed: int = 0,
     fractions: tuple[float, ...] = FRACTIONS,
-    names: tuple[str, ...] = NAMES,
+    names: tuple[str, ...] = SPLITS,
 ) -> dict[str, str]:
     """The split of every id; sizes are as near to `fractions` as whole groups allow. The order of `ids` does not
     matter.
@@ -64,13 +65,14 @@ def _added_misfit(
     )
 
 
-def hashed_validation(ids: Iterable[str], every: int = 20) -> dict[str, str]:
-    """A split by name: "val" where the id's sha256, as a number, is a multiple of `every` (20: about 5%), else "train".
+def hashed_validation(ids: Iterable[str]) -> dict[str, str]:
+    """A split by name: "val" where the id's sha256, as a number, is a multiple of 20 (about 5%), else "train".
 
     It depends on the name alone, so that a sample stays in its split when others are added or missing.
     """
     return {
-        id: "train" if int(hashlib.sha256(id.encode()).hexdigest(), 16) % every else "val" for id in sorted(set(ids))
+        id: "train" if int(hashlib.sha256(id.encode()).hexdigest(), 16) % VALIDATION_EVERY else "val"
+        for id in sorted(set(ids))
     }
 
 

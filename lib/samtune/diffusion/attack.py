@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from torchvision.transforms.v2.functional import normalize
 
 from samtune.diffusion.inversion import Denoising, denoising_step
 from samtune.diffusion.pipeline import LatentDiffusion
@@ -162,10 +163,8 @@ def soft_clip(images: Tensor) -> Tensor:
 
 def normalised(images: Tensor, size: int) -> Tensor:
     """Images float32 `(B, 3, S, S)` in [0, 1] -> SAM's input `(B, 3, size, size)`, resized bilinearly."""
-    mean = torch.tensor(PIXEL_MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(PIXEL_STD, device=images.device).view(3, 1, 1)
     resized = F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
-    return (255 * resized - mean) / std
+    return normalize(255 * resized, PIXEL_MEAN, PIXEL_STD)
 
 
 def per_picture(values: Tensor, image_index: Tensor, count: int) -> Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from samtune.common.errors import InputError
+from samtune.common.errors import InputError, first_line
 from samtune.common.paths import checkpoint_root, resolve
 from samtune.data.generated import picture_name, sample_key
 from samtune.data.sample import Dataset, Sample
@@ -128,8 +128,8 @@ def _blip2(source: str, dtype: torch.dtype) -> tuple:
         processor = Blip2Processor.from_pretrained(place, **options)
         model = Blip2ForConditionalGeneration.from_pretrained(place, dtype=dtype, **options)
     except (OSError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         raise InputError(
-            f"no BLIP-2 in {place} ({first}): fetch {source} and put it at {folder}, or name a file of captions"
+            f"no BLIP-2 in {place} ({first_line(error)}): fetch {source} and put it at {folder}, or name a file of "
+            "captions"
         ) from error
     return processor, model.eval()

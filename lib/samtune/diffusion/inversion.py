@@ -116,12 +116,11 @@ def null_text(
     plan: Denoising,
     empty: Tensor,
     inner_steps: int = INNER_STEPS,
-    learning_rate: float = LEARNING_RATE,
 ) -> Tensor:
     """Null-text optimisation: unconditional embeddings `(steps, B, T, C)` with which `plan` follows the trajectory.
 
     At step i, Adam lowers the squared error between the stepped latent and z*_{T-i-1}; the embedding starts as that of
-    the step before, at first `empty` `(B, T, C)`, and the learning rate is 1 - i / (2 steps) of the given one. Each
+    the step before, at first `empty` `(B, T, C)`, and the learning rate is 1 - i / (2 steps) of `LEARNING_RATE`. Each
     picture stops by itself, after an update whose error before was below 1e-5 + 2e-5 i.
     """
     model.scheduler.set_timesteps(plan.steps)
@@ -131,7 +130,7 @@ def null_text(
         with torch.no_grad():
             bound = model.noise(latents, timestep, plan.text, plan.condition)
         embedding = embedding.detach().clone().requires_grad_(True)
-        optimiser = torch.optim.Adam([embedding], lr=learning_rate * (1 - number / (2 * plan.steps)))
+        optimiser = torch.optim.Adam([embedding], lr=LEARNING_RATE * (1 - number / (2 * plan.steps)))
         active = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
         for _ in range(inner_steps):
             # Pictures that have stopped are left out of the batch.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from samtune.common.errors import InputError
+from samtune.common.errors import InputError, first_line
 from samtune.common.paths import asset, checkpoint_root, resolve
 from samtune.diffusion.conditions import asam_colour_coded, colour_coded
 from samtune.sam.checkpoints import load_strictly, read_state
@@ -160,11 +160,10 @@ def _load(kind: type, place: str | Path, source: str, part: str | None = None):
     except (OSError, ValueError) as error:
         by_hand = checkpoint_root() / source.rpartition("/")[2]
         what = "write the nano model by notebook 90" if source == "nano" else f"fetch {source} and put it at {by_hand}"
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(place, Path) and not place.is_dir():  # diffusers takes it for a hub id, and says so
-            first_line = "there is no such folder"
+        no_folder = isinstance(place, Path) and not place.is_dir()  # diffusers takes it for a hub id, and says so
+        reason = "there is no such folder" if no_folder else first_line(error)
         raise InputError(
-            f"no {part or 'model'} of {source} in {place} ({first_line}): {what}, a folder in diffusers' format with "
+            f"no {part or 'model'} of {source} in {place} ({reason}): {what}, a folder in diffusers' format with "
             "safetensors (vae, unet, text_encoder, tokenizer, scheduler, and controlnet where there is one)"
         ) from error
     return loaded.float() if isinstance(loaded, nn.Module) else loaded

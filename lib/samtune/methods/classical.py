@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+ITERATIONS = 5  # of GrabCut
+
 
 def ellipse(box: Sequence[float] | np.ndarray, height: int, width: int) -> np.ndarray:
     """The filled ellipse inscribed in a box, bool `(height, width)`.
@@ -22,13 +24,12 @@ def ellipse(box: Sequence[float] | np.ndarray, height: int, width: int) -> np.nd
     return rows[:, None] ** 2 + columns[None] ** 2 <= 1
 
 
-def grabcut(image: np.ndarray, box: Sequence[float] | np.ndarray, iterations: int = 5) -> np.ndarray:
+def grabcut(image: np.ndarray, box: Sequence[float] | np.ndarray) -> np.ndarray:
     """OpenCV's GrabCut (Rother et al. 2004) started from a box: bool `(H, W)`. The same input gives the same mask.
 
     Args:
         image: uint8 `(H, W, 3)`.
         box: x0, y0, x1, y1, maxima inclusive; all outside is background.
-        iterations: of GrabCut.
 
     Where GrabCut finds no foreground, or has too few pixels inside or outside the box to start, the result is the whole
     box.
@@ -41,7 +42,7 @@ def grabcut(image: np.ndarray, box: Sequence[float] | np.ndarray, iterations: in
     labels = np.zeros((height, width), np.uint8)
     cv2.setRNGSeed(0)  # its colour clusters start at random
     try:
-        cv2.grabCut(image, labels, (x0, y0, x1 - x0 + 1, y1 - y0 + 1), None, None, iterations, cv2.GC_INIT_WITH_RECT)
+        cv2.grabCut(image, labels, (x0, y0, x1 - x0 + 1, y1 - y0 + 1), None, None, ITERATIONS, cv2.GC_INIT_WITH_RECT)
     except cv2.error:
         return region
     found = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)

@@ -22,21 +22,20 @@ MASK_LOSSES = {"samed": samed_loss, "dice": dice_loss, "squared_dice": squared_d
 DECODER = r"(mask|draft)_decoder\.transformer\..*\.(q_proj|v_proj)"
 
 
-def add_lora(sam: Sam, rank: int, alpha: float, encoder: bool = True, decoder: bool = True) -> Sam:
-    """Add LoRA to q and v of SAM's attentions, in place; only the updates train.
+def add_lora(sam: Sam, rank: int, alpha: float, decoder: bool = True) -> Sam:
+    """Add LoRA to q and v of SAM's attentions, in place, in every block of the image encoder; only the updates train.
 
     Args:
         sam: one with q and v apart in the encoder (ours).
         rank: 1 to 1,024.
         alpha: the updates' scale is alpha / rank; above 0.
-        encoder: in every block of the image encoder.
-        decoder: in all attentions of the mask decoder, and of SPT's draft decoder.
+        decoder: in all attentions of the mask decoder too, and of SPT's draft decoder.
 
     Raises `InputError` when rank or alpha is out of range.
     """
     check_range("rank", rank, 1, 1024)
     check_range("alpha", alpha, 0, 1e6, above=True)
-    targets = "|".join(pattern for pattern, wanted in ((ENCODER, encoder), (DECODER, decoder)) if wanted)
+    targets = f"{ENCODER}|{DECODER}" if decoder else ENCODER
     # alpha goes in as a float on purpose: SPT's scale is 1/8.
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=f"({targets})", lora_dropout=0.0, bias="none")
     return inject_adapter_in_model(config, sam)

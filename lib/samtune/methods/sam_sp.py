@@ -12,16 +12,18 @@ it is: they are options here. The KL's direction is open too: here it is KL(y1 |
 """
 
 import zlib
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from samtune.common.errors import InputError, check_range, unknown
 from samtune.losses import at_size, distillation_loss, distillation_squared_error
 from samtune.methods.lora import LoraSamed
-from samtune.prompts import BACKGROUND, FOREGROUND, Prompts, large_parts
+from samtune.prompts import BACKGROUND, FOREGROUND, PADDING, Prompts, large_parts
 from samtune.sam.build import Sam
 from samtune.sam.decode import decode_masks
 
@@ -54,30 +56,27 @@ def self_prompts(logits: Tensor, kind: str, image_size: int, smallest_part: floa
         foreground = torch.where(large.flatten(1).any(1)[:, None, None], large, foreground)
     empty = ~foreground.flatten(1).any(1)
     inside = foreground | empty[:, None, None]
-    columns, rows = inside.any(1).int(), inside.any(2).int()
     height, width = inside.shape[1:]
-    left, top = columns.argmax(1), rows.argmax(1)
-    right, bottom = width - 1 - columns.flip(1).argmax(1), height - 1 - rows.flip(1).argmax(1)
+    boxes = masks_to_boxes(inside)  # xyxy, maxima inclusive
     stride = image_size / width
     prompts = Prompts(torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
     parts = kind.split("+")
     if "points" in parts:
         y, x = torch.arange(height, device=logits.device)[:, None], torch.arange(width, device=logits.device)
-        corners = [side[:, None, None] for side in (left, top, right, bottom)]
-        in_box = (x >= corners[0]) & (y >= corners[1]) & (x <= corners[2]) & (y <= corners[3])
+        left, top, right, bottom = boxes[:, :, None, None].unbind(1)
+        in_box = (x >= left) & (x <= right) & (y >= top) & (y <= bottom)
         surest = logits[:, 0].masked_fill(~inside, -torch.inf).flatten(1).argmax(1)
         outside = in_box & ~foreground
         least = logits[:, 0].masked_fill(~outside, torch.inf).flatten(1).argmin(1)
         index = torch.stack([surest, least], 1)
         points = (torch.stack([index % width, index // width], -1) + 0.5) * stride - 0.5
         labels = torch.tensor([[FOREGROUND, BACKGROUND]], device=logits.device).repeat(len(logits), 1)
-        labels[:, 1] = torch.where(outside.flatten(1).any(1), labels[:, 1], -1)  # padding where the box is full
+        labels[:, 1] = torch.where(outside.flatten(1).any(1), labels[:, 1], PADDING)  # where the box is full
         prompts = prompts.with_points(points, labels)
     if "mask" in parts:
         prompts = prompts.with_masks(logits)
     if "box" in parts:
-        boxes = torch.stack([left * stride, top * stride, (right + 1) * stride - 1, (bottom + 1) * stride - 1], 1)
-        prompts = Prompts(prompts.image_index, boxes.float(), prompts.points, prompts.labels, prompts.masks)
+        prompts = replace(prompts, boxes=torch.cat([boxes[:, :2] * stride, (boxes[:, 2:] + 1) * stride - 1], 1))
     return prompts, empty
 
 
@@ -204,7 +203,7 @@ class SamSP(LoraSamed):
             return given, torch.zeros_like(empty)
         if self.self_prompt == "random_box":
             return Prompts(given.image_index, random_boxes(logits, self.sam.image_size)), torch.zeros_like(empty)
-        return Prompts(given.image_index, own.boxes, own.points, own.labels, own.masks), empty
+        return replace(own, image_index=given.image_index), empty
 
     def decode(self, embedding: Tensor, prompts: Prompts) -> dict[str, Tensor]:
         """{"final": the last pass, "pass0", "pass1" ...: every pass}, logits `(P, 1, 4h, 4w)` each."""

@@ -13,6 +13,8 @@ from samtune.prompts import Prompts
 from samtune.sam.build import Sam
 from samtune.sam.checkpoints import check_fits
 
+ENCODER = "resnet18"  # a name of segmentation_models_pytorch's
+
 
 class UNet(Method):
     """All of a U-Net trains. Its decoder has half the library's widths, so that a step costs as much as the other
@@ -21,8 +23,6 @@ class UNet(Method):
     Args:
         sam: not used.
         image_size: side of its images and of its masks, pixels.
-        encoder: a name of segmentation_models_pytorch's.
-        encoder_weights: None (from scratch) or "imagenet" (downloaded).
     """
 
     name = "unet"
@@ -36,13 +36,11 @@ class UNet(Method):
     learning_rate = 1e-3
     named_options = ("image_size",)  # the backbone's, whose name is not in a U-Net's key
 
-    def __init__(
-        self, sam: Sam | None, image_size: int = 256, encoder: str = "resnet18", encoder_weights: str | None = None
-    ) -> None:
+    def __init__(self, sam: Sam | None, image_size: int = 256) -> None:
         super().__init__(None)
         self.image_size = self.mask_size = image_size
         self.network = segmentation_models_pytorch.Unet(
-            encoder, encoder_weights=encoder_weights, decoder_channels=(128, 64, 32, 16, 8), classes=1
+            ENCODER, encoder_weights=None, decoder_channels=(128, 64, 32, 16, 8), classes=1
         )
 
     def encode(self, images: Tensor) -> Tensor:

@@ -6,19 +6,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import normalize
 from tqdm.auto import tqdm
 
 from samtune.losses import balanced_cross_entropy, dice_loss, low_resolution_iou
 from samtune.nano.optimisers import average_gradients, rank_and_processes
-from samtune.prompts import Prompts, correction_points
+from samtune.prompts import MASK_VALUES, Prompts, correction_points
 from samtune.sam.build import PIXEL_MEAN, PIXEL_STD, Sam
 from samtune.sam.decode import encode_prompts
 
 MaskLoss = Callable[[Tensor, Tensor], Tensor]
-MASK_VALUE = 8.0  # what foreground is in a mask prompt; background is its negative
+OUTSIDE, INSIDE = MASK_VALUES
 
 
-def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
+def near_and_far_loss(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy near the object, plus 0.5 times that elsewhere, plus Dice -> `(P,)`.
 
     Near is the object's box, larger by a quarter on each side (at least 2 pixels). There the outline is decided;
@@ -43,9 +44,7 @@ def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     inside = (cross_entropy * near).sum((1, 2)) / near.sum((1, 2)).clamp(min=1)
     outside = (cross_entropy * (1 - near)).sum((1, 2)) / (1 - near).sum((1, 2)).clamp(min=1)
-    probability = logits.sigmoid()
-    overlap = 2 * (probability * target).sum((1, 2))
-    dice = 1 - (overlap + 1) / (probability.sum((1, 2)) + target.sum((1, 2)) + 1)
+    dice = dice_loss(logits[:, None], target[:, None])[:, 0]
     return inside + 0.5 * outside + dice
 
 
@@ -59,7 +58,7 @@ def balanced_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def prompt_loss(
-    sam: Sam, embedding: Tensor, prompts: Prompts, target: Tensor, mask_loss: MaskLoss = mask_loss
+    sam: Sam, embedding: Tensor, prompts: Prompts, target: Tensor, mask_loss: MaskLoss = near_and_far_loss
 ) -> tuple[Tensor, Tensor]:
     """The loss of each prompt `(P,)` and mask token 0's logits `(P, 1, h, w)`.
 
@@ -95,8 +94,7 @@ def picture_loss(sam: Sam, scenes: list[dict[str, Tensor]], generator: torch.Gen
     Returns the mean loss over prompts, and the mean IoU by kind of prompt.
     """
     images = torch.stack([scene["image"] for scene in scenes]).float()
-    mean, std = torch.tensor(PIXEL_MEAN), torch.tensor(PIXEL_STD)
-    embedding = sam.image_encoder((images - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1))
+    embedding = sam.image_encoder(normalize(images, PIXEL_MEAN, PIXEL_STD))
     masks = torch.cat([scene["masks"] for scene in scenes])
     index = torch.cat([torch.full((len(scene["masks"]),), i) for i, scene in enumerate(scenes)])
     stride = images.shape[-1] // sam.mask_size
@@ -121,7 +119,7 @@ def picture_loss(sam: Sam, scenes: list[dict[str, Tensor]], generator: torch.Gen
         else:
             coarse = F.avg_pool2d(target[chosen][:, None], 5, 1, 2)
             noise = 0.5 * torch.randn(coarse.shape, generator=generator) * ((coarse > 0.02) & (coarse < 0.98))
-            prompts = prompts.with_masks(torch.where(coarse + noise > 0.5, MASK_VALUE, -MASK_VALUE))
+            prompts = prompts.with_masks(torch.where(coarse + noise > 0.5, INSIDE, OUTSIDE))
         loss, logits = prompt_loss(sam, embedding, prompts, target[chosen])
         losses.append(loss)
         scores[kind] = low_resolution_iou(logits[:, 0], target[chosen]).mean().item()
@@ -188,7 +186,7 @@ def warm_up_prompts(sam: Sam, steps: int, seed: int, prompts: int = 64, progress
             )
         else:
             goal = oval(centre, side / 2)
-            values = torch.where(goal > 0.5, MASK_VALUE, -MASK_VALUE)[:, None]
+            values = torch.where(goal > 0.5, INSIDE, OUTSIDE)[:, None]
             loss, logits = prompt_loss(sam, embedding, Prompts(index, masks=values), goal, balanced_loss)
         optimiser.zero_grad()
         loss.mean().backward()

@@ -31,7 +31,7 @@ from samtune.nano.optimisers import average_gradients, optimisers, rank_and_proc
 from samtune.nano.scenes import Picture, picture_bank, training_scene
 from samtune.prompts import jitter_boxes, tight_boxes
 from samtune.sam.build import Sam, initialise_nano, new_sam, set_image_size
-from samtune.sam.checkpoints import read_progress
+from samtune.sam.checkpoints import read_progress, save_torch
 from samtune.study.profile import Profile, Stage
 
 PARTS = ("image_size", "sam", "average", "optimisers", "state")  # of checkpoint.pt
@@ -199,8 +199,7 @@ def pretrain(config: Pretraining, bank: list[Picture], folder: Path, validate=No
 
 
 def save_checkpoint(path: Path, sam: Sam, average: Sam, optimiser_list: list, state: dict) -> None:
-    """Write all that a run needs to resume, first beside `path`, then moved to it."""
-    partial = path.with_suffix(".partial")
+    """Write all that a run needs to resume."""
     everything = {
         "image_size": sam.image_size,
         "sam": sam.state_dict(),
@@ -208,9 +207,7 @@ def save_checkpoint(path: Path, sam: Sam, average: Sam, optimiser_list: list, st
         "optimisers": [optimiser.state_dict() for optimiser in optimiser_list],
         "state": state,
     }
-    with partial.open("wb") as file:  # given a path, torch hides from Python that the disk is full
-        torch.save(everything, file)
-    os.replace(partial, path)
+    save_torch(everything, path)
 
 
 def box_and_click_iou(sam: Sam, limit: int = 40) -> dict[str, float]:

@@ -8,7 +8,6 @@ are the teacher's own. It goes on where it stopped; every random draw is a funct
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from samtune.common.atomic import write_atomically
 from samtune.common.paths import resolve
 from samtune.nano.scenes import Picture, picture_bank, training_scene
 from samtune.sam.build import Sam, new_sam
-from samtune.sam.checkpoints import load_sam, read_tensors, save_safetensors
+from samtune.sam.checkpoints import load_sam, read_tensors, save_safetensors, save_torch
 from samtune.sam.preprocess import Preprocess
 
 SETS = ("bsds500", "ccp", "car-parts")  # the nano SAM's own
@@ -73,11 +72,8 @@ def distil(bank: Sequence[Picture], folder: Path, steps: int, progress: bool = T
 
 
 def _save(folder: Path, student: Sam, optimiser: torch.optim.Optimizer, step: int, curve: list[dict]) -> None:
-    partial = folder / f"{CHECKPOINT}.partial"
     state = {"step": step, "encoder": student.image_encoder.state_dict(), "optimiser": optimiser.state_dict()}
-    with partial.open("wb") as file:  # given a path, torch hides from Python that the disk is full
-        torch.save(state | {"curve": curve}, file)
-    os.replace(partial, folder / CHECKPOINT)
+    save_torch(state | {"curve": curve}, folder / CHECKPOINT)
     save_safetensors(student.state_dict(), folder / WEIGHTS, torch.float16, {"steps": str(step)})
     write_atomically(folder / CURVE, json.dumps(curve).encode())
 

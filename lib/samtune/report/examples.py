@@ -48,7 +48,7 @@ def of_pictures(
     for note, id in ids.items():
         sample = dataset.load(id)
         masks = target_masks(sample, target)
-        largest = int(masks.sum((1, 2)).argmax())
+        largest = int(np.argmax([np.count_nonzero(mask) for mask in masks]))
         prompts = make_prompts(prompt, masks, f"{dataset.name}/{id}", seed)[largest : largest + 1]
         predictions, own_prompts = {}, {}
         for name, method in methods.items():

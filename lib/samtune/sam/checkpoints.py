@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from samtune.common.atomic import write_atomically
-from samtune.common.errors import InputError, unknown
+from samtune.common.atomic import PARTIAL, write_atomically
+from samtune.common.errors import InputError, first_line, unknown
 from samtune.common.paths import asset, checkpoint_root, names_a_file, resolve
 from samtune.sam.attention import merge_qkv, split_qkv
 from samtune.sam.build import BACKBONES, Sam, new_sam
@@ -39,6 +39,7 @@ BY_HAND = {
 NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
 PATCHES = "image_encoder.patch_embed.proj.weight"  # the first layer: which SAM a state dict is
 FIRST_LAYERS = (PATCHES, MOBILE_PATCHES)
+MOST_LETTERS = 200  # of what torch says about a broken file: some of it goes on for pages
 
 
 def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
@@ -124,7 +125,8 @@ def read_tensors(path: Path) -> object:
     try:
         return load_file(path) if is_safetensors(path) else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"corrupt checkpoint {path} (sha256 {sha256(path)}): {_first_line(error)}") from error
+        reason = first_line(error)[:MOST_LETTERS]
+        raise InputError(f"corrupt checkpoint {path} (sha256 {sha256(path)}): {reason}") from error
     except Exception as error:  # pickle.UnpicklingError and whatever else a broken pickle raises
         raise InputError(
             f"not a checkpoint of tensors: {path} (sha256 {sha256(path)}); of a whole model, save the state_dict alone"
@@ -198,7 +200,7 @@ def official_checkpoint(backbone: str) -> Path:
         print(f"downloading {name} ({suffix}) to {path}")
         download(SOURCE + name, path)
     except Exception as error:
-        raise InputError(f"cannot download {name} ({_first_line(error)}): {by_hand}") from error
+        raise InputError(f"cannot download {name} ({first_line(error)}): {by_hand}") from error
     verify_official(path)
     return path
 
@@ -260,20 +262,30 @@ def verify_official(path: Path) -> None:
 
 def weights_hash(module: torch.nn.Module) -> str:
     """12 hexadecimal digits: a hash of the names and values of all parameters and buffers. It is part of every cell."""
+    return state_hash(module.state_dict())[:12]
+
+
+def state_hash(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and values, hexadecimal; their order and device do not matter."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()
 
 
 def save_official(sam: Sam, path: Path) -> None:
     """Write `sam` in SAM's own format (`.pth`, q, k and v joined), which plain `segment_anything` loads."""
+    save_torch(merge_qkv(sam.state_dict()), path)
+
+
+def save_torch(value: object, path: Path) -> None:
+    """Write `value` by `torch.save`, whole or not at all; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("wb") as file:  # given a path, torch hides from Python that the disk is full
-            torch.save(merge_qkv(sam.state_dict()), file)
+            torch.save(value, file)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -297,7 +309,3 @@ def _digest(path: Path, algorithm: str) -> str:
 
 def _expected_sha256(name: str) -> str:
     return next((expected for official, expected in OFFICIAL.values() if official == name), "unknown")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -8,7 +8,7 @@ own, and so has a row that changes what trains or its prompts. A row that change
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from samtune.common.errors import InputError
+from samtune.common.errors import InputError, first_line
 from samtune.data.registry import open_dataset
 from samtune.methods import METHODS
 from samtune.methods.asam import ASAM
@@ -217,7 +217,7 @@ def tuning(profile: Profile) -> tuple[Tuning, str]:
 
         made = adversarial_cells(profile)
     except InputError as error:
-        return plan, str(error).splitlines()[0]
+        return plan, first_line(error)
     plan.generated = {method: made[method] for method in ON_GENERATED}
     return plan, ""
 
@@ -341,7 +341,7 @@ def run_second_victim(plan: Tuning, base: Arm, datasets: Sequence[str], seeds: S
             raise InputError(f"none is known for {plan.profile.backbone}")
         second = Tuning(plan.profile.model_copy(update={"backbone": backbone}), plan.generated)
     except InputError as error:
-        print(f"not run: {SECOND_VICTIM}: {str(error).splitlines()[0]}")
+        print(f"not run: {SECOND_VICTIM}: {first_line(error)}")
         return []
     arms = [Arm("clean_tuning"), base] if base.method == "asam" else [base]
     second.choose_rates(arms, plan.profile.seeds)

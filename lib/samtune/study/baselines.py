@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from samtune.evaluation import CLASSICAL
 from samtune.study.cells import EvaluationCell
-from samtune.study.execute import CLASSICAL, executor
+from samtune.study.execute import executor
 from samtune.study.plan import ON_BOXES, Plan, backbone_hash
 from samtune.study.profile import Profile
 from samtune.study.records import Record

@@ -20,6 +20,7 @@ from samtune.data.registry import describe, open_dataset
 from samtune.data.sample import Remembered, without_empty_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import (
+    CLASSICAL,
     EvaluationConfig,
     evaluate,
     predict_classical,
@@ -29,7 +30,7 @@ from samtune.evaluation import (
 )
 from samtune.methods import METHODS, Method, build_method
 from samtune.methods.asam import PGD
-from samtune.metrics import MAP_METRICS, MASK_METRICS
+from samtune.metrics import METRICS
 from samtune.prompts import parse_kind
 from samtune.sam.checkpoints import load_sam, save_safetensors
 from samtune.study.attacked import AttackedDataset
@@ -41,7 +42,6 @@ from samtune.study.runner import Execute, Result, files_folder, needed_cells, ru
 from samtune.training import LAST, TrainingConfig, train, usable_device
 
 TUNED = "trainable.safetensors"
-CLASSICAL = ("ellipse", "grabcut")
 TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method
 NOTHING = "nothing"  # the target of a cell that counts false alarms on pictures without an object
 TRAINING_OPTIONS = {field.name for field in fields(TrainingConfig)}
@@ -56,10 +56,9 @@ def executor(profile: Profile) -> Execute:
     asked = profile.evaluation
     for prompt in asked.prompts:
         parse_kind(prompt)
-    known_metrics = [*MASK_METRICS, *MAP_METRICS]
     for metric in (*asked.metrics, *asked.medical_metrics, *asked.camouflage_metrics):
-        if metric not in known_metrics:
-            raise unknown("metric of masks", metric, known_metrics)
+        if metric not in METRICS:
+            raise unknown("metric of masks", metric, METRICS)
     device = usable_device(profile.device)
     precision = choose_precision(profile.precision, device)
     torch.backends.cudnn.allow_tf32 = False  # or convolutions on a card would not be the fp32 that records name

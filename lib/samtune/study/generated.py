@@ -6,7 +6,7 @@ from math import ceil
 
 import pandas as pd
 
-from samtune.common.errors import InputError
+from samtune.common.errors import InputError, first_line
 from samtune.diffusion.attack import AttackConfig
 from samtune.diffusion.generation import AUTOENCODER
 from samtune.diffusion.pipeline import load_diffusion
@@ -141,7 +141,7 @@ def run_generated(profile: Profile) -> list[Record]:
     try:
         cells = [*adversarial_cells(profile).values(), *inversion_cells(profile)]
     except InputError as error:
-        print(f"not run: pictures of a diffusion model: {str(error).splitlines()[0]}")
+        print(f"not run: pictures of a diffusion model: {first_line(error)}")
         return []
     return run_cells(cells, profile.name, executor(profile))
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from samtune.common.errors import InputError, unknown
+from samtune.common.errors import InputError, first_line, unknown
 from samtune.common.paths import results_root
 from samtune.study import asam, baselines, sam_sp, spt
 from samtune.study.estimate import disk_bytes, estimate_seconds
@@ -91,7 +91,7 @@ def outlook(profile: Profile) -> Iterator[Outlook]:
             with only_planned() as cells:
                 ask_for_cells(notebook, anywhere)
         except InputError as error:
-            yield Outlook(notebook, lacking=str(error).splitlines()[0])
+            yield Outlook(notebook, lacking=first_line(error))
             continue
         left = [cell for cell in missing_cells(cells, folder) if cell.key() not in planned]
         planned |= {cell.key() for cell in left}

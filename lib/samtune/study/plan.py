@@ -308,7 +308,7 @@ class Plan:
         return run_cells(cells, self.profile.name, executor(self.profile))
 
 
-def mean_iou(record: Record, output: str = "final") -> float:
+def mean_iou(record: Record) -> float:
     """Mean IoU of one record: over the objects of an image, then over images."""
-    objects = record.objects[record.objects["output"] == output]
+    objects = record.objects[record.objects["output"] == "final"]
     return float(objects.groupby("image")["iou"].mean().mean())

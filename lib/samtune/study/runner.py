@@ -26,6 +26,7 @@ from samtune.common.atomic import (
     remove_stale_partials,
     write_atomically,
 )
+from samtune.common.errors import counted
 from samtune.common.paths import results_root
 from samtune.study.cells import KINDS, Cell, EvaluationCell, plain_cell
 from samtune.study.estimate import estimate_seconds
@@ -260,7 +261,7 @@ def _lock(cell: Cell, folder: Path) -> Path:
 
 def _announce(asked: Mapping[str, Record | None], queue: Sequence[Cell], known: Sequence[Record]) -> str:
     recorded = sum(record is not None for record in asked.values())
-    text = f"{len(asked)} cell{'s' if len(asked) != 1 else ''}: {recorded} recorded"
+    text = f"{counted(len(asked), 'cell')}: {recorded} recorded"
     if not queue:
         return f"{text}, nothing to run"
     kinds = Counter(cell.kind for cell in queue)

@@ -13,6 +13,8 @@ import numpy as np
 
 from samtune.data.procedural.textures import Generator, fractal_noise, grid, smoothstep, to_uint8, white_noise
 
+LINE_SLOPE = 1.4  # how fast a line's spectrum falls; that of a field of which it is a row falls by 0.5 faster
+
 
 def ricker(time: np.ndarray, period: float) -> np.ndarray:
     """A Ricker wavelet of the shape of `time`, float32: 1 at time 0, side lobes of -0.45 at about 0.4 periods."""
@@ -25,9 +27,9 @@ def _reflection(size: int, arrival: np.ndarray, strength: np.ndarray, period: fl
     return ricker(grid(size, size)[0] - arrival[None].astype(np.float32), period) * strength[None].astype(np.float32)
 
 
-def _profile(rng: Generator, size: int, roughness: float, slope: float = 1.4) -> np.ndarray:
+def _profile(rng: Generator, size: int, roughness: float) -> np.ndarray:
     """A random line along the survey, zero mean, deviation about `roughness` pixels; `(size,)`."""
-    return fractal_noise(rng, 32, size, slope + 0.5)[16] * roughness
+    return fractal_noise(rng, 32, size, LINE_SLOPE + 0.5)[16] * roughness
 
 
 def _ground(rng: Generator, size: int, period: float) -> np.ndarray:

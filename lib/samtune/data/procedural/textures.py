@@ -99,10 +99,10 @@ def linear_ramp(height: int, width: int, angle: float) -> np.ndarray:
     return (ramp - np.float32(low)) * np.float32(1.0 / max(high - low, 1e-6))
 
 
-def random_colour(rng: Generator, saturation: float = 1.0) -> np.ndarray:
+def random_colour(rng: Generator) -> np.ndarray:
     """One RGB colour, float32 `(3,)`: any lightness, mostly muted, as in photographs."""
     lightness = 0.04 + 0.92 * rng.beta(1.4, 1.4)
-    chroma = min(1.0, saturation * rng.beta(1.0, 2.6)) * min(lightness, 1.0 - 0.6 * lightness)
+    chroma = rng.beta(1.0, 2.6) * min(lightness, 1.0 - 0.6 * lightness)
     hue = rng.random() if rng.random() < 0.45 else rng.normal(0.09, 0.06)  # half of them earth and skin tones
     wheel = [math.cos(2 * math.pi * (hue - third)) for third in (0.0, 1 / 3, 2 / 3)]
     return np.array([min(max(lightness + chroma * turn, 0.01), 0.99) for turn in wheel], np.float32)
