@@ -67,7 +67,7 @@ def test_image_without_mask_and_mask_without_image(folder: Path, missing: str) -
     (folder / gone / "3.png").unlink()
     error = refused(tune(folder))
     assert f"{folder / there / '3.png'} has no {missing}; expected {folder / gone / '3.png'}" in error
-    assert "bad in all: 1; --skip-bad leaves such out" in error
+    assert "--skip-bad leaves bad files out" in error
     status, text, error = tune(folder, "--skip-bad")
     assert status == 0 and "4 pictures: 3 to tune on, 1 held out; left out, bad: 1" in text
     assert "left out, 1 bad file:\n" in error and str(folder / there / "3.png") in error.splitlines()[-1]
@@ -81,11 +81,41 @@ def test_unreadable_image(folder: Path, damage: str) -> None:
         path.write_bytes(whole[: len(whole) // 2] if damage == "truncated" else b"this is text")
     error = refused(tune(folder))
     assert f"cannot read image {folder / 'images'}" in error and len(error.split(": ", 2)[2]) > 10  # and the reason
-    assert damage == "no picture" or "--skip-bad leaves such out" in error
+    assert damage == "no picture" or "--skip-bad leaves" in error
     for name in range(3):
         Image.fromarray(np.zeros((40, 56, 3), np.uint8)).save(folder / "images" / f"{name}.png")
     status, text, error = tune(folder, "--skip-bad")
     assert status == 0 and "3 pictures" in text and "left out, 2 bad files:" in error
+
+
+def test_prediction_goes_on_after_a_picture_that_cannot_be_read(folder: Path) -> None:
+    assert tune(folder)[0] == 0
+    path = folder / "images" / "1.png"
+    path.write_bytes(path.read_bytes()[:400])
+    ask = ("predict", "--checkpoint", folder / "out", "--images", folder / "images", "--box", "1,1,30,30")
+    error = refused(run(*ask, "--out", folder / "found"))
+    assert "1 picture could not be read, all others are done: " in error and str(path) in error
+    written = sorted(path.stem for path in (folder / "found" / "predicted_masks").iterdir())
+    assert written == ["0", "2", "3", "4"]
+
+
+def test_sixteen_bit_pictures_are_as_bright_in_prediction_as_in_tuning(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (folder / "images").iterdir():
+        grey = np.array(Image.open(path))[..., 0].astype(np.uint16) * 16
+        grey[:2] = 60_000 if path.stem == "0" else 0
+        Image.fromarray(grey).save(path)
+    assert tune(folder)[0] == 0
+    seen = []
+    monkeypatch.setattr(
+        "samtune.methods.predictor.MethodPredictor.set_image", lambda self, image: seen.append(image) or sys.exit(7)
+    )
+    alone = folder / "alone"  # hardly a value above 4,095 there
+    alone.mkdir()
+    (folder / "images" / "1.png").rename(alone / "1.png")
+    run("predict", "--checkpoint", folder / "out", "--images", alone, "--box", "1,1,30,30", "--out", folder / "found")
+    assert 5 < seen[0].max() < 16  # 210 * 16 of 65,535
 
 
 def test_mask_of_other_size(folder: Path) -> None:

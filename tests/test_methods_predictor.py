@@ -141,6 +141,25 @@ def test_memory_does_not_grow_with_the_number_of_masks_of_a_large_picture() -> N
     assert float(answer.stdout) < 100  # MiB; 16 masks more are 183 even as booleans
 
 
+@pytest.mark.parametrize("mode", ["stretch", "pad"])
+@pytest.mark.parametrize("other", [DISC.image / 255, DISC.image.astype(np.uint16), DISC.image[..., 0], DISC.image > 9])
+def test_other_arrays_than_pictures_are_refused(other: np.ndarray, mode: str) -> None:
+    with pytest.raises(InputError, match=r"a picture is uint8 \(H, W, 3\), not"):
+        MethodPredictor(build_method("zero_shot", small_sam()), mode).set_image(other)
+
+
+def test_prompts_that_would_not_be_heard_are_refused() -> None:
+    predictor = MethodPredictor(build_method("sam_sp", small_sam()))
+    predictor.set_image(DISC.image)
+    assert predictor.predict()[0].shape == (1, 48, 64)
+    with pytest.raises(InputError, match="SAM-SP takes no prompt"):
+        predictor.predict(box=BOX)
+    predictor = MethodPredictor(build_method("zero_shot", small_sam()))
+    predictor.set_image(DISC.image)
+    with pytest.raises(InputError, match="no prompt to segment"):
+        predictor.predict_torch(None, None, torch.zeros(0, 4))
+
+
 def test_pictures_in_bgr_and_calls_out_of_order() -> None:
     predictor = MethodPredictor(build_method("lora", small_sam()))
     with pytest.raises(RuntimeError, match="An image must be set"):

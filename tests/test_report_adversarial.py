@@ -19,7 +19,10 @@ def test_pictures_are_shown_evenly_by_what_they_cost_the_victim(small_backbone: 
                             options={"steps": 2, "step_size": 0.2})  # fmt: skip
     record, started = run_cells([attack, inversion], "smoke", executor(profile), say=lambda line: None)
     assert adversarial.kept_attack([started, record]) is record
-    assert adversarial.recipe(record) == f"{record.cell['pictures']} pictures, direct inversion in 1 steps, 2 updates of 0.2"
+    assert (
+        adversarial.recipe(record)
+        == f"{record.cell['pictures']} pictures, direct inversion in 1 steps, 2 updates of 0.2"
+    )
     drops = record.objects.query("output == 'final'").set_index("image")["iou_drop"]
     ids = adversarial.by_drop(record, 3)
     assert drops[ids].tolist() == sorted(drops)[::2] and len(adversarial.by_drop(record, 9)) == 5

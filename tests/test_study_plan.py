@@ -195,6 +195,13 @@ def test_a_profile_that_accumulates_batches_trains_so(profile: Profile) -> None:
     assert changed == dict(plain.hyper) | {"batch_size": 1, "accumulate": 2}
 
 
+def test_the_u_net_sees_a_batch_that_it_can_normalise_and_as_many_images(profile: Profile) -> None:
+    alone = profile.model_copy(update={"batch_size": 1, "images": 80})
+    unet, lora = (training_cell(alone, method, "neu-seg", 0, 1e-3, "", prompt="none") for method in ("unet", "lora"))
+    assert (dict(unet.hyper)["batch_size"], dict(lora.hyper)["batch_size"]) == (8, 1)
+    assert unet.images == lora.images == 80
+
+
 def test_grid_of_one_rate_is_not_run(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing_to_run(*arguments: object) -> list:
         raise AssertionError("run")

@@ -151,6 +151,21 @@ def test_a_full_disk_is_one_line_and_leaves_earlier_records_whole(tmp_path, monk
         run_cells(fake_cells(seeds=(9,)), tmp_path, no_room, say=lambda line: None)
 
 
+def test_a_training_whose_record_cannot_be_written_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    (training,) = {cell.training for cell in fake_cells(datasets=("neu-seg",), seeds=(0,))} - {None}
+
+    def execute(cell, folder):
+        write_atomically(files_folder(folder, cell) / "last.pt", b"a checkpoint")
+        return fake_execute(cell, folder)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr(runner, "write_record", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+        run_cell(training, tmp_path, execute)
+    assert (files_folder(tmp_path, training) / "last.pt").is_file()
+    run_cell(training, tmp_path, execute)
+    assert not (files_folder(tmp_path, training) / "last.pt").is_file()
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomically(path, b"old")

@@ -175,6 +175,35 @@ def test_curve_shows_the_rates_that_were_used() -> None:
     assert [row["learning_rate"] for row in run(method_of(), config).curve] == [1e-3, 2e-3, 2e-3, 2e-3]
 
 
+def test_a_long_curve_is_of_means_and_as_long_after_a_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(method_of()).curve  # 8 batches
+    monkeypatch.setattr(training, "MOST_ROWS", 3)
+    means = run(method_of()).curve
+    assert [row["images"] for row in means] == [6, 12, 16]
+    parts = whole[:3], whole[3:6], whole[6:]
+    assert [row["loss"] for row in means] == pytest.approx([np.mean([one["loss"] for one in part]) for part in parts])
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        interrupt_at(5, patched)
+        run(method_of(), CONFIG, tmp_path)
+    assert run(method_of(), CONFIG, tmp_path).curve == means
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_file_is_one_line_from_a_worker_too(workers: int) -> None:
+    class Bad(ListedSamples):
+        def load(self, id: str) -> object:
+            raise InputError(f"cannot read {id}")
+
+    with pytest.raises(InputError) as error:
+        train(
+            method_of(),
+            [(Bad(list(DISCS.samples.values())), "train")],
+            replace(CONFIG, workers=workers),
+            progress=False,
+        )
+    assert str(error.value).startswith("cannot read ") and "\n" not in str(error.value)
+
+
 def test_curve_shows_the_iou_of_every_output_before_the_step() -> None:
     config = replace(CONFIG, images=2)
     (row,) = run(method_of("spt"), config).curve

@@ -308,6 +308,7 @@ def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
     Where it finds no mask the result is an empty one. It runs in fp32.
     """
     preprocess = Preprocess(method.image_size, config.preprocess)
+    binary = not MAP_METRICS.keys() & set(config.metrics)
     generator = SamAutomaticMaskGenerator(
         method.sam.to(config.device).eval(), config.everything, pred_iou_thresh=0.0, stability_score_thresh=0.0
     )
@@ -323,8 +324,10 @@ def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
                 found = sorted(generator.generate(picture), key=lambda mask: -mask["predicted_iou"])
             masks = [mask["segmentation"] for mask in found] or [np.zeros(picture.shape[:2], bool)]
             size = sample.image.shape[:2]
-            logits = F.interpolate(_certain(np.stack(masks))[None], size, mode="bilinear", align_corners=False)
-            logits = logits.expand(len(own), -1, -1, -1)
+            # One after the other: there may be hundreds.
+            large = [F.interpolate(_certain(mask[None])[None], size, mode="bilinear", align_corners=False)[0, 0]
+                     for mask in masks]  # fmt: skip
+            logits = torch.stack([mask > 0 for mask in large] if binary else large)[None].expand(len(own), -1, -1, -1)
             answers.append({"final": logits[:, :1], "best_by_truth": logits})
         return answers
 

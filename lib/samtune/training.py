@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from samtune.sam.preprocess import Preprocess
 
 OPTIMISERS = ("adam", "adamw")
 LAST = "last.pt"  # the checkpoint to resume from
+MOST_ROWS = 2000  # of a learning curve: longer trainings average batches
 LEAST_SIDE = 102.4  # jitter shrinks no image below this, in pixels: 0.1 of SAM's 1,024, 0.4 of the nano SAM's 256
 
 
@@ -108,7 +109,9 @@ class TrainingResult:
 
     Fields:
         curve: one row a batch: "images" (seen so far), "learning_rate", "loss", and for each output "iou_<output>", the
-            mean IoU with the batch's masks at low resolution.
+            mean IoU with the batch's masks at low resolution; in long trainings one row some batches, their mean.
+        recent: batches that are not yet in the curve.
+        idle: batches that trained nothing, as no mask was left.
         seconds: wall time, with earlier, interrupted parts.
         precision: "fp32" or "bf16".
         dropped: images without a mask after preprocessing.
@@ -118,6 +121,8 @@ class TrainingResult:
     seconds: float = 0.0
     precision: str = "fp32"
     dropped: int = 0
+    recent: list[dict[str, float]] = field(default_factory=list)
+    idle: int = 0
 
 
 # Factor of the learning rate at a progress of training in [0, 1]. (ASAM: halved at each epoch; here it falls evenly.)
@@ -175,8 +180,17 @@ class TrainingSamples(TorchDataset):
     def __len__(self) -> int:
         return self.config.steps * self.config.batch_size
 
-    def __getitem__(self, place: int) -> dict:
-        """{"id", "copy", "image" `(3, S, S)`, "masks" float `(N, 1, S, S)`, "prompts" in model pixels}; N may be 0."""
+    def __getitem__(self, place: int) -> dict | InputError:
+        """{"id", "copy", "image" `(3, S, S)`, "masks" float `(N, 1, S, S)`, "prompts" in model pixels}; N may be 0.
+
+        The `InputError` of a bad file is given back: raised in a worker, it would come as that one's whole traceback.
+        """
+        try:
+            return self._sample(place)
+        except InputError as error:
+            return error
+
+    def _sample(self, place: int) -> dict:
         cv2.setNumThreads(1)
         epoch, position = divmod(place, len(self.entries))
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.entries))
@@ -284,7 +298,11 @@ def train(
         leave=False,
     )
     started = time.perf_counter() - result.seconds
+    window = -(-config.steps // MOST_ROWS)
     for step, batch in enumerate(bar, first):
+        for sample in batch:
+            if isinstance(sample, InputError):
+                raise sample
         result.dropped += sum(len(sample["masks"]) == 0 for sample in batch)
         batch = [sample for sample in batch if len(sample["masks"])]
         rate = config.learning_rate * learning_rate_factor(config, step)
@@ -292,8 +310,12 @@ def train(
             group["lr"] = rate
         if batch:
             row = _step(accelerator, method, plain, optimiser, batch, config, step, cached)
-            result.curve.append({"images": (step + 1) * config.batch_size, "learning_rate": rate} | row)
+            result.recent.append({"images": (step + 1) * config.batch_size, "learning_rate": rate} | row)
             bar.set_postfix(loss=f"{row['loss']:.3f}")
+        result.idle += not batch
+        if result.recent and ((step + 1) % window == 0 or step + 1 == config.steps):
+            result.curve.append(_mean_row(result.recent))
+            result.recent.clear()
         result.seconds = time.perf_counter() - started
         # Only between two optimiser steps: accumulated gradients are not saved.
         due = step + 1 - first >= config.checkpoint_every and accelerator.sync_gradients
@@ -304,6 +326,12 @@ def train(
         raise InputError("nothing left to train on: every mask is empty after preprocessing")
     plain.eval()
     return result
+
+
+def _mean_row(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of a curve's rows, with the last one's "images"."""
+    means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[-1]}
+    return means | {"images": rows[-1]["images"]}
 
 
 def _step(

@@ -21,18 +21,12 @@ from samtune.sam.preprocess import Preprocess
 
 
 def open_pictures(images: Path, masks: Path, settings: TuneSettings, skip_bad: bool) -> FolderDataset:
-    """The two folders as one data set. For a bad file raises `InputError`, which also says how many there are."""
-    options = (images, masks, settings.mask_coding, settings.void)
+    """The two folders as one data set. Raises `InputError` for the first bad file, unless such are skipped."""
+    options = (settings.mask_coding, settings.void, skip_bad, "train", "pictures", settings.target)
     try:
-        return FolderDataset(*options, skip_bad, "train", "pictures", settings.target)
+        return FolderDataset(images, masks, *options)
     except InputError as error:
-        if skip_bad:
-            raise
-        try:
-            bad = len(FolderDataset(*options, True, "train", "pictures").skipped)
-        except InputError:  # the folders are at fault, not some of their files
-            raise error from None
-        raise InputError(f"{error} (bad in all: {bad}; --skip-bad leaves such out and lists them)") from error
+        raise error if skip_bad else InputError(f"{error} (--skip-bad leaves bad files out and lists them)") from error
 
 
 class HeldOut(ListedDataset):

@@ -60,7 +60,8 @@ def predict(
     on one object), or one `box` with `point`s on its object. A checkpoint tuned with the prompt "none" needs none.
 
     Writes `out/predicted_masks/<name>.png` (0/255; of several objects `<name>/1.png`, `2.png` ...) and
-    `out/overlays/<name>.png`, and returns the masks' paths. Raises `InputError` for bad input.
+    `out/overlays/<name>.png`, and returns the masks' paths. 16-bit pictures are read as bright as in tuning. Raises
+    `InputError` for bad input; for pictures that cannot be read, after all others are done.
     """
     device = usable_device(device)
     pictures = _pictures(images)
@@ -80,9 +81,14 @@ def predict(
     predictor = tuned.predictor(device)
     halved = choose_precision(precision, device) == "bf16"
     written: list[Path] = []
+    bad: list[str] = []
     names = [name for name in pictures if name in prompts]
     for name in tqdm(names, "predict", mininterval=2, leave=False):
-        image = read_image(pictures[name])
+        try:
+            image = read_image(pictures[name], tuned.white)
+        except InputError as error:
+            bad.append(str(error))
+            continue
         height, width = image.shape[:2]
         model = f"{tuned.backbone} at {predictor.preprocess.size} px"
         work = f"prediction on {pictures[name]}, {width}x{height} pixels, with {model}"
@@ -91,12 +97,14 @@ def predict(
             predictor.set_image(image)
             given = predictor.preprocess.prompts(as_prompts(prompts[name]), image.shape[:2])
             written += _write(out, name, image, predictor.each_mask(given.to(device)), prompts[name])
-    found = f"{counted(len(names), 'picture')}, {counted(len(written), 'mask')}"
+    found = f"{counted(len(names) - len(bad), 'picture')}, {counted(len(written), 'mask')}"
     say(f"{found}: {out / 'predicted_masks'}; to look at: {out / 'overlays'}")
     if without := [name for name in pictures if name not in prompts]:
         say(f"without a prompt, left out: {counted(len(without), 'picture')} ({_some(without)})")
         if stale := [name for name in without if _earlier(out, name)]:
             say(f"{out} still has an earlier run's masks of {counted(len(stale), 'picture')} of these ({_some(stale)})")
+    if bad:
+        raise InputError(f"{counted(len(bad), 'picture')} could not be read, all others are done: {'; '.join(bad)}")
     return written
 
 

@@ -18,6 +18,7 @@ from samtune.common.errors import InputError, counted
 from samtune.common.paths import check_is_no_file
 from samtune.common.provenance import choose_precision
 from samtune.data.listed import ListedDataset
+from samtune.data.pixels import white_of_folder
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import Method, build_method
@@ -29,6 +30,7 @@ CACHE = ".samtune-cache"  # removed at the end, so nobody else's folder
 METRICS = ("iou", "boundary_iou", "dice")
 FEW = 10  # held-out pictures below which a mean says little
 CHECKPOINT_EVERY = 20  # batches
+WORKERS = 4  # that read pictures for a graphics card, which would wait for one
 
 
 @dataclass(frozen=True)
@@ -89,13 +91,15 @@ def tune(
     cache = EmbeddingCache(out / CACHE)
 
     def measure(method: Method, data: ListedDataset, stage: str) -> pd.DataFrame:
-        parts = []
+        parts, embeddings = [], {}  # of the held-out pictures, for one kind of prompt after another
         for prompt in settings.prompts:
             config = EvaluationConfig(
                 "val", settings.target, prompt, settings.preprocess, METRICS, settings.seed,
                 batch_size=settings.batch_size, mask_size=method.mask_size, device=device, precision=precision,
             )  # fmt: skip
-            found, _ = evaluate(predict_with(method, config, cache), data, config, name=f"{stage}, {prompt}")
+            found, _ = evaluate(
+                predict_with(method, config, cache, embeddings), data, config, name=f"{stage}, {prompt}"
+            )
             parts.append(found[found["output"] == "final"].assign(stage=stage, prompt=prompt))
         return pd.concat(parts)
 
@@ -124,12 +128,14 @@ def tune(
         except FloatingPointError as error:
             raise InputError(f"{error}: look at those pictures, or take a smaller learning rate") from error
         if trained.dropped:
-            views, idle = config.steps * config.batch_size, config.steps - len(trained.curve)
+            views = config.steps * config.batch_size
             say(
                 f"warning: {trained.dropped} of {views} views had no object left at {sam.image_size} pixels, and "
-                f"{idle} of {config.steps} batches trained nothing"
+                f"{trained.idle} of {config.steps} batches trained nothing"
             )
         about = {"pictures": for_training, "images_seen": config.images, "learning_rate": config.learning_rate}
+        if (white := white_of_folder(images)) is not None:
+            about["white"] = white
         save_tuned(method, checkpoint, settings, weights, about)
         for name in (LAST, SEARCH):
             (out / name).unlink(missing_ok=True)
@@ -160,6 +166,7 @@ def _training_config(
         seed=settings.seed,
         precision=precision,
         device=device,
+        workers=WORKERS if device.startswith("cuda") else 0,
         checkpoint_every=CHECKPOINT_EVERY,
         **method.recipe,
     )

@@ -43,12 +43,14 @@ class TunedModel:
         preprocess: in tuning: "pad" or "stretch".
         prompts: kinds of prompts in tuning.
         backbone: its name.
+        white: value of white in the 16-bit pictures that it was tuned on; None: there were none.
     """
 
     method: Method
     preprocess: str
     prompts: tuple[str, ...]
     backbone: str
+    white: int | None = None
 
     def predictor(self, device: str = "cpu") -> MethodPredictor:
         """`SamPredictor`'s interface for it."""
@@ -123,7 +125,8 @@ def load_tuned(checkpoint: str | Path, backbone: str | None = None) -> TunedMode
         )
     method = build_method(about["method"], sam, **json.loads(about["options"]))
     method.load_trainable_state(state, str(checkpoint))
-    return TunedModel(method.eval(), about["preprocess"], tuple(about["prompts"].split(",")), sam.backbone)
+    white = int(about["white"]) if "white" in about else None
+    return TunedModel(method.eval(), about["preprocess"], tuple(about["prompts"].split(",")), sam.backbone, white)
 
 
 def read_tuned(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -7,6 +7,7 @@ from typing import Literal
 import cv2
 import numpy as np
 from scipy import ndimage
+from tqdm.auto import tqdm
 
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError, unknown
@@ -70,7 +71,8 @@ class FolderDataset(ListedDataset):
             raise InputError(f"no picture in {self._images} (of the kinds {', '.join(IMAGE_SUFFIXES)})")
         self.skipped: list[str] = []
         good, empty = [], 0
-        for id in sorted(self._image_paths | self._mask_paths):
+        ids = sorted(self._image_paths | self._mask_paths)
+        for id in tqdm(ids, "read masks", mininterval=2, delay=5, leave=False, disable=None):
             try:
                 if self._has_object(id, open_image=skip_bad):
                     good.append(id)

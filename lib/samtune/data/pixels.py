@@ -19,21 +19,27 @@ LOOKED_AT = 32  # 16-bit files of a folder, to find the range of its values
 OUTLIERS = 1e-3  # share of values that may exceed that range: hot pixels
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, white: int | None = None) -> np.ndarray:
     """An image file as uint8 `(H, W, 3)` RGB.
 
     It is turned upright by its EXIF tag; alpha is dropped, not blended; grey is repeated three times. 16-bit values are
     divided by 257; where the 16-bit images of the folder use only 14, 12 or 8 bits, they are scaled from those, with
-    one warning for each folder.
+    one warning for each folder. `white`: scale them from this value, whatever their folder.
 
     Raises `InputError` with path and reason when the file is missing, truncated or no image, or has several pages, or
     channels other than grey, colour and alpha.
     """
     path = Path(path)
-    pixels = _to_eight_bits(read_stored(path).colours, path)
+    pixels = _to_eight_bits(read_stored(path).colours, path, white)
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[..., None], 3, axis=2)
     return np.ascontiguousarray(pixels)
+
+
+def white_of_folder(folder: Path) -> int | None:
+    """The value that `read_image` takes for white in the 16-bit images of a folder; None where it has none."""
+    deep = any(is_deep(path) for path in pictures(folder))
+    return _full_scale(folder, folder.stat().st_mtime_ns) if deep else None
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -190,11 +196,11 @@ def _one_value(path: Path, numbers: bool = False) -> np.ndarray:
     return colours
 
 
-def _to_eight_bits(pixels: np.ndarray, path: Path) -> np.ndarray:
+def _to_eight_bits(pixels: np.ndarray, path: Path, white: int | None = None) -> np.ndarray:
     if pixels.dtype == bool:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype == np.uint16:
-        full = _full_scale(path.parent, path.parent.stat().st_mtime_ns)
+        full = white or _full_scale(path.parent, path.parent.stat().st_mtime_ns)
         if np.count_nonzero(pixels > full) > OUTLIERS * pixels.size:
             warnings.warn(
                 f"{path}: {np.mean(pixels > full):.1%} of its values lie above {full}, where the 16-bit pictures of "

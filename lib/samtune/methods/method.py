@@ -30,6 +30,7 @@ class Method(nn.Module):
         prompts: kinds of prompts in training; each batch draws one of them, all equally likely.
         epochs: over the training images, in its paper.
         learning_rate: where the search over the grid begins; the rate itself where there is no search.
+        least_batch: images that a batch of a study's training has at least.
         recipe: what its paper sets otherwise in training, options of `TrainingConfig` by name.
         makes_pictures: trained on images that the study makes first; not for `samtune tune`.
         metrics: measured for this method in addition to the profile's metrics.
@@ -52,6 +53,7 @@ class Method(nn.Module):
     prompts: tuple[str, ...] = ("box", "point10")  # SPT's
     epochs = 16  # SPT's
     learning_rate = 1e-4
+    least_batch = 1
     recipe: Mapping[str, object] = MappingProxyType({})
     makes_pictures = False
     metrics: tuple[str, ...] = ()

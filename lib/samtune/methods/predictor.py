@@ -69,7 +69,11 @@ class MethodPredictor(SamPredictor):
         self.transform = _Transform(self.preprocess)
 
     def set_image(self, image: np.ndarray, image_format: str = "RGB") -> None:
-        """Encode one image uint8 `(H, W, 3)`. Raises `ValueError` for a format other than "RGB" or "BGR"."""
+        """Encode one image uint8 `(H, W, 3)`. Raises `InputError` for any other array, and `ValueError` for a format
+        other than "RGB" or "BGR"."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            found = f"{image.dtype} {image.shape}"
+            raise InputError(f"a picture is uint8 (H, W, 3), not {found}: samtune.data.pixels.read_image gives such")
         if image_format not in ("RGB", "BGR"):
             raise ValueError(f"image_format {image_format!r}; known: RGB, BGR")
         super().set_image(np.ascontiguousarray(image), image_format)
@@ -114,9 +118,13 @@ class MethodPredictor(SamPredictor):
         Returns:
             Masks `(P, 1, H, W)`, the decoder's estimate of their IoU `(P, 1)`, low-resolution logits `(P, 1, h, w)`.
 
-        Raises `RuntimeError` before `set_image`.
+        Raises `RuntimeError` before `set_image`, `InputError` for a prompt to a method that takes none, and for P = 0.
         """
         given = [value for value in (point_coords, boxes, mask_input) if value is not None]
+        if given and not self.method.takes_prompts:
+            raise InputError(f"{self.method.title} takes no prompt: leave points, boxes and masks out")
+        if given and not len(given[0]):
+            raise InputError("no prompt to segment: points, boxes or masks are given, but none in number")
         index = torch.zeros(len(given[0]) if given else 1, dtype=torch.int64, device=self.device)
         labels = None if point_labels is None else point_labels.long()
         prompts = Prompts(index, None if boxes is None else boxes.reshape(-1, 4), point_coords, labels, mask_input)

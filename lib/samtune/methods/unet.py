@@ -28,6 +28,7 @@ class UNet(Method):
     name = "unet"
     title = "U-Net"
     colour = "#000000"
+    least_batch = 8  # its batch normalisation learns nothing that holds from one image at a time
     needs_sam = False
     takes_prompts = False
     frozen_encoder = False

@@ -39,7 +39,7 @@ from samtune.study.false_alarms import false_alarms
 from samtune.study.profile import Profile
 from samtune.study.records import Record, cell_of
 from samtune.study.runner import Execute, Result, files_folder, needed_cells, run_cell
-from samtune.training import LAST, TrainingConfig, train, usable_device
+from samtune.training import TrainingConfig, train, usable_device
 
 TUNED = "trainable.safetensors"
 TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method
@@ -98,7 +98,6 @@ def executor(profile: Profile) -> Execute:
         folder = files_folder(results, cell)
         result = train(method, sources, config, folder, EmbeddingCache(results / "cache"))
         save_safetensors(method.trainable_state(), folder / TUNED, torch.float32, {"cell": cell.key()})
-        (folder / LAST).unlink(missing_ok=True)  # or a training that is to be run anew would go on from there
         extras = {
             "trainable_parameters": method.count_trainable(),
             "dropped": {"images without an object after preprocessing": result.dropped},

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 import torch
 
+from samtune.common.paths import data_root
 from samtune.data.registry import open_dataset
 from samtune.methods import METHODS, Method, options_in_key
 from samtune.sam.build import new_sam
@@ -192,16 +195,17 @@ def training_cell(
     needs_sam = METHODS[method].needs_sam
     hyper = options_in_key(method, hyper)
     accumulated = {"accumulate": profile.accumulate} if profile.accumulate > 1 else {}
+    batch_size = max(profile.batch_size, METHODS[method].least_batch)
     return TrainingCell(
         method,
         tuple(dataset.split("+")),
         profile.backbone if needs_sam else NO_BACKBONE,
         seed,
-        max(images or images_seen(profile, prompt, dataset), profile.batch_size),
+        max(images or images_seen(profile, prompt, dataset), batch_size),
         profile.preprocess,
         prompt,
         "union",
-        {"learning_rate": rate, "batch_size": profile.batch_size} | accumulated | hyper,
+        {"learning_rate": rate, "batch_size": batch_size} | accumulated | hyper,
         hash if needs_sam else "",
     )
 
@@ -221,7 +225,13 @@ def images_seen(profile: Profile, prompts: str, dataset: str) -> int:
     if profile.images is not None:
         return profile.images
     epochs = METHODS["sam_sp" if prompts == "none" else "spt"].epochs
-    return epochs * sum(len(open_dataset(name).ids("train")) for name in dataset.split("+"))
+    return epochs * sum(_training_images(name, data_root()) for name in dataset.split("+"))
+
+
+@cache
+def _training_images(dataset: str, root: Path) -> int:
+    """How many training images a set has in the data folder `root`: to open one may take long."""
+    return len(open_dataset(dataset).ids("train"))
 
 
 class Plan:

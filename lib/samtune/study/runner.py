@@ -31,6 +31,7 @@ from samtune.common.paths import results_root
 from samtune.study.cells import KINDS, Cell, EvaluationCell, plain_cell
 from samtune.study.estimate import estimate_seconds
 from samtune.study.records import SUFFIX, Record, cell_of, read_record, read_records, write_record
+from samtune.training import LAST
 
 LOSS_APART = 1.25  # times, at the end: what rounding on another machine hardly does to a training that is stable
 
@@ -176,6 +177,8 @@ def run_cell(cell: Cell, folder: Path, execute: Execute) -> None:
         write_record(folder / "records", record)
         if cell.keeps_files:
             write_atomically(_finished(cell, folder), json.dumps(plain_cell(cell), sort_keys=True).encode())
+            # Not before all is written; but a training that is to be run anew must not go on from there.
+            (files_folder(folder, cell) / LAST).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from samtune.study.records import Record
 MAIN, ABLATION, CHOICES = "spt_main", "spt_ablation", "spt_choices"
 TUNED = ("decoder_tuning", "lora", "spt")
 UNIFORM = 1e9  # so high a temperature averages all tokens uniformly
-WITH_DEFECT_FREE = ("magnetic-tile",)  # sets whose loader also gives pictures without a defect
+# Sets whose loader also gives pictures without a defect.
+WITH_DEFECT_FREE = ("magnetic-tile", "mvtec-ad", "visa", "kolektorsdd2", "btad", "mpdd", "dagm2007")
 WHOLE = "100% of the pictures"  # the main table's model, as the last point of the curve
 NEITHER, BOTH = "neither", "SDT + VRA"
 
