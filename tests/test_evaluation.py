@@ -318,7 +318,7 @@ def test_everything_mode_takes_segment_anythings_masks_by_predicted_iou_and_by_t
 def test_everything_mode_sees_the_picture_as_the_cell_says() -> None:
     """Stretched to the square and back: a picture of twice the width has the square's masks, twice as wide."""
     method = build_method("zero_shot", small_sam())
-    config = replace(CONFIG, prompt="none", everything=2, preprocess="stretch")
+    config = replace(CONFIG, prompt="none", metrics=("mae",), everything=2, preprocess="stretch")  # needs logits
     wide = replace(DISCS[0], image=DISCS[0].image.repeat(2, axis=1), masks=DISCS[0].masks.repeat(2, axis=2))
     nothing = [Prompts(torch.zeros(1, dtype=torch.int64))]
     with torch.no_grad():
