@@ -36,8 +36,8 @@ class Picture:
     image: np.ndarray
     corners: list[tuple[int, int]]
     cutouts: list[np.ndarray]
-    whole: tuple[int, ...] = ()  # objects that may be cut out and pasted elsewhere (a person, a car, a region)
-    main: int | None = None  # the object to predict without a prompt, if the picture has one
+    whole: tuple[int, ...] = ()
+    main: int | None = None
 
 
 def bank_picture(image: np.ndarray, masks: np.ndarray, whole: set[int], main: int | None = None) -> Picture:

@@ -76,9 +76,11 @@ ALONG: dict[str, dict[str, object]] = {
     CHANGE: {"pictures": "originals with the change"},
     MIXED: {"pictures": "clean and adversarial"},
 }
-for _rows in PICTURES.values():
-    for _variant, (_made, _attacked) in _rows.items():
-        ALONG[_variant] = {**_made, **{f"attack_{name}": value for name, value in _attacked.items()}}
+ALONG |= {
+    variant: {**made, **{f"attack_{name}": value for name, value in attacked.items()}}
+    for rows in PICTURES.values()
+    for variant, (made, attacked) in rows.items()
+}
 LENGTHS: tuple[str, ...] = ()
 
 
