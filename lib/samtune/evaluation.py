@@ -37,10 +37,14 @@ CLASSICAL: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured, and how; see `EvaluationCell` for the fields that both have.
+    """What is measured, and how.
 
     Fields:
-        metrics: names in `samtune.metrics.METRICS`.
+        split: "train", "val" or "test".
+        target: "union" or "instances".
+        prompt: a kind of prompt, see `prompts.parse_kind`.
+        preprocess: "stretch" or "pad".
+        metrics: names in `samtune.metrics.METRICS`; evaluation fails with `KeyError` on others.
         seed: of the prompts.
         max_images: only the first ones; 0: all.
         batch_size: images at once.
