@@ -245,7 +245,7 @@ def train(
         progress: show a progress bar.
 
     Raises `FloatingPointError` with the samples' ids when the loss is infinite or not a number, `InputError` when
-    memory runs out or there is nothing to train (on).
+    memory runs out, the method has no trainable parameter, or no image has a mask.
     """
     refuse_several_processes()
     device = usable_device(config.device)

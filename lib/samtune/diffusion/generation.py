@@ -6,8 +6,8 @@ Options, by what is made:
         starts from it perturbs z_0 itself, without diffusion (as DAT does).
     attack: the fields of `AttackConfig`, and `objects`, the most masks of a picture.
     change: none.
-    random: `eps`, how far every latent value is moved, up or down by chance; and `objects`. One draw, at the attack's
-        bound; an attack keeps the worst of its pictures, and moves most values less far.
+    random: `eps`: every latent value moves by +eps or -eps at random, once; and `objects`. It is not like the attack,
+        which keeps its worst image and moves most values less than eps.
     sample: as inversion, without `recipe` and `rounds`.
 """
 
@@ -256,7 +256,10 @@ def read_inversion(folder: Path, sample: Sample) -> tuple[dict[str, Tensor], dic
     they are too large to come back from a graphics card."""
     latents = folder / f"{_name(sample)}.safetensors"
     if not latents.is_file():
-        raise InputError(f"no latents at {latents}, but the picture: remove {folder} and its record to invert anew")
+        raise InputError(
+            f"{latents} is missing, though its picture is there: remove {folder} and its record, and the inversion is "
+            "run again"
+        )
     return load_file(latents), _numbers(folder, sample)
 
 

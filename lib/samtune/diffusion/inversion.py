@@ -182,8 +182,9 @@ def invert(
 
     Args:
         text: captions `(B, T, C)`; `empty`: the empty caption, the same shape.
-        recipe: "ddim" (guided, nothing done about it), "null_text", "direct", or "negative_prompt": the unconditional
-            embedding is the caption's own, so that guidance vanishes and half of the network calls with it.
+        recipe: "ddim" (guided denoising without a correction), "null_text", "direct", or "negative_prompt": the
+            unconditional embedding is the caption's own, so that guidance vanishes and half of the network calls with
+            it.
         rounds: of fixed-point iteration in the inversion, see `ddim_inversion`.
 
     Raises `InputError` for an unknown recipe.

@@ -62,7 +62,7 @@ def executor(profile: Profile) -> Execute:
     device = usable_device(profile.device)
     precision = choose_precision(profile.precision, device)
     torch.backends.cudnn.allow_tf32 = False  # or convolutions on a card would not be the fp32 that records name
-    # Of the trained method that was measured last, so that one kind of prompt after another finds its embeddings.
+    # Embeddings of the trained method and data set measured last, so that the next kind of prompt need not encode.
     known: dict[tuple, dict[str, Tensor]] = {}
     models: dict[tuple[str, str | None], Any] = {}  # the diffusion model that was used last
     # One cell after another reads the same sets.
