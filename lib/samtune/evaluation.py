@@ -244,6 +244,8 @@ def predict_with(
         cache: of embeddings, used for frozen encoders.
         known: embeddings `(C, h, w)` by sample id, for this method and data set. New embeddings are added, so that the
             next kind of prompt need not encode again.
+
+    Returns: a function for `evaluate`. It raises `InputError` when memory runs out.
     """
     preprocess = Preprocess(method.image_size, config.preprocess)
     method = method.to(config.device).eval()

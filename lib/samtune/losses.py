@@ -151,8 +151,8 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
     Args:
         student: logits.
         teacher: logits; detach them if the teacher must not learn.
-        temperature: T. Both logits are divided by T and the result is multiplied by T^2, so that the gradient does not
-            shrink as T grows (Hinton et al. 2015, section 2).
+        temperature: T, above 0. Both logits are divided by T and the result is multiplied by T^2, so that the gradient
+            does not shrink as T grows (Hinton et al. 2015, section 2).
     """
     student, teacher = student.float() / temperature, teacher.float() / temperature
     foreground = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))

@@ -93,7 +93,8 @@ def scene(
     """Pictures stretched to the model's square, captions and mask images; `options` of the inversion or sample.
 
     `captions`: those of the inversion that is started from, see `stored_captions`; None: as the options say. They are
-    embedded where the pictures will be `denoised`, which the recipe "autoencoder" never does.
+    embedded where the pictures will be `denoised`, which the recipe "autoencoder" never does. Raises `InputError` when
+    the options ask for a ControlNet and the model has none.
     """
     size = model.image_size
     pictures = [Preprocess(size, "stretch").resized(sample.image) for sample in samples]
