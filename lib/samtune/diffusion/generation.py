@@ -43,7 +43,7 @@ from samtune.sam.checkpoints import save_safetensors
 from samtune.sam.preprocess import Preprocess
 
 AUTOENCODER = "autoencoder"
-METHODS: dict[str, tuple[str, ...]] = {
+OPTIONS: dict[str, tuple[str, ...]] = {
     "inversion": ("recipe", "guidance", "steps", "rounds", "controlnet", "captions"),
     "attack": (*(field.name for field in fields(AttackConfig)), "objects"),
     "random": ("eps", "objects"),
@@ -75,11 +75,11 @@ class Scene:
 
 def check_options(method: str, options: Mapping[str, object]) -> None:
     """Raises `InputError` for a method or option that there is not."""
-    if method not in METHODS:
-        raise unknown("way to generate", method, METHODS)
+    if method not in OPTIONS:
+        raise unknown("way to generate", method, OPTIONS)
     for name in options:
-        if name not in METHODS[method]:
-            raise unknown(f"option of {method}", name, METHODS[method])
+        if name not in OPTIONS[method]:
+            raise unknown(f"option of {method}", name, OPTIONS[method])
 
 
 def scene(

@@ -36,7 +36,7 @@ LEAN_SHARE = 0.4
 LONGER, MORE = f"{LEAN}, longer updates", f"{LEAN}, more and longer updates"
 
 
-class Generation:
+class GenerationPlan:
     """The generation cells of a profile. Making one reads the weights of both models, for their hashes.
 
     Raises `InputError` where the diffusion model, its ControlNet or the backbone is not here.
@@ -102,7 +102,7 @@ def _models(profile: Profile, controlnet: str) -> dict[str, str]:
 
 def adversarial_cells(profile: Profile) -> dict[str, GenerationCell]:
     """What tuning is done on, by name: "asam", "reconstructed", "generated" (from noise), "dat" (without diffusion)."""
-    made = Generation(profile)
+    made = GenerationPlan(profile)
     inversion = made.inversion()
     return {
         "asam": made.attack(inversion),
@@ -114,7 +114,7 @@ def adversarial_cells(profile: Profile) -> dict[str, GenerationCell]:
 
 def inversion_cells(profile: Profile) -> list[GenerationCell]:
     """Table `asam_inversion`: by inversion, the reconstruction and the attack from it; random noise too."""
-    made, few = Generation(profile), profile.generation.ablation_pictures
+    made, few = GenerationPlan(profile), profile.generation.ablation_pictures
     steps = profile.generation.compared_steps or profile.generation.steps
     lean = {"recipe": "negative_prompt", "steps": max(1, round(LEAN_SHARE * steps))}
     cells = []
