@@ -80,11 +80,11 @@ class EvaluationConfig:
 
 
 # By output: masks bool or logits (N, M, H, W) at the original size; of M > 1 the best by the truth is scored.
-Outputs = dict[str, "Tensor | LateMasks"]
+Outputs = dict[str, "Tensor | LazyMasks"]
 Predict = Callable[[list[Sample], list[Prompts]], list[Outputs]]
 
 
-class LateMasks:
+class LazyMasks:
     """What an output would be as one tensor `(N, M, H, W)`, enlarged an object at a time, where that is large."""
 
     def __init__(self, low: Tensor, preprocess: Preprocess, size: tuple[int, int], binary: bool) -> None:
@@ -286,7 +286,7 @@ def predict_with(
 
         moved = model_prompts(prompts, preprocess, size, method.mask_size)
         return {
-            name: LateMasks(low, preprocess, size, binary)
+            name: LazyMasks(low, preprocess, size, binary)
             if low.shape[:2].numel() * math.prod(size) * (1 if binary else 4) > MOST_BYTES
             else preprocess.enlarged(low, size, binary)
             for name, low in decode_in_parts(decode, moved.at_image(0).to(config.device)).items()

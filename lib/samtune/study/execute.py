@@ -17,7 +17,7 @@ from samtune.common.paths import results_root
 from samtune.common.provenance import choose_precision
 from samtune.data.generated import PREFIX, chosen_pictures, chosen_sets, picture_name, read_facts
 from samtune.data.registry import describe, open_dataset
-from samtune.data.sample import Remembered, without_empty_masks
+from samtune.data.sample import CachedDataset, without_empty_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import (
     CLASSICAL,
@@ -66,7 +66,7 @@ def executor(profile: Profile) -> Execute:
     known: dict[tuple, dict[str, Tensor]] = {}
     models: dict[tuple[str, str | None], Any] = {}  # the diffusion model that was used last
     # One cell after another reads the same sets.
-    opened_set = lru_cache(maxsize=4)(lambda name, **options: Remembered(open_dataset(name, **options)))
+    opened_set = lru_cache(maxsize=4)(lambda name, **options: CachedDataset(open_dataset(name, **options)))
 
     def execute(cell: Cell, results: Path) -> Result:
         run = {"training": run_training, "evaluation": run_evaluation, "generation": run_generation}
