@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -175,7 +176,7 @@ class TrainingSamples(TorchDataset):
     def __len__(self) -> int:
         return self.config.steps * self.config.batch_size
 
-    def __getitem__(self, place: int) -> dict:
+    def __getitem__(self, place: int) -> dict[str, Any]:
         """{"id", "copy", "image" `(3, S, S)`, "masks" float `(N, 1, S, S)`, "prompts" in model pixels}; N may be 0."""
         cv2.setNumThreads(1)
         epoch, position = divmod(place, len(self.entries))
@@ -311,7 +312,7 @@ def _step(
     method: torch.nn.Module,
     plain: Method,
     optimiser: torch.optim.Optimizer,
-    batch: list[dict],
+    batch: list[dict[str, Any]],
     config: TrainingConfig,
     step: int,
     cache: EmbeddingCache | None,

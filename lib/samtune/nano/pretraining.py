@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Recipe:
 class Scenes:
     """The training images of a stage, by index. Each depends only on (seed, stage, index)."""
 
-    def __init__(self, bank: list[Picture], size: int, objects: int, seed: tuple[int, ...]) -> None:
+    def __init__(self, bank: Sequence[Picture], size: int, objects: int, seed: tuple[int, ...]) -> None:
         self.bank, self.size, self.objects, self.seed = bank, size, objects, seed
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -98,7 +99,7 @@ class Scenes:
         }
 
 
-def pretrain(config: Recipe, bank: list[Picture], folder: Path, validate=None, progress: bool = True) -> dict:
+def pretrain(config: Recipe, bank: Sequence[Picture], folder: Path, validate=None, progress: bool = True) -> dict:
     """Train a nano SAM.
 
     Under `torchrun` each process takes a share of every batch, and gradients are averaged. On a CPU, one process for

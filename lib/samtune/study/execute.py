@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -40,6 +40,10 @@ from samtune.study.profile import Profile
 from samtune.study.records import Record, cell_of
 from samtune.study.runner import Execute, Result, files_folder, needed_cells, run_cell
 from samtune.training import LAST, TrainingConfig, train, usable_device
+
+if TYPE_CHECKING:
+    from samtune.diffusion.generation import Made, Scene
+    from samtune.diffusion.pipeline import LatentDiffusion
 
 TUNED = "trainable.safetensors"
 TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method
@@ -201,8 +205,10 @@ def executor(profile: Profile) -> Execute:
     return execute
 
 
-def _make(cell: GenerationCell, model: Any, victim: Method | None, given: Any, results: Path) -> list[Any]:
-    """The pictures of a `generation.Scene`, as the cell makes them: `generation.Made` each."""
+def _make(
+    cell: GenerationCell, model: "LatentDiffusion", victim: Method | None, given: "Scene", results: Path
+) -> list["Made"]:
+    """The pictures of a scene, as the cell makes them."""
     from samtune.diffusion import generation
 
     options, start = dict(cell.options), cell.inversion
