@@ -248,7 +248,7 @@ def test_the_length_fits_the_searchs_curve(tmp_path: Path, monkeypatch: pytest.M
     quick = ("--images", tmp_path / "images", "--masks", tmp_path / "masks", "--batch-size", "2", "--prompt", "box")
     status, text, error = run("tune", *quick, "--out", tmp_path / "out", "--device", "cpu", "--precision", "fp32")
     assert status == 0 and len(measured) == 5, error
-    assert "kept back, by steps: 0 0.500, 2 0.100, 4 0.200, 8 0.600, 16 0.550; the search took" in text
+    assert "held out for the search, by steps: 0 0.500, 2 0.100, 4 0.200, 8 0.600, 16 0.550; the search took" in text
     assert "8 batches of 2, learning rate" in text
 
 

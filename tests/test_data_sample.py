@@ -7,7 +7,7 @@ import pytest
 
 from samtune.common.errors import InputError
 from samtune.data.generated import chosen_sets
-from samtune.data.sample import Remembered, Sample, stack_masks, target_masks, without_empty_masks
+from samtune.data.sample import CachedDataset, Sample, stack_masks, target_masks, without_empty_masks
 from small_sam import ListedSamples, disc_sample
 
 
@@ -53,7 +53,7 @@ def test_samples_stay_in_memory_until_it_is_full() -> None:
 
     data = Counted([disc_sample(number) for number in range(3)])
     one = data.load("000")
-    kept = Remembered(data, most=2 * (one.image.nbytes + one.masks.nbytes))
+    kept = CachedDataset(data, most=2 * (one.image.nbytes + one.masks.nbytes))
     read.clear()
     for _ in range(2):
         assert [kept.load(id).id for id in kept.ids("train")] == data.ids("train")

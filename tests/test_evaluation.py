@@ -14,7 +14,7 @@ from samtune.data.sample import CroppedMasks, Sample, cropped
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import (
     EvaluationConfig,
-    LateMasks,
+    LazyMasks,
     evaluate,
     model_prompts,
     objects_of,
@@ -467,4 +467,4 @@ def test_pictures_of_very_many_objects_are_measured_the_same(
     few, _ = evaluate(ask, ListedSamples([sample]), asked, progress=False)
     assert len(planes) == (1 if per_object else 5) and planes.equals(few)
     late = ask([sample], [make_prompts("box", masks, "key")])[0]["final"]
-    assert isinstance(late, LateMasks) and len(late) == 5
+    assert isinstance(late, LazyMasks) and len(late) == 5

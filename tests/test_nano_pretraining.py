@@ -22,7 +22,7 @@ from samtune.nano.losses import (
     warm_up_prompts,
 )
 from samtune.nano.optimisers import Muon, average_gradients, optimisers, orthogonalise, rank_and_processes
-from samtune.nano.pretraining import Pretraining, Scenes, Stage, box_and_click_iou, plan, pretrain
+from samtune.nano.pretraining import Recipe, Scenes, Stage, box_and_click_iou, plan, pretrain
 from samtune.nano.scenes import Picture, bank_picture
 from samtune.prompts import Prompts, make_prompts
 from samtune.sam.build import BACKBONES, Sam, _build, initialise_nano
@@ -46,7 +46,7 @@ def stage(image_size: int, learning_rate: float, decay: bool = False) -> Stage:
 
 
 # Two steps on small pictures, two on larger ones, then two more of the same size, whose optimiser goes on.
-CONFIG = Pretraining(
+CONFIG = Recipe(
     (stage(64, 1e-3), stage(96, 1e-3), stage(96, 5e-4, decay=True)),
     warm_up_steps=4,
     objects=3,
@@ -98,7 +98,7 @@ def test_killed_and_resumed_run_ends_with_the_same_weights(
 def test_finished_run_is_read_not_repeated(
     whole: dict, bank: list[Picture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = Pretraining(CONFIG.stages[:1], warm_up_steps=4, objects=3)
+    short = Recipe(CONFIG.stages[:1], warm_up_steps=4, objects=3)
     first = pretrain(short, bank, tmp_path, progress=False)
     monkeypatch.setattr(pretraining, "picture_loss", None)
     again = pretrain(short, bank, tmp_path, progress=False)
@@ -131,7 +131,7 @@ def test_validation_sees_the_average_and_is_kept(bank: list[Picture], tmp_path: 
         seen.append(sam)
         return {"score": 0.5}
 
-    config = Pretraining(CONFIG.stages[:1], warm_up_steps=2, objects=2, validate_every=1)
+    config = Recipe(CONFIG.stages[:1], warm_up_steps=2, objects=2, validate_every=1)
     result = pretrain(config, bank, tmp_path, validate, progress=False)
     assert result["validation"] == [{"pictures": 2, "score": 0.5}, {"pictures": 4, "score": 0.5}]
     assert (tmp_path / "validation.json").is_file() and not any(sam.training for sam in seen)

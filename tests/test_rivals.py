@@ -13,11 +13,12 @@ from samtune.data.augmentation import augment
 from samtune.diffusion.attack import AttackConfig
 from samtune.diffusion.pixel_attack import pixel_attack
 from samtune.losses import binary_cross_entropy, dice_loss
-from samtune.methods import METHODS, build_method, options_in_key
+from samtune.methods import METHODS, build_method
 from samtune.prompts import Prompts, tight_boxes
 from samtune.sam.build import PIXEL_MEAN, PIXEL_STD
 from samtune.sam.preprocess import Preprocess
 from samtune.study.attacked import AttackedDataset
+from samtune.study.plan import options_in_key
 from small_sam import ListedSamples, disc_sample, small_sam
 
 RIVALS = ("clean_tuning", "classical_augmentation", "pgd", "dat", "generated", "reconstructed")

@@ -1,4 +1,4 @@
-"""MobileSAM's own checkpoint, read with timm's classes; what is said of EfficientSAM's."""
+"""MobileSAM's own checkpoint, read with timm's classes."""
 
 import re
 from pathlib import Path
@@ -65,8 +65,3 @@ def test_in_training_its_encoder_stays_as_it_is(method: str) -> None:
     assert torch.allclose(alone, both[:1], atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert tuned.sam.mask_decoder.training and not tuned.eval().sam.mask_decoder.training
-
-
-def test_efficient_sam_is_said_to_have_no_classes() -> None:
-    with pytest.raises(InputError, match="^no Python package has EfficientSAM's classes"):
-        load_sam("efficient_sam")

@@ -10,11 +10,19 @@ import torch
 
 from samtune.common.errors import InputError
 from samtune.common.paths import repository_root
-from samtune.methods import METHODS, options_in_key
+from samtune.methods import METHODS
 from samtune.study import execute, plan
 from samtune.study.cells import EvaluationCell
 from samtune.study.execute import cell_method, executor
-from samtune.study.plan import Plan, backbone_hash, choose_learning_rates, mean_iou, place_of, training_cell
+from samtune.study.plan import (
+    Plan,
+    backbone_hash,
+    choose_learning_rates,
+    mean_iou,
+    options_in_key,
+    place_of,
+    training_cell,
+)
 from samtune.study.profile import Profile
 from samtune.study.records import Record, read_records
 from samtune.study.runner import files_folder

@@ -37,10 +37,14 @@ CLASSICAL: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured, and how; see `EvaluationCell` for the fields that both have.
+    """What is measured, and how.
 
     Fields:
-        metrics: names in `samtune.metrics.METRICS`.
+        split: "train", "val" or "test".
+        target: "union" or "instances".
+        prompt: a kind of prompt, see `prompts.parse_kind`.
+        preprocess: "stretch" or "pad".
+        metrics: names in `samtune.metrics.METRICS`; evaluation fails with `KeyError` on others.
         seed: of the prompts.
         max_images: only the first ones; 0: all.
         batch_size: images at once.
@@ -76,11 +80,11 @@ class EvaluationConfig:
 
 
 # By output: masks bool or logits (N, M, H, W) at the original size; of M > 1 the best by the truth is scored.
-Outputs = dict[str, "Tensor | LateMasks"]
+Outputs = dict[str, "Tensor | LazyMasks"]
 Predict = Callable[[list[Sample], list[Prompts]], list[Outputs]]
 
 
-class LateMasks:
+class LazyMasks:
     """What an output would be as one tensor `(N, M, H, W)`, enlarged an object at a time, where that is large."""
 
     def __init__(self, low: Tensor, preprocess: Preprocess, size: tuple[int, int], binary: bool) -> None:
@@ -240,6 +244,8 @@ def predict_with(
         cache: of embeddings, used for frozen encoders.
         known: embeddings `(C, h, w)` by sample id, for this method and data set. New embeddings are added, so that the
             next kind of prompt need not encode again.
+
+    Returns: a function for `evaluate`. It raises `InputError` when memory runs out.
     """
     preprocess = Preprocess(method.image_size, config.preprocess)
     method = method.to(config.device).eval()
@@ -280,7 +286,7 @@ def predict_with(
 
         moved = model_prompts(prompts, preprocess, size, method.mask_size)
         return {
-            name: LateMasks(low, preprocess, size, binary)
+            name: LazyMasks(low, preprocess, size, binary)
             if low.shape[:2].numel() * math.prod(size) * (1 if binary else 4) > MOST_BYTES
             else preprocess.enlarged(low, size, binary)
             for name, low in decode_in_parts(decode, moved.at_image(0).to(config.device)).items()

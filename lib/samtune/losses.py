@@ -104,8 +104,8 @@ def point_sampled_loss(
     prompts, count, height, width = logits.shape
     logits = logits.float().reshape(prompts * count, 1, height, width)
     target = target.float().expand(-1, count, -1, -1).reshape(prompts * count, 1, *target.shape[-2:])
-    places = uncertain_points(logits, min(points, height * width), oversample, importance, generator)
-    sampled, truth = read_points(logits, places)[..., None], read_points(target, places)[..., None]
+    coords = uncertain_points(logits, min(points, height * width), oversample, importance, generator)
+    sampled, truth = point_sample(logits, coords)[..., None], point_sample(target, coords)[..., None]
     return (binary_cross_entropy(sampled, truth) + dice_loss(sampled, truth)).reshape(prompts, count)
 
 
@@ -127,21 +127,21 @@ def uncertain_points(
         generator: on the logits' device.
     """
     options = {"generator": generator, "device": logits.device}
-    places = torch.rand(len(logits), int(points * oversample), 2, **options)
+    coords = torch.rand(len(logits), int(points * oversample), 2, **options)
     kept = int(importance * points)
-    certainty = read_points(logits.float(), places)[:, 0].abs()
+    certainty = point_sample(logits.float(), coords)[:, 0].abs()
     nearest = certainty.topk(kept, dim=1, largest=False, sorted=False).indices
-    places = places.gather(1, nearest[..., None].expand(-1, -1, 2))
-    return torch.cat([places, torch.rand(len(logits), points - kept, 2, **options)], dim=1)
+    coords = coords.gather(1, nearest[..., None].expand(-1, -1, 2))
+    return torch.cat([coords, torch.rand(len(logits), points - kept, 2, **options)], dim=1)
 
 
-def read_points(maps: Tensor, places: Tensor) -> Tensor:
-    """Bilinear values of `maps (N, C, h, w)` at `places (N, K, 2)`, (x, y) in [0, 1]: `(N, C, K)`; zero beyond the
+def point_sample(maps: Tensor, coords: Tensor) -> Tensor:
+    """Bilinear values of `maps (N, C, h, w)` at `coords (N, K, 2)`, (x, y) in [0, 1]: `(N, C, K)`; zero beyond the
     border.
 
     0 and 1 are the outer edges of the border pixels, as in detectron2's `point_sample`.
     """
-    return F.grid_sample(maps, 2 * places[:, :, None] - 1, align_corners=False)[..., 0]
+    return F.grid_sample(maps, 2 * coords[:, :, None] - 1, align_corners=False)[..., 0]
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -151,8 +151,8 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0
     Args:
         student: logits.
         teacher: logits; detach them if the teacher must not learn.
-        temperature: T. Both logits are divided by T and the result is multiplied by T^2, so that the gradient does not
-            shrink as T grows (Hinton et al. 2015, section 2).
+        temperature: T, above 0. Both logits are divided by T and the result is multiplied by T^2, so that the gradient
+            does not shrink as T grows (Hinton et al. 2015, section 2).
     """
     student, teacher = student.float() / temperature, teacher.float() / temperature
     foreground = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))

@@ -385,7 +385,7 @@ def object_generator(seed: int, seed_key: str, family: str, index: int) -> np.ra
     Args:
         seed: of the run.
         seed_key: names the sample.
-        family: "box", "point", "mask" or "none".
+        family: "box", "point", "mask", "none", or "noise" (latents).
         index: of the object.
     """
     digest = hashlib.sha256(f"{seed}/{seed_key}/{family}/{index}".encode()).digest()

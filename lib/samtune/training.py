@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -180,7 +181,7 @@ class TrainingSamples(TorchDataset):
     def __len__(self) -> int:
         return self.config.steps * self.config.batch_size
 
-    def __getitem__(self, place: int) -> dict | InputError:
+    def __getitem__(self, place: int) -> dict[str, Any] | InputError:
         """{"id", "copy", "image" `(3, S, S)`, "masks" float `(N, 1, S, S)`, "prompts" in model pixels}; N may be 0.
 
         The `InputError` of a bad file is given back: raised in a worker, it would come as that one's whole traceback.
@@ -190,7 +191,7 @@ class TrainingSamples(TorchDataset):
         except InputError as error:
             return error
 
-    def _sample(self, place: int) -> dict:
+    def _sample(self, place: int) -> dict[str, Any]:
         cv2.setNumThreads(1)
         epoch, position = divmod(place, len(self.entries))
         order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.entries))
@@ -259,7 +260,7 @@ def train(
         progress: show a progress bar.
 
     Raises `FloatingPointError` with the samples' ids when the loss is infinite or not a number, `InputError` when
-    memory runs out or there is nothing to train (on).
+    memory runs out, the method has no trainable parameter, or no image has a mask.
     """
     refuse_several_processes()
     device = usable_device(config.device)
@@ -339,7 +340,7 @@ def _step(
     method: torch.nn.Module,
     plain: Method,
     optimiser: torch.optim.Optimizer,
-    batch: list[dict],
+    batch: list[dict[str, Any]],
     config: TrainingConfig,
     step: int,
     cache: EmbeddingCache | None,

@@ -103,14 +103,14 @@ def search(
     length_given = settings.epochs is not None or settings.train_images is not None
     trial = min(TRIAL, config.steps // config.accumulate // 4) if length_given else TRIAL
     if trial < FEWEST_STEPS or len(data.ids("train")) < FEWEST_PICTURES:
-        say(f"too little to search a learning rate with: the method's own, {config.learning_rate:g}")
+        say(f"too few pictures or steps to search a learning rate: using the method's own, {config.learning_rate:g}")
         return config
     part = HeldOut(data)
     trained, kept = (counted(len(part.ids(split)), "picture") for split in ("train", "val"))
-    longer = "" if length_given else f", the best one on, up to {LONGEST}, while it improves the {kept} kept back"
+    longer = f"; the best rate trains on, up to {LONGEST} steps, while its IoU on {kept} held out for the search rises"
     say(
         f"searching the learning rate (--learning-rate skips that): {len(FACTORS)} rates for {trial} steps each on "
-        f"{trained}{longer}"
+        f"{trained}{'' if length_given else longer}"
     )
     path, batch = folder / SEARCH, config.batch_size * config.accumulate
     progress, state = _read(path)
@@ -141,7 +141,7 @@ def search(
     rate = progress.rate()
     tried = ", ".join(f"{one} {loss:.3f}" for one, loss in progress.losses.items())
     seconds = time.perf_counter() - started
-    say(f"learning rate {rate:g}, of the lowest loss after {trial} steps ({tried}), found in {seconds:.0f} seconds")
+    say(f"learning rate {rate:g}: it had the lowest loss after {trial} steps ({tried}); found in {seconds:.0f} seconds")
     if length_given:
         return replace(config, learning_rate=rate)
 
@@ -160,7 +160,7 @@ def search(
         _write(path, progress, method.trainable_state())
     tried = ", ".join(f"{one} {progress.mean(one):.3f}" for one in progress.curve)
     seconds = time.perf_counter() - started
-    say(f"mean IoU of the pictures kept back, by steps: {tried}; the search took {seconds:.0f} seconds")
+    say(f"mean IoU on the pictures held out for the search, by steps: {tried}; the search took {seconds:.0f} seconds")
     return replace(config, learning_rate=rate, images=max(config.images, progress.best() * batch))
 
 

@@ -6,12 +6,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from samtune.common.errors import InputError, counted
 from samtune.common.paths import names_a_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from samtune.commands.settings import TuneSettings
 
 
 def file_as_absolute(name: str) -> str:
@@ -72,7 +77,7 @@ def names_as_flags() -> Iterator[None]:
         raise InputError(words) from error
 
 
-def scores_text(scores: Any) -> str:
+def scores_text(scores: "pd.DataFrame") -> str:
     """A table of IoU by prompt: zero-shot and tuned."""
     width = max(len("mean IoU"), *(len(name) for name in scores.index))
     lines = [f"{'mean IoU':{width}}  zero-shot   tuned   change"]
@@ -82,7 +87,7 @@ def scores_text(scores: Any) -> str:
     return "\n".join(lines)
 
 
-def worse_text(scores: Any, settings: Any) -> str:
+def worse_text(scores: "pd.DataFrame", settings: "TuneSettings") -> str:
     """One line on prompts for which tuning lowered the IoU, and what to try; "" where there are none."""
     worse = [f"{prompt} by {row['zero_shot'] - row['tuned']:.3f}" for prompt, row in scores.iterrows()
              if row["zero_shot"] - row["tuned"] >= 0.0005]  # fmt: skip

@@ -26,7 +26,7 @@ from samtune.sam.checkpoints import load_sam, weights_hash
 from samtune.training import LAST, TrainingConfig, refuse_several_processes, train, usable_device
 
 SETTINGS, METRICS_FILE = "settings.json", "metrics.csv"
-CACHE = ".samtune-cache"  # removed at the end, so nobody else's folder
+CACHE = ".samtune-cache"  # deleted at the end; its name is one that no user's folder has
 METRICS = ("iou", "boundary_iou", "dice")
 FEW = 10  # held-out pictures below which a mean says little
 CHECKPOINT_EVERY = 20  # batches

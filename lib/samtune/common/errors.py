@@ -39,7 +39,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def explains_out_of_memory(work: str, smaller: str) -> Iterator[None]:
-    """Where memory runs out inside, raise an `InputError`: in what `work`, and to set what is `smaller`."""
+    """Turn an out-of-memory error inside the context into an `InputError`: "out of memory in {work}: set {smaller}"."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -195,7 +195,7 @@ class Dataset(Protocol):
         """Read one sample. Raises `InputError` with the file's name when it cannot be read."""
 
 
-class Remembered:
+class CachedDataset:
     """A data set whose samples, once read, stay in memory until they fill `most` bytes: where every object is a file of
     its own, reading a picture can take longer than a training step on it.
     """

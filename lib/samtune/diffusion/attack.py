@@ -27,12 +27,15 @@ SLOPE = 1e-3  # of the smooth clip outside [0, 1]
 class AttackConfig:
     """ASAM's values.
 
-    Args:
+    Fields:
         steps: updates of the latent; one more picture than that is decoded.
-        step_size, eps: of an update, and how far a latent value may go from its start (L-infinity).
+        step_size: of an update.
+        eps: how far a latent value may go from its start (L-infinity).
         momentum: of the gradients, each of L1 norm 1.
-        dice, cross_entropy, distance: kappa, gamma and beta of the loss. The norm is over all pixels of the victim's
-            input: at 256 pixels a side it, and so the weight of beta, is about a quarter of that at SAM's 1,024.
+        dice: kappa of the loss.
+        cross_entropy: gamma of the loss.
+        distance: beta of the loss. The norm is over all pixels of the victim's input: at 256 pixels a side it, and so
+            the weight of beta, is about a quarter of that at SAM's 1,024.
         embedding: weight of the squared error between the image embeddings of x_adv and x (ASAM's later code: 0.5).
         last_steps: denoising steps that the gradient really goes back through, at most all; 0 is the shortcut.
     """
@@ -85,12 +88,19 @@ def attack(
     masks: Tensor,
     config: AttackConfig | None = None,
 ) -> Attack:
-    """Move the noise latents z_T `(B, 4, h, w)` of B pictures, which `plan` denoises, against `victim`.
+    """Move the noise latents of B pictures against `victim`.
 
     Args:
+        model: the frozen diffusion model.
+        victim: frozen, in eval mode.
+        latents: z_T, float32 `(B, 4, h, w)`.
+        plan: the denoising that leads from z_T back to the images.
         images: the pictures themselves, float32 `(B, 3, S, S)` in [0, 1].
         prompts: P prompts in the victim's pixels (boxes, points, or both), every picture with one at least.
         masks: the true mask of each prompt, float32 or bool `(P, 1, H, W)`, stretched to the square as pictures are.
+        config: None: ASAM's values.
+
+    Returns: an `Attack`.
 
     Raises `FloatingPointError` where a picture's loss is not finite.
     """

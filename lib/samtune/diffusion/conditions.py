@@ -7,7 +7,7 @@ from samtune.common.errors import InputError
 from samtune.data.sample import Sample
 from samtune.prompts import tight_boxes
 
-MOST_MASKS = 140  # of a picture that are attacked, as in ASAM's code
+MOST_MASKS = 140  # the most masks of one image that are attacked, as in ASAM's code
 MOST_OBJECTS = 255  # an index map is uint8, 0 is what no object covers
 
 

@@ -6,8 +6,8 @@ Options, by what is made:
         starts from it perturbs z_0 itself, without diffusion (as DAT does).
     attack: the fields of `AttackConfig`, and `objects`, the most masks of a picture.
     change: none.
-    random: `eps`, how far every latent value is moved, up or down by chance; and `objects`. One draw, at the attack's
-        bound; an attack keeps the worst of its pictures, and moves most values less far.
+    random: `eps`: every latent value moves by +eps or -eps at random, once; and `objects`. It is not like the attack,
+        which keeps its worst image and moves most values less than eps.
     sample: as inversion, without `recipe` and `rounds`.
 """
 
@@ -43,7 +43,7 @@ from samtune.sam.checkpoints import save_safetensors
 from samtune.sam.preprocess import Preprocess
 
 AUTOENCODER = "autoencoder"
-METHODS: dict[str, tuple[str, ...]] = {
+OPTIONS: dict[str, tuple[str, ...]] = {
     "inversion": ("recipe", "guidance", "steps", "rounds", "controlnet", "captions"),
     "attack": (*(field.name for field in fields(AttackConfig)), "objects"),
     "random": ("eps", "objects"),
@@ -75,11 +75,11 @@ class Scene:
 
 def check_options(method: str, options: Mapping[str, object]) -> None:
     """Raises `InputError` for a method or option that there is not."""
-    if method not in METHODS:
-        raise unknown("way to generate", method, METHODS)
+    if method not in OPTIONS:
+        raise unknown("way to generate", method, OPTIONS)
     for name in options:
-        if name not in METHODS[method]:
-            raise unknown(f"option of {method}", name, METHODS[method])
+        if name not in OPTIONS[method]:
+            raise unknown(f"option of {method}", name, OPTIONS[method])
 
 
 def scene(
@@ -93,7 +93,8 @@ def scene(
     """Pictures stretched to the model's square, captions and mask images; `options` of the inversion or sample.
 
     `captions`: those of the inversion that is started from, see `stored_captions`; None: as the options say. They are
-    embedded where the pictures will be `denoised`, which the recipe "autoencoder" never does.
+    embedded where the pictures will be `denoised`, which the recipe "autoencoder" never does. Raises `InputError` when
+    the options ask for a ControlNet and the model has none.
     """
     size = model.image_size
     pictures = [Preprocess(size, "stretch").resized(sample.image) for sample in samples]
@@ -256,7 +257,10 @@ def read_inversion(folder: Path, sample: Sample) -> tuple[dict[str, Tensor], dic
     they are too large to come back from a graphics card."""
     latents = folder / f"{_name(sample)}.safetensors"
     if not latents.is_file():
-        raise InputError(f"no latents at {latents}, but the picture: remove {folder} and its record to invert anew")
+        raise InputError(
+            f"{latents} is missing, though its picture is there: remove {folder} and its record, and the inversion is "
+            "run again"
+        )
     return load_file(latents), _numbers(folder, sample)
 
 

@@ -38,7 +38,7 @@ class Model(Protocol):
 class Denoising:
     """How the noise latents of B pictures are denoised.
 
-    Args:
+    Fields:
         text: captions `(B, T, C)`.
         condition: mask images `(B, 3, S, S)`, or None.
         unconditional: `(steps, B, T, C)`, one embedding a step, or None: no guidance, one network call a step.
@@ -122,6 +122,13 @@ def null_text(
     At step i, Adam lowers the squared error between the stepped latent and z*_{T-i-1}; the embedding starts as that of
     the step before, at first `empty` `(B, T, C)`, and the learning rate is 1 - i / (2 steps) of `LEARNING_RATE`. Each
     picture stops by itself, after an update whose error before was below 1e-5 + 2e-5 i.
+
+    Args:
+        model: the diffusion model.
+        trajectory: `(steps + 1, B, 4, h, w)` from `ddim_inversion`.
+        plan: its `unconditional` is not used.
+        empty: `(B, T, C)`.
+        inner_steps: the most updates in a step.
     """
     model.scheduler.set_timesteps(plan.steps)
     latents, embedding, kept = trajectory[-1], empty, []
@@ -182,8 +189,9 @@ def invert(
 
     Args:
         text: captions `(B, T, C)`; `empty`: the empty caption, the same shape.
-        recipe: "ddim" (guided, nothing done about it), "null_text", "direct", or "negative_prompt": the unconditional
-            embedding is the caption's own, so that guidance vanishes and half of the network calls with it.
+        recipe: "ddim" (guided denoising without a correction), "null_text", "direct", or "negative_prompt": the
+            unconditional embedding is the caption's own, so that guidance vanishes and half of the network calls with
+            it.
         rounds: of fixed-point iteration in the inversion, see `ddim_inversion`.
 
     Raises `InputError` for an unknown recipe.

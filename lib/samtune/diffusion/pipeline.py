@@ -6,6 +6,7 @@ ASAM (CVPR 2024) projects a picture into such a model's latents and perturbs it 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,7 +148,7 @@ def _is_single_file(controlnet: str | None) -> bool:
     return (controlnet or "").endswith(CHECKPOINT_SUFFIXES)
 
 
-def _load(kind: type, place: str | Path, source: str, part: str | None = None):
+def _load(kind: type, place: str | Path, source: str, part: str | None = None) -> Any:
     """`kind.from_pretrained`, float32 where it has weights."""
     options = {"local_files_only": isinstance(place, Path) or bool(os.environ.get("SAMTUNE_OFFLINE"))}
     if part:

@@ -12,14 +12,19 @@ from samtune.prompts import Prompts
 def pixel_attack(
     victim: Victim, images: Tensor, prompts: Prompts, masks: Tensor, eps: float, step_size: float, steps: int
 ) -> Tensor:
-    """PGD from `images` on, without a random start: pictures `(B, 3, H, W)` in [0, 1], each value within `eps` of
-    `images` (L-infinity), after the last of the steps.
+    """PGD (Madry et al. 2018) on pixels without a random start: float32 `(B, 3, H, W)` in [0, 1] after the last update.
 
-    The pictures are attacked at their own size: they are stretched to the victim's square inside the gradient, by area
-    averaging where they shrink, so that training, which stretches them too, averages nothing of the attack away.
+    The images keep their size; they are stretched to the victim's square inside the gradient, as in training, so that
+    training does not average the attack away. The loss is ASAM's without the distance: 100 Dice + 100 BCE.
 
-    `steps` times along the sign of the gradient. The loss is that of ASAM's attack, less its distance: 100 Dice + 100
-    BCE, against the masks float32 `(P, 1, h, w)` of P `prompts` in the victim's pixels.
+    Args:
+        victim: frozen, in eval mode.
+        images: float32 `(B, 3, H, W)` in [0, 1].
+        prompts: P prompts in the victim's pixels.
+        masks: true masks, float32 `(P, 1, h, w)` in [0, 1].
+        eps: L-infinity bound of the change, in units of [0, 1].
+        step_size: of one signed update, same units.
+        steps: number of updates.
     """
     weights, size = AttackConfig(), victim.image_size
     mode = "area" if images.shape[-2] * images.shape[-1] > size**2 else "bilinear"

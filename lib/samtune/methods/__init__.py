@@ -1,7 +1,5 @@
 """The methods by name. A new method is a file beside these and a line in `METHODS`."""
 
-import inspect
-from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -65,19 +63,4 @@ def trainable_parameters(name: str, backbone: str, **options: Any) -> int:
         return build_method(name, new_sam(backbone) if needs_sam else None, **options).count_trainable()
 
 
-def options_in_key(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's options that go into a training cell's key, see `Method.named_options`; `given` differ from the
-    defaults.
-    """
-    method = METHODS[name]
-    parameters = inspect.signature(method).parameters.values()
-    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
-    before = defaults | dict(method.options_before)
-    return {
-        option: value
-        for option, value in (defaults | given).items()
-        if option in method.named_options or option not in before or value != before[option]
-    }
-
-
-__all__ = ["METHODS", "Method", "build_method", "options_in_key", "trainable_parameters"]
+__all__ = ["METHODS", "Method", "build_method", "trainable_parameters"]

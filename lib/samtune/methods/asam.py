@@ -25,6 +25,7 @@ class ASAM(Method):
     token only through the tokens' self-attention. The tuned tokens are SAM's own, so that `merged` is an ordinary SAM.
 
     Args:
+        sam: changed in place.
         tuned: one of `TUNED`: "tokens" is ASAM; "decoder" is for the claim that 1,280 parameters suffice.
 
     Raises `InputError` on an unknown `tuned`.
@@ -70,6 +71,7 @@ class PGD(ASAM):
     As many steps as ASAM's attack has, and the same loss of SAM's masks.
 
     Args:
+        sam: changed in place.
         eps: how far a pixel may go, in 1/255.
         step_size: of an update, in 1/255.
         steps: of the attack.

@@ -61,6 +61,8 @@ class Lora(Method):
         sam: changed in place.
         rank: see `add_lora`.
         alpha: see `add_lora`.
+
+    Raises `InputError` when rank or alpha is out of range.
     """
 
     name = "lora"
@@ -86,7 +88,7 @@ class LoraSamed(Method):
 
     Args:
         sam: changed in place.
-        rank: of the low-rank updates.
+        rank: 1 to 1,024.
         alpha: their scale is alpha / rank; None: alpha = rank.
         mask_loss: a name of `MASK_LOSSES`.
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -259,7 +259,7 @@ def train_stage(
     device: str = "cpu",
     checkpoint_every: int = 200,
     progress: bool = True,
-) -> dict:
+) -> dict[str, Any]:
     """Train a stage; its weights go to `folder/pipeline`.
 
     Args:

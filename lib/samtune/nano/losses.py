@@ -87,7 +87,9 @@ def prompt_loss(
     return loss + quality, logits[:, :1]
 
 
-def picture_loss(sam: Sam, scenes: list[dict[str, Tensor]], generator: torch.Generator) -> tuple[Tensor, dict]:
+def picture_loss(
+    sam: Sam, scenes: list[dict[str, Tensor]], generator: torch.Generator
+) -> tuple[Tensor, dict[str, float]]:
     """The loss of a batch of images: a first pass from box, click, noisy mask or nothing, for some a second with a
     correction click.
 
@@ -141,7 +143,9 @@ def picture_loss(sam: Sam, scenes: list[dict[str, Tensor]], generator: torch.Gen
     return torch.cat(losses).mean(), scores
 
 
-def warm_up_prompts(sam: Sam, steps: int, seed: int, prompts: int = 64, progress: bool = True) -> list[dict]:
+def warm_up_prompts(
+    sam: Sam, steps: int, seed: int, prompts: int = 64, progress: bool = True
+) -> list[dict[str, float]]:
     """Teach prompt encoder and mask decoder what prompts mean, on embeddings of noise, in place; returns the curve.
 
     The target of a box is the ellipse in it, that of a click a disc (of three sizes, one for each mask), that of a mask

@@ -15,7 +15,7 @@ from samtune.commands.tune import TuneSettings, tune
 from samtune.common import provenance
 from samtune.common.paths import asset
 from samtune.data.registry import open_dataset
-from samtune.nano.pretraining import Pretraining
+from samtune.nano.pretraining import Recipe
 from samtune.report.figures import STYLE, Picture, panels
 from samtune.report.labels import colours
 from samtune.sam.build import Sam, new_sam, set_image_size
@@ -62,7 +62,7 @@ def ship_lora(folder: Path, images: int, dataset: str = "synthetic-industrial") 
     return path
 
 
-def write_card(sam: Sam, state: Mapping[str, Any], config: Pretraining, records: Sequence[Record]) -> Path:
+def write_card(sam: Sam, state: Mapping[str, Any], config: Recipe, records: Sequence[Record]) -> Path:
     """`assets/nano_sam.md`: data, steps, hardware, scores (from `records` of table nano_sam), use and licence."""
     size = config.stages[min(state["stage"], len(config.stages) - 1)].image_size
     stages = "\n".join(

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,7 +39,7 @@ PARTS = ("image_size", "sam", "average", "optimisers", "state")  # of checkpoint
 
 
 @dataclass(frozen=True)
-class Pretraining:
+class Recipe:
     """The whole recipe.
 
     Fields:
@@ -73,7 +74,7 @@ class Pretraining:
 class Scenes:
     """The training images of a stage, by index. Each depends only on (seed, stage, index)."""
 
-    def __init__(self, bank: list[Picture], size: int, objects: int, seed: tuple[int, ...]) -> None:
+    def __init__(self, bank: Sequence[Picture], size: int, objects: int, seed: tuple[int, ...]) -> None:
         self.bank, self.size, self.objects, self.seed = bank, size, objects, seed
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -98,7 +99,7 @@ class Scenes:
         }
 
 
-def pretrain(config: Pretraining, bank: list[Picture], folder: Path, validate=None, progress: bool = True) -> dict:
+def pretrain(config: Recipe, bank: Sequence[Picture], folder: Path, validate=None, progress: bool = True) -> dict:
     """Train a nano SAM.
 
     Under `torchrun` each process takes a share of every batch, and gradients are averaged. On a CPU, one process for
@@ -231,13 +232,13 @@ def box_and_click_iou(sam: Sam, limit: int = 40) -> dict[str, float]:
     return scores
 
 
-def plan(profile: Profile) -> Pretraining:
+def plan(profile: Profile) -> Recipe:
     """A profile's recipe."""
     chosen = profile.pretraining
-    return Pretraining(chosen.stages, chosen.warm_up_steps, chosen.sets, chosen.pictures)
+    return Recipe(chosen.stages, chosen.warm_up_steps, chosen.sets, chosen.pictures)
 
 
-def run_processes(config: Pretraining, folder: Path, processes: int) -> dict:
+def run_processes(config: Recipe, folder: Path, processes: int) -> dict:
     """`pretrain` in separate processes (`torchrun`) with one thread each; returns what `folder/checkpoint.pt` then
     holds.
 
@@ -258,7 +259,7 @@ def run_processes(config: Pretraining, folder: Path, processes: int) -> dict:
 def main() -> None:
     """`torchrun --nproc-per-node 2 -m samtune.nano.pretraining CONFIG.json FOLDER`: what notebook 90 starts."""
     values = json.loads(Path(sys.argv[1]).read_text())
-    config = Pretraining(**values | {"stages": tuple(Stage(**stage) for stage in values["stages"])})
+    config = Recipe(**values | {"stages": tuple(Stage(**stage) for stage in values["stages"])})
     torch.set_num_threads(1)
     distributed.init_process_group("gloo")
     pretrain(config, picture_bank(config.sets, config.pictures or None), Path(sys.argv[2]), box_and_click_iou)

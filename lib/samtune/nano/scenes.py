@@ -36,8 +36,8 @@ class Picture:
     image: np.ndarray
     corners: list[tuple[int, int]]
     cutouts: list[np.ndarray]
-    whole: tuple[int, ...] = ()  # objects that may be cut out and pasted elsewhere (a person, a car, a region)
-    main: int | None = None  # the object to predict without a prompt, if the picture has one
+    whole: tuple[int, ...] = ()
+    main: int | None = None
 
 
 def bank_picture(image: np.ndarray, masks: np.ndarray, whole: set[int], main: int | None = None) -> Picture:
@@ -122,7 +122,7 @@ def crop_scene(picture: Picture, size: int, rng: np.random.Generator) -> tuple[S
     return (image, np.array(masks, bool).reshape(-1, size, size)), picture.main
 
 
-def paste_scene(bank: list[Picture], size: int, rng: np.random.Generator) -> Scene:
+def paste_scene(bank: Sequence[Picture], size: int, rng: np.random.Generator) -> Scene:
     """Objects of other images pasted over a view of one, with soft edges and changed colours; they
     hide what is below.
     """
@@ -181,7 +181,7 @@ def photometric(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def training_scene(
-    bank: list[Picture],
+    bank: Sequence[Picture],
     size: int,
     rng: np.random.Generator,
     shares: tuple[float, ...] = (0.5, 0.3, 0.2),
@@ -263,6 +263,6 @@ def training_sheet(bank: Sequence[Picture], count: int, size: int) -> list[Sampl
     """`count` training images of the nano SAM as samples, for a contact sheet."""
     samples = []
     for index in range(count):
-        image, masks, _ = training_scene(list(bank), size, np.random.default_rng([0, index]))
+        image, masks, _ = training_scene(bank, size, np.random.default_rng([0, index]))
         samples.append(Sample(f"training picture {index}", "nano", "train", image, masks))
     return samples

@@ -56,10 +56,6 @@ def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
     if backbone not in BACKBONES and names_a_file(backbone):
         path, backbone = resolve(backbone), ""
     elif path is None:
-        if backbone == "efficient_sam":
-            raise InputError(
-                "no Python package has EfficientSAM's classes; take mobile_sam or nano_mobile in its place"
-            )
         if backbone not in BACKBONES:
             raise unknown("backbone", backbone, BACKBONES)
         if backbone == "mobile_sam":

@@ -76,9 +76,11 @@ ALONG: dict[str, dict[str, object]] = {
     CHANGE: {"pictures": "originals with the change"},
     MIXED: {"pictures": "clean and adversarial"},
 }
-for _rows in PICTURES.values():
-    for _variant, (_made, _attacked) in _rows.items():
-        ALONG[_variant] = {**_made, **{f"attack_{name}": value for name, value in _attacked.items()}}
+ALONG |= {
+    variant: {**made, **{f"attack_{name}": value for name, value in attacked.items()}}
+    for rows in PICTURES.values()
+    for variant, (made, attacked) in rows.items()
+}
 LENGTHS: tuple[str, ...] = ()
 
 
@@ -296,7 +298,7 @@ def option_arms(base: str, groups: Sequence[str]) -> list[Arm]:
 
 def picture_arms(profile: Profile, groups: Sequence[str]) -> list[Arm]:
     """ASAM on a few adversarial pictures made in other ways, from stored inversions; and made as usual, beside them."""
-    from samtune.study.generated import Generation
+    from samtune.study.generated import GenerationPlan
 
     if (unguided := profile.generation.recipe == "negative_prompt") and "guidance" in groups:
         print("not run: guidance: the profile's inversion, negative_prompt, has none")
@@ -304,7 +306,7 @@ def picture_arms(profile: Profile, groups: Sequence[str]) -> list[Arm]:
     rows = {variant: how for group in asked for variant, how in PICTURES.get(group, {}).items()}
     if not rows:
         return []
-    made, few = Generation(profile), profile.generation.ablation_pictures
+    made, few = GenerationPlan(profile), profile.generation.ablation_pictures
     return [
         Arm("asam", variant, made=made.attack(made.inversion(pictures=few, **inverted), **attacked), own_rate=False)
         for variant, (inverted, attacked) in ({FEW: ({}, {})} | rows).items()
@@ -313,9 +315,9 @@ def picture_arms(profile: Profile, groups: Sequence[str]) -> list[Arm]:
 
 def remedy_arms(profile: Profile) -> list[Arm]:
     """What may help adversarial tuning in a small model; and clean tuning, which it must be compared with."""
-    from samtune.study.generated import Generation, adversarial_cells
+    from samtune.study.generated import GenerationPlan, adversarial_cells
 
-    change = Generation(profile).change(adversarial_cells(profile)["asam"])
+    change = GenerationPlan(profile).change(adversarial_cells(profile)["asam"])
     return [
         Arm("asam", CHANGE, made=change, own_rate=False),
         Arm("asam", MIXED, clean=True, own_rate=False),

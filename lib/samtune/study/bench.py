@@ -32,7 +32,8 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 ROUNDS = 4  # a first one to warm up, then three of which the median counts
 GAIN = 1.05  # a batch twice as large that gains less is the last one tried
 MARGIN = 1.5  # a step may take that much longer than expected
-TRAINING_PRODUCTS = 6  # a weight and a token: one forward, up to two backward; as much again for all else
+# Multiply-adds per weight and token in a training step: 1 forward, 2 backward, doubled for all else.
+TRAINING_PRODUCTS = 6
 FIRST = ("lora", "spt", "sam_sp", "lora_samed")  # a short bench times these
 
 Place = tuple[str, str]  # method, phase

@@ -1,7 +1,7 @@
 """Cells: what to train and what to measure, as frozen dataclasses with a stable key.
 
 A *training cell* gives a checkpoint, an *evaluation cell* gives metrics per object, a *generation cell* gives pictures
-that open as a data set; each has one record at most.
+that open as a data set, a *timing cell* the speed of one step; each has one record at most.
 """
 
 import hashlib
@@ -30,7 +30,8 @@ class Cell(ABC):
     """
 
     kind: ClassVar[str]
-    keeps_files: ClassVar[bool] = False  # must files of its own be there, beside its record, for others to need it?
+    # True: other cells read files that this one writes, so it is done only when they are there too.
+    keeps_files: ClassVar[bool] = False
     folder: ClassVar[str] = "checkpoints"  # of the profile's results, where it keeps them
     tables: tuple[str, ...]
 
@@ -41,7 +42,7 @@ class Cell(ABC):
 
     @property
     def parts(self) -> int:
-        """Into how many equal parts the time goes, to estimate it from cells of another length."""
+        """The amount of work (images) that the run time is proportional to; used to estimate times."""
         return 1
 
     def key(self) -> str:
@@ -138,7 +139,8 @@ class TrainingCell(Cell):
         hyper: all that differs from the method's defaults, as pairs or a dictionary.
         weights_hash: the hash of the backbone's weights.
         generated: the cell that makes the generated set among `train_datasets`, under its `name`.
-        pictures: trained on so many of the sets' own only, the same as a generation cell takes from them; 0: all.
+        pictures: number of DIFFERENT images trained on, those that a generation cell draws (`chosen_pictures`); 0: all.
+            `images` counts views.
     """
 
     kind: ClassVar[str] = "training"
@@ -188,7 +190,7 @@ class EvaluationCell(Cell):
     Fields:
         dataset, split: what is measured.
         target: "union" or "instances".
-        prompt: one of `samtune.prompts.KINDS`.
+        prompt: a kind of prompt, see `prompts.parse_kind`.
         preprocess: "pad" or "stretch".
         seed: also draws the prompts.
         max_images: measures the first so many only (0: all).

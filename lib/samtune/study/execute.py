@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from samtune.common.paths import results_root
 from samtune.common.provenance import choose_precision
 from samtune.data.generated import PREFIX, chosen_pictures, chosen_sets, picture_name, read_facts
 from samtune.data.registry import describe, open_dataset
-from samtune.data.sample import Remembered, without_empty_masks
+from samtune.data.sample import CachedDataset, without_empty_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import (
     CLASSICAL,
@@ -41,6 +41,10 @@ from samtune.study.records import Record, cell_of
 from samtune.study.runner import Execute, Result, files_folder, needed_cells, run_cell
 from samtune.training import TrainingConfig, train, usable_device
 
+if TYPE_CHECKING:
+    from samtune.diffusion.generation import Made, Scene
+    from samtune.diffusion.pipeline import LatentDiffusion
+
 TUNED = "trainable.safetensors"
 TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method
 NOTHING = "nothing"  # the target of a cell that counts false alarms on pictures without an object
@@ -62,11 +66,11 @@ def executor(profile: Profile) -> Execute:
     device = usable_device(profile.device)
     precision = choose_precision(profile.precision, device)
     torch.backends.cudnn.allow_tf32 = False  # or convolutions on a card would not be the fp32 that records name
-    # Of the trained method that was measured last, so that one kind of prompt after another finds its embeddings.
+    # Embeddings of the trained method and data set measured last, so that the next kind of prompt need not encode.
     known: dict[tuple, dict[str, Tensor]] = {}
     models: dict[tuple[str, str | None], Any] = {}  # the diffusion model that was used last
     # One cell after another reads the same sets.
-    opened_set = lru_cache(maxsize=4)(lambda name, **options: Remembered(open_dataset(name, **options)))
+    opened_set = lru_cache(maxsize=4)(lambda name, **options: CachedDataset(open_dataset(name, **options)))
 
     def execute(cell: Cell, results: Path) -> Result:
         run = {"training": run_training, "evaluation": run_evaluation, "generation": run_generation}
@@ -200,8 +204,10 @@ def executor(profile: Profile) -> Execute:
     return execute
 
 
-def _make(cell: GenerationCell, model: Any, victim: Method | None, given: Any, results: Path) -> list[Any]:
-    """The pictures of a `generation.Scene`, as the cell makes them: `generation.Made` each."""
+def _make(
+    cell: GenerationCell, model: "LatentDiffusion", victim: Method | None, given: "Scene", results: Path
+) -> list["Made"]:
+    """The pictures of a scene, as the cell makes them."""
     from samtune.diffusion import generation
 
     options, start = dict(cell.options), cell.inversion

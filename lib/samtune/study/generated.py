@@ -37,7 +37,7 @@ TUNED_ON = "the pictures tuned on"
 LONGER, MORE = f"{LEAN}, longer updates", f"{LEAN}, more and longer updates"
 
 
-class Generation:
+class GenerationPlan:
     """The generation cells of a profile. Making one reads the weights of both models, for their hashes.
 
     Raises `InputError` where the diffusion model, its ControlNet or the backbone is not here.
@@ -103,7 +103,7 @@ def _models(profile: Profile, controlnet: str) -> dict[str, str]:
 
 def adversarial_cells(profile: Profile) -> dict[str, GenerationCell]:
     """What tuning is done on, by name: "asam", "reconstructed", "generated" (from noise), "dat" (without diffusion)."""
-    made, tables = Generation(profile), (f"{TABLE}:{TUNED_ON}",)
+    made, tables = GenerationPlan(profile), (f"{TABLE}:{TUNED_ON}",)
     inversion = made.inversion(tables=tables)
     return {
         "asam": made.attack(inversion, tables=tables),
@@ -115,7 +115,7 @@ def adversarial_cells(profile: Profile) -> dict[str, GenerationCell]:
 
 def inversion_cells(profile: Profile) -> list[GenerationCell]:
     """Table `asam_inversion`: by inversion, the reconstruction and the attack from it; random noise too."""
-    made, few = Generation(profile), profile.generation.ablation_pictures
+    made, few = GenerationPlan(profile), profile.generation.ablation_pictures
     steps = profile.generation.compared_steps or profile.generation.steps
     lean = {"recipe": "negative_prompt", "steps": max(1, round(LEAN_SHARE * steps))}
     cells = []

@@ -1,18 +1,20 @@
 """The plan by which a study makes its cells: one learning rate for each method and data set, chosen on validation."""
 
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 
 from samtune.common.paths import data_root
 from samtune.data.registry import open_dataset
-from samtune.methods import METHODS, Method, options_in_key
+from samtune.methods import METHODS, Method
 from samtune.sam.build import new_sam
 from samtune.sam.checkpoints import load_sam, must_be_downloaded, weights_hash
 from samtune.study.cells import NO_BACKBONE, EvaluationCell, TrainingCell
@@ -166,6 +168,21 @@ def rate_cells(profile: Profile, place: Place, rate: float, hash: str, trained_w
     shared = {"split": "val", "tables": (f"learning_rates:{rate:g}{variant}",)}
     prompts = trained_with.split(",")
     return [training.evaluation(one, prompt=prompt, **shared) for one in dataset.split("+") for prompt in prompts]
+
+
+def options_in_key(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's options that go into a training cell's key, see `Method.named_options`; `given` differ from the
+    defaults.
+    """
+    method = METHODS[name]
+    parameters = inspect.signature(method).parameters.values()
+    defaults = {one.name: one.default for one in parameters if one.default is not one.empty}
+    before = defaults | dict(method.options_before)
+    return {
+        option: value
+        for option, value in (defaults | given).items()
+        if option in method.named_options or option not in before or value != before[option]
+    }
 
 
 def training_cell(

@@ -1,4 +1,4 @@
-"""Runs cells: each once, what a cell needs before it; any interruption loses at most the cell being run.
+"""Runs cells: each cell once, after the cells that it needs. An interruption loses at most the cell that is running.
 
 A notebook asks for cells. Those with a record are read; the others are run and recorded.
 """

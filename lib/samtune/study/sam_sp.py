@@ -76,7 +76,8 @@ OTHERS = ("controls", "size", "iterations", "prompt quality", "plateau")
 FEW_SETS = 2  # rows that vary one choice, with the profile's few seeds, run on the first sets alone
 
 # For the tables' columns `option` and `value` (`study.varied`). USUAL: values that count as defaults, besides the
-# methods' own. ALONG: rows with the default value that end a curve. LENGTHS: rows that vary `images`.
+# methods' own. ALONG: values to show for rows that use the default, so that they end a curve. LENGTHS: rows that vary
+# the number of images seen in training.
 USUAL = {"prompt": "none", **SAMED}
 ALONG = {WHOLE: {"train_share": 1.0}}
 LENGTHS = ("plateau", *SHARES)

@@ -57,7 +57,8 @@ BOX_NOISE = (0.1, 0.2, 0.3, 0.4)  # of a side
 WITH_MASK = "a noised true mask as well"
 
 # For the tables' columns `option` and `value` (`study.varied`). USUAL: values that count as defaults, besides the
-# methods' own. ALONG: rows with the default value that end a curve. LENGTHS: rows that vary `images`.
+# methods' own. ALONG: values to show for rows that use the default, so that they end a curve. LENGTHS: rows that vary
+# the number of images seen in training.
 USUAL = {"prompt": BOX_AND_POINTS}
 ALONG = {WHOLE: {"train_share": 1.0}, EXACT: {"box_noise": 0.0}}
 LENGTHS = ("plateau", "untrained")

@@ -47,7 +47,7 @@ class Defect:
     """
 
     kind: str
-    mask: np.ndarray  # bool (S, S)
+    mask: np.ndarray
     cover: np.ndarray
     tint: np.ndarray
     paint: np.ndarray
