@@ -104,12 +104,14 @@ def _cases(objects: pd.DataFrame, metric: str) -> dict[str, str]:
     return pick_cases(objects[objects["output"] == "final"].groupby("image")[metric].mean())
 
 
-def prediction_sheet(method: Method, dataset: Dataset, ids: Sequence[str], mode: str = "pad", seed: int = 0) -> list:
-    """Samples whose masks are what `method` makes of each object's true box: for a contact sheet beside the truth."""
-    sheet = []
+def prediction_sheet(
+    method: Method, dataset: Dataset, ids: Sequence[str], mode: str = "pad"
+) -> tuple[list[Sample], list[Prompts]]:
+    """Samples whose masks are what `method` makes of each object's true box, and these boxes: for a contact sheet."""
+    samples, boxes = [], []
     for id in ids:
         sample = dataset.load(id)
-        prompts = make_prompts("box", sample.masks, f"{dataset.name}/{id}", seed)
-        masks = predict_masks(method, sample, prompts, mode)["final"]
-        sheet.append(Sample(id, dataset.name, sample.split, sample.image, masks))
-    return sheet
+        boxes.append(make_prompts("box", sample.masks, f"{dataset.name}/{id}", 0))
+        masks = predict_masks(method, sample, boxes[-1], mode)["final"]
+        samples.append(Sample(id, dataset.name, sample.split, sample.image, masks))
+    return samples, boxes
