@@ -335,6 +335,9 @@ def test_predict_by_points_and_by_a_box_with_clicks(tuned: Path, tmp_path: Path)
     assert np.array_equal(predicted(tmp_path / "flag", "1.png"), predicted(tmp_path / "csv", "1.png"))
     run(*common, "--point", "30,20", "--out", tmp_path / "alone")  # beside an object of two clicks the same
     assert np.array_equal(predicted(tmp_path / "alone", "0.png"), predicted(tmp_path / "csv", "0/2.png"))
+    table.write_text("image,x,y,object\n0.png,30,20,7\n0.png,20,20,3\n")  # their own numbers, in any order
+    run(*common, "--points", table, "--out", tmp_path / "numbers")
+    assert np.array_equal(predicted(tmp_path / "numbers", "0/7.png"), predicted(tmp_path / "alone", "0.png"))
     both = ("--box", "5,5,40,30", "--point", "20,20", "--point", "3,3,0", "--out", tmp_path / "two")
     status, text, _ = run(*common, *both)
     assert status == 0 and "5 pictures, 5 masks" in text

@@ -38,6 +38,7 @@ class ObjectPrompt:
     box: tuple[float, ...] | None = None
     clicks: list[tuple[float, ...]] = field(default_factory=list)
     source: str = ""  # where it was said, for messages
+    name: str = ""  # the user's, where there is one
 
 
 def predict(
@@ -59,9 +60,10 @@ def predict(
     if wanted label and object), or for every picture alike `box` (each an object) or `point` (x, y or x, y, label; all
     on one object), or one `box` with `point`s on its object. A checkpoint tuned with the prompt "none" needs none.
 
-    Writes `out/predicted_masks/<name>.png` (0/255; of several objects `<name>/1.png`, `2.png` ...) and
-    `out/overlays/<name>.png`, and returns the masks' paths. 16-bit pictures are read as bright as in tuning. Raises
-    `InputError` for bad input; for pictures that cannot be read, after all others are done.
+    Writes `out/predicted_masks/<name>.png` (0/255) and `out/overlays/<name>.png`, and returns the masks' paths. Of
+    several objects it writes `<name>/1.png`, `2.png` ...: numbered as in the column object, or in the file's order.
+    16-bit pictures are read as bright as in tuning. Raises `InputError` for bad input; for pictures that cannot be
+    read, after all others are done.
     """
     device = usable_device(device)
     pictures = _pictures(images)
@@ -129,7 +131,9 @@ def read_points(path: Path) -> dict[str, list[ObjectPrompt]]:
         if label not in (0, 1):
             raise InputError(f"{source}: label is {row['label']}, expected {LABEL}")
         objects = found.setdefault(row["image"], {})
-        objects.setdefault(row.get("object") or "", ObjectPrompt(source=source)).clicks.append((*click, label))
+        objects.setdefault(
+            row.get("object") or "", ObjectPrompt(source=source, name=row.get("object") or "")
+        ).clicks.append((*click, label))
     return {image: list(objects.values()) for image, objects in found.items()}
 
 
@@ -277,7 +281,10 @@ def _write(
     folder = out / "predicted_masks"
     files = [folder / f"{name}.png"]
     if len(objects) > 1:
-        files = [folder / name / f"{number}.png" for number in range(1, len(objects) + 1)]
+        numbers = [one.name for one in objects]
+        if len(set(numbers)) < len(objects) or not all(one.isascii() and one.isdecimal() for one in numbers):
+            numbers = range(1, len(objects) + 1)
+        files = [folder / name / f"{number}.png" for number in numbers]
 
     def written() -> Iterator[np.ndarray]:
         for file, mask in zip(files, masks, strict=True):
