@@ -195,12 +195,15 @@ class Dataset(Protocol):
         """Read one sample. Raises `InputError` with the file's name when it cannot be read."""
 
 
+CACHED_BYTES = 2**30
+
+
 class CachedDataset:
     """A data set whose samples, once read, stay in memory until they fill `most` bytes: where every object is a file of
     its own, reading a picture can take longer than a training step on it.
     """
 
-    def __init__(self, dataset: Dataset, most: int = 2**30) -> None:
+    def __init__(self, dataset: Dataset, most: int = CACHED_BYTES) -> None:
         self.name, self.dropped, self.ids = dataset.name, dataset.dropped, dataset.ids
         self._dataset, self._left = dataset, most
         self._kept: dict[str, Sample] = {}

@@ -17,7 +17,7 @@ from samtune.common.paths import results_root
 from samtune.common.provenance import choose_precision
 from samtune.data.generated import PREFIX, chosen_pictures, chosen_sets, picture_name, read_facts
 from samtune.data.registry import describe, open_dataset
-from samtune.data.sample import CachedDataset, without_empty_masks
+from samtune.data.sample import CACHED_BYTES, CachedDataset, without_empty_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import (
     CLASSICAL,
@@ -69,8 +69,9 @@ def executor(profile: Profile) -> Execute:
     # Embeddings of the trained method and data set measured last, so that the next kind of prompt need not encode.
     known: dict[tuple, dict[str, Tensor]] = {}
     models: dict[tuple[str, str | None], Any] = {}  # the diffusion model that was used last
-    # One cell after another reads the same sets.
-    opened_set = lru_cache(maxsize=4)(lambda name, **options: CachedDataset(open_dataset(name, **options)))
+    # One cell after another reads the same sets. Each process that loads images has a copy of what is kept.
+    most = CACHED_BYTES // (1 + profile.workers)
+    opened_set = lru_cache(maxsize=4)(lambda name, **options: CachedDataset(open_dataset(name, **options), most))
 
     def execute(cell: Cell, results: Path) -> Result:
         run = {"training": run_training, "evaluation": run_evaluation, "generation": run_generation}
