@@ -290,6 +290,8 @@ def _legend(figure: Figure, axis: Axes) -> None:
     handles, labels = axis.get_legend_handles_labels()
     for columns in range(len(labels), 0, -1) if len(labels) > 1 else ():  # as many as there is room for
         legend = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
-        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+        extent = legend.get_window_extent()
+        if columns == 1 or extent.width <= figure.bbox.width:
+            figure.set_figheight(figure.get_figheight() + extent.height / figure.dpi)  # or the panels would shrink
             return
         legend.remove()
