@@ -196,6 +196,7 @@ def forest(rows: pd.DataFrame, title: str) -> Figure:
             axis.annotate(text, (1.02, place), annotation_clip=False, **style)
         axis.set(xlim=(least, most), ylim=(len(one) - 0.4, -0.6))
         axis.set_yticks(range(len(one)), one["dataset"], color=INK)
+        axis.tick_params(axis="y", pad=7)  # or an arrow would run into the name
         axis.grid(axis="y", visible=False)
         axis.spines["left"].set_visible(False)
         axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}" if abs(value) > 1e-9 else "0")
