@@ -203,7 +203,7 @@ def test_the_learning_rate_is_searched_and_a_search_goes_on(tmp_path: Path, monk
     write_pictures(tmp_path, 6)
     status, text, error = tune(tmp_path, *QUICK_SEARCH)
     assert status == 0 and "--learning-rate skips that): 4 rates for 8 steps each on 4 pictures\n" in text, error
-    chosen, *tried = re.search(r"learning rate (\S+), of the lowest loss after 8 steps \((.*)\)", text).groups()
+    chosen, *tried = re.search(r"learning rate (\S+): it had the lowest loss after 8 steps \((.*)\)", text).groups()
     losses = {rate: float(loss) for rate, loss in (one.split() for one in tried[0].split(", "))}
     assert list(losses) == ["0.001", "0.003", "0.01", "0.03"] and losses[chosen] == min(losses.values())
     assert f"32 batches of 2, learning rate {chosen}\n" in text
@@ -226,7 +226,8 @@ def test_the_learning_rate_is_searched_and_a_search_goes_on(tmp_path: Path, monk
     found = load_file(tmp_path / "again" / "tuned.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert not (tmp_path / "again" / "search.safetensors").exists()
-    assert "too little to search a learning rate with: the method's own, 0.001" in tune(tmp_path, out="short")[1]
+    short = tune(tmp_path, out="short")[1]
+    assert "too few pictures or steps to search a learning rate: using the method's own, 0.001" in short
 
 
 def test_the_length_fits_the_searchs_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
