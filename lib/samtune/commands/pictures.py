@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from samtune.commands.settings import TuneSettings
 from samtune.common.errors import InputError, counted
-from samtune.data.folder import FolderDataset
+from samtune.data.folder import BadPair, FolderDataset
 from samtune.data.listed import ListedDataset
 from samtune.data.sample import Sample, target_masks
 from samtune.data.splits import by_split, make_split
@@ -25,8 +25,8 @@ def open_pictures(images: Path, masks: Path, settings: TuneSettings, skip_bad: b
     options = (settings.mask_coding, settings.void, skip_bad, "train", "pictures", settings.target)
     try:
         return FolderDataset(images, masks, *options)
-    except InputError as error:
-        raise error if skip_bad else InputError(f"{error} (--skip-bad leaves bad files out and lists them)") from error
+    except BadPair as error:
+        raise InputError(f"{error} (--skip-bad leaves bad files out and lists them)") from error
 
 
 class HeldOut(ListedDataset):

@@ -21,6 +21,10 @@ MaskCoding = Literal["binary255", "binary1", "index"]
 MASK_CODINGS = ("binary255", "binary1", "index")
 
 
+class BadPair(InputError):
+    """A picture and its masks that cannot be used, and that `skip_bad` would leave out."""
+
+
 class FolderDataset(ListedDataset):
     """Images `<images>/<stem>.<any>` with masks `<masks>/<stem>.<any>` or `<masks>/<stem>/*` (one object a file).
 
@@ -80,7 +84,7 @@ class FolderDataset(ListedDataset):
                     empty += 1
             except InputError as error:
                 if not skip_bad:
-                    raise
+                    raise BadPair(str(error)) from error
                 self.skipped.append(str(error))
         if not good:
             reasons = f"{empty} empty masks, {len(self.skipped)} bad pairs" + "".join(f"\n  {s}" for s in self.skipped)
