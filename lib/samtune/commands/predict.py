@@ -131,9 +131,8 @@ def read_points(path: Path) -> dict[str, list[ObjectPrompt]]:
         if label not in (0, 1):
             raise InputError(f"{source}: label is {row['label']}, expected {LABEL}")
         objects = found.setdefault(row["image"], {})
-        objects.setdefault(
-            row.get("object") or "", ObjectPrompt(source=source, name=row.get("object") or "")
-        ).clicks.append((*click, label))
+        number = row.get("object") or ""
+        objects.setdefault(number, ObjectPrompt(source=source, name=number)).clicks.append((*click, label))
     return {image: list(objects.values()) for image, objects in found.items()}
 
 
