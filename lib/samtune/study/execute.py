@@ -1,23 +1,20 @@
 """What running a cell means: a training leaves weights and a curve, an evaluation rows, a generation pictures."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pandas as pd
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from samtune.common.errors import InputError, explains_out_of_memory, unknown
+from samtune.common.errors import unknown
 from samtune.common.paths import results_root
 from samtune.common.provenance import choose_precision
-from samtune.data.generated import PREFIX, chosen_pictures, chosen_sets, picture_name, read_facts
+from samtune.data.generated import PREFIX, chosen_sets
 from samtune.data.registry import describe, open_dataset
-from samtune.data.sample import CACHED_BYTES, CachedDataset, without_empty_masks
+from samtune.data.sample import CACHED_BYTES, CachedDataset
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import (
     CLASSICAL,
@@ -40,10 +37,6 @@ from samtune.study.profile import Profile
 from samtune.study.records import Record, cell_of
 from samtune.study.runner import Execute, Result, files_folder, needed_cells, run_cell
 from samtune.training import TrainingConfig, train, usable_device
-
-if TYPE_CHECKING:
-    from samtune.diffusion.generation import Made, Scene
-    from samtune.diffusion.pipeline import LatentDiffusion
 
 TUNED = "trainable.safetensors"
 TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method
@@ -144,90 +137,17 @@ def executor(profile: Profile) -> Execute:
 
     def run_generation(cell: GenerationCell, results: Path) -> Result:
         # Not above: they bring diffusers, seconds.
-        from samtune.diffusion import generation
-        from samtune.diffusion.captions import check_captions, stored_captions
         from samtune.diffusion.pipeline import load_diffusion
+        from samtune.study.pictures import make_pictures
 
-        generation.check_options(cell.method, options := dict(cell.options))
-        folder, start, first_cell = files_folder(results, cell), cell.inversion, cell
-        while first_cell.inversion is not None:
-            first_cell = first_cell.inversion
         source = (cell.diffusion, cell.controlnet or None)
         if source not in models:
             models.clear()
             models[source] = load_diffusion(*source).to(device)
-        model = models[source]
         victim = None if cell.backbone == NO_BACKBONE else cell_method(cell).to(device).eval()
-        chosen = chosen_pictures(cell.dataset, cell.split, cell.pictures, open_dataset)
-        if first_cell is cell:
-            there = {path.stem for path in folder.glob("*.json")}
-            missing = [(one, id) for one, id in chosen if picture_name(one.name, id) not in there]
-            check_captions(str(options.get("captions", "classes")), missing)
-        batch = profile.generation.batch
-        empty = 0
-        for first in tqdm(range(0, len(chosen), batch), cell.describe(), mininterval=2, leave=False):
-            places = [
-                (dataset, id)
-                for dataset, id in chosen[first : first + batch]
-                if not (folder / f"{picture_name(dataset.name, id)}.json").is_file()
-            ]
-            loaded = [without_empty_masks(dataset.load(id)) for dataset, id in places]
-            samples = [sample for sample in loaded if len(sample.masks)]
-            empty += len(places) - len(samples)
-            if not samples:
-                continue
-            # What was inverted with a caption is denoised with the same one: BLIP-2's may depend on the batch.
-            words = None if first_cell is cell else stored_captions(files_folder(results, first_cell), samples)
-            objects = sum(len(sample.masks) for sample in samples)
-            smaller = "a smaller diffusion model" if victim is None else "a smaller backbone as victim"
-            smaller = f"generation.batch {batch // 2}" if batch > 1 else smaller
-            with explains_out_of_memory(f"{cell.describe()} at generation.batch {batch}, {objects} objects", smaller):
-                first_options, denoised = dict(first_cell.options), cell.method != "change"
-                given = generation.scene(model, samples, first_options, device, words, denoised)
-                made = _make(cell, model, victim, given, results)
-            for sample, words, one in zip(samples, given.captions, made, strict=True):
-                generation.write_picture(folder, sample, words, one)
-        facts = read_facts(folder)
-        if not facts:
-            raise InputError(f"{cell.dataset} {cell.split}: no picture with an object to generate from")
-        rows = [
-            {"image": f"{one['dataset']}/{one['id']}", "group": one["group"], "output": output, **numbers}
-            for one in facts
-            for output, numbers in one["numbers"].items()
-        ]
-        spent = _seconds(facts)  # an attack's holds its inversion's, a change's is the attack's
-        started = _seconds(read_facts(files_folder(results, start))) if cell.method in ("attack", "random") else {}
-        seconds = sum(spent.values()) - sum(started.get(picture, 0.0) for picture in spent)
-        extras = {"dropped": {"images without a mask": empty}, "seconds_with_inversion": sum(spent.values())}
-        seconds = None if cell.method == "change" else seconds
-        return Result(objects=pd.DataFrame(rows), precision="fp32", seconds=seconds, extras=extras)
+        return make_pictures(cell, results, models[source], victim, profile.generation.batch)
 
     return execute
-
-
-def _make(
-    cell: GenerationCell, model: "LatentDiffusion", victim: Method | None, given: "Scene", results: Path
-) -> list["Made"]:
-    """The pictures of a scene, as the cell makes them."""
-    from samtune.diffusion import generation
-
-    options, start = dict(cell.options), cell.inversion
-    if cell.method == "inversion":
-        return generation.inverted(model, given, options)
-    if cell.method == "sample":
-        return generation.sampled(model, given, options, cell.seed)
-    if cell.method == "change":
-        before_and_after = files_folder(results, start.inversion), files_folder(results, start)
-        return generation.changed(victim, given, *before_and_after, cell.prompt, cell.seed)
-    stored = [generation.read_inversion(files_folder(results, start), sample) for sample in given.samples]
-    return generation.attacked(
-        model, victim, given, stored, dict(start.options), cell.method, options, cell.prompt, cell.seed
-    )
-
-
-def _seconds(facts: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
-    """What each picture of a generated set took, also those made before a break."""
-    return {(one["dataset"], one["id"]): one["numbers"]["final"]["seconds"] for one in facts}
 
 
 def cell_method(cell: TrainingCell | EvaluationCell | GenerationCell, results: Path | None = None) -> Method:
