@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from samtune.diffusion.pipeline import new_diffusion
-from samtune.report.readable_tables import speed_pivot
+from samtune.report.readable_tables import pivots
 from samtune.report.tables import build_tables
 from samtune.study import bench_generation
 from samtune.study.bench_generation import run_generation_bench
@@ -32,7 +32,7 @@ def test_inversion_and_attack_have_a_row_each(profile: Profile, monkeypatch: pyt
     assert counted == pytest.approx({"inversion": 2 * (2 + 2 * 2), "attack": 2 * 2 * 2 * 2}, rel=0.01)
     table = build_tables(records)["speed"]
     assert set(table["method"]) == {"inversion", "attack"}
-    shown = speed_pivot(table)
+    (shown,) = pivots("speed", table)
     assert shown.title
     evaluations = shown.header.index("evaluations")
     assert "encoding" not in shown.header and all(float(row[evaluations]) > 0 for row in shown.rows)

@@ -68,6 +68,10 @@ def tune(
     a loss that is no number, and too little memory.
     """
     settings.check()
+    if settings.method == "asam":
+        say(
+            "asam: its tokens are tuned on your pictures as they are, without adversarial ones (notebook 30 makes such)"
+        )
     refuse_several_processes()
     device = usable_device(device)
     precision = choose_precision(precision, device)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Side, Terms, above, contrasts, in_points, interval
+from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Terms, above, contrasts, in_points, interval
 from samtune.report.labels import label, prompt_label
 from samtune.report.readable_tables import METRIC_LABELS, NOT_RUN
 from samtune.report.sides import (
@@ -19,6 +19,7 @@ from samtune.report.sides import (
     side_label,
     spt_main,
 )
+from samtune.study import sam_sp
 from samtune.study.profile import load_profile
 from samtune.study.records import Record
 
@@ -29,8 +30,8 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 @dataclass(frozen=True)
 class Answer:
-    """One paper's answer: `sentence` and `verdict` by rule, what it was `measured_on`, the stem of its `figure`, and a
-    `table` of at most `ROWS` rows and five columns."""
+    """One paper's answer: `sentence` and `verdict` by rule, what it was `measured_on`, the stem of its `figure`, a
+    `table` of at most `ROWS` rows and five columns, and the comparisons `beside` it, a row each."""
 
     paper: str
     question: str
@@ -39,6 +40,7 @@ class Answer:
     measured_on: str
     figure: str
     table: pd.DataFrame
+    beside: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Question:
-    """What a reader asks of a paper. Of `comparisons` the first that was run answers; `more` are told beside it, and
-    `reasons`, which say where the answer comes from."""
+    """What a reader asks of a paper. Of `comparisons` the first that was run answers; `more` stand beside it."""
 
     paper: str
     words: str
@@ -61,28 +62,15 @@ class Question:
     comparisons: Sequence[Comparison]
     figure: str
     more: Sequence[Comparison] = field(default_factory=tuple)
-    reasons: Sequence[Comparison] = field(default_factory=tuple)
     transfer: bool = False
 
 
 def _spt(prompt: str, method: str = "lora", how: str = "LoRA at equal training") -> Comparison:
     sides = (spt_main(one, prompt) for one in ("spt", method))
-    return Comparison(f"SPT over {how}, {prompt_label(prompt)}", above(*sides))
+    return Comparison(f"SPT minus {how}, {prompt_label(prompt)}", above(*sides))
 
 
-def _sam_sp(words: str, other: Side, caution: str = "", **options: object) -> Comparison:
-    return Comparison(words, above(sam_sp_main(**options), other), caution)
-
-
-def _asam(method: str) -> Comparison:
-    sides = (asam_main(one) for one in ("asam", method))
-    return Comparison(f"ASAM over {label(method)} on sets that it was not tuned on, box", above(*sides))
-
-
-_SAMED = _sam_sp(
-    "SAM-SP over LoRA with cross-entropy and Dice (SAMed's weights), no prompt", sam_sp_main("lora_samed"),
-    "LoRA with the same Dice loss, the comparison that decides, was not run",
-)  # fmt: skip
+_SAMED = "LoRA by cross-entropy and Dice (SAMed's weights)"
 _UNTUNED = label("zero_shot")
 QUESTIONS = (
     Question(
@@ -92,27 +80,43 @@ QUESTIONS = (
     Question(
         "SAM-SP", "Does self-prompting help over LoRA alone?", "dice",
         [
-            _sam_sp("SAM-SP's second pass over LoRA that was taught the truth by the same Dice loss, no prompt",
-                    SAMED_DICE),
-            _SAMED,
-            _sam_sp("The kit's first version of SAM-SP (truth on both passes) over LoRA tuned alike, no prompt",
-                    sam_sp_main("lora_samed"), "SAM-SP by the paper's own loss was not run", **FIRST_VERSION),
+            Comparison("SAM-SP's second pass minus LoRA that was taught the truth by the same Dice loss, no prompt",
+                       above(sam_sp_main(), SAMED_DICE)),
+            Comparison(f"SAM-SP minus {_SAMED}, no prompt", above(sam_sp_main(), sam_sp_main("lora_samed")),
+                       "LoRA by the same Dice loss, the comparison that decides, was not run"),
+            Comparison("The kit's first version of SAM-SP (truth on both passes) minus LoRA tuned alike, no prompt",
+                       above(sam_sp_main(**FIRST_VERSION), sam_sp_main("lora_samed")),
+                       "SAM-SP by the paper's own loss was not run"),
         ],
-        "sam_sp_forest", [_SAMED, _sam_sp(f"SAM-SP over {_UNTUNED}, no prompt", sam_sp_main("zero_shot"))],
+        "sam_sp_forest",
         [
-            Comparison("that LoRA with a second pass, in the box of its first, over its only pass",
-                       above(SAMED_TWICE, SAMED_DICE)),
-            Comparison("SAM-SP's second pass over its first",
+            Comparison(f"SAM-SP minus {_SAMED}", above(sam_sp_main(), sam_sp_main("lora_samed"))),
+            Comparison(f"SAM-SP minus {_UNTUNED}", above(sam_sp_main(), sam_sp_main("zero_shot"))),
+            Comparison("SAM-SP's second pass minus its first",
                        above(sam_sp_main(output="pass1"), sam_sp_main(output="pass0"))),
-            Comparison("with the true box in the second pass over SAM-SP", above(SAM_SP_IN_TRUE_BOX, sam_sp_main())),
-            Comparison("with distillation over without", above(sam_sp_main(), sam_sp_part(distillation_weight=0.0))),
+            Comparison("SAM-SP minus SAM-SP with a random box in place of its own, in training and test",
+                       above(sam_sp_main(), sam_sp_part(self_prompt="random_box"))),
+            Comparison("SAM-SP given the true box at test, minus SAM-SP with its own box",
+                       above(SAM_SP_IN_TRUE_BOX, sam_sp_main())),
+            Comparison("SAM-SP with alpha 1 (here 0.1) minus LoRA by the same Dice loss",
+                       above(sam_sp_main(**sam_sp.BESIDE[sam_sp.ALPHA_1]), SAMED_DICE)),
+            Comparison("SAM-SP with distillation, minus without",
+                       above(sam_sp_main(), sam_sp_part(distillation_weight=0.0))),
+            Comparison("LoRA by the same Dice loss, tested with a second pass in its first one's box, minus the same "
+                       "LoRA with one pass", above(SAMED_TWICE, SAMED_DICE)),
         ],
     ),
     Question(
-        "ASAM", "Does ASAM make SAM better on sets that it was not tuned on?", "iou", [_asam("zero_shot")],
-        "asam_forest", [_asam("clean_tuning")],
-        [Comparison("ASAM over the same tuning on reconstructions without an attack",
-                    above(asam_main("asam"), asam_main("reconstructed")))],
+        "ASAM", "Does ASAM make SAM better on sets that it was not tuned on?", "iou",
+        [Comparison("ASAM minus SAM as it is, on sets that it was not tuned on, box",
+                    above(asam_main(), asam_main("zero_shot")),
+                    "Tuning draws boxes, ten clicks and masks in turn; this comparison is of boxes alone")],
+        "asam_forest",
+        [
+            Comparison("ASAM minus the same tuning on clean pictures", above(asam_main(), asam_main("clean_tuning"))),
+            Comparison("ASAM minus the same tuning on its pictures before the attack (reconstructions)",
+                       above(asam_main(), asam_main("reconstructed"))),
+        ],
         transfer=True,
     ),
 )  # fmt: skip
@@ -152,7 +156,8 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
     metric = METRIC_LABELS[question.metric]
     if not found:
         sentence = f"{chosen.words}: not run."
-        return Answer(question.paper, question.words, sentence, verdict, NOT_RUN, question.figure, pd.DataFrame())
+        nothing = pd.DataFrame()
+        return Answer(question.paper, question.words, sentence, verdict, NOT_RUN, question.figure, nothing, nothing)
     names = [place[1] if not question.transfer else _place(place, found) for place in found]
     by_name = dict(zip(names, found.values(), strict=True))
     several = len(found) > 1
@@ -163,23 +168,27 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
         ends = [choose(by_name, key=lambda name: by_name[name].effects.mean()) for choose in (max, min)]
         both = [f"{name}, {effect_in_points([by_name[name]])} ({verdict_of([by_name[name]])})" for name in ends]
         parts.append(f"best on {both[0]}, worst on {both[1]}")
-    for other in [one for one in question.more if one != chosen]:
-        parts += _told(other, measured(other), len(found))
-    reasons = [words for reason in question.reasons for words in _told(reason, measured(reason), len(found))]
-    parts += [f"Where that comes from: {'; '.join(reasons)}"] if reasons else []
     parts += [chosen.caution] if chosen.caution else []
     sentence = ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts) + "."
     table = _table(chosen, by_name, metric)
     measured_on = _measured_on(chosen, by_name, backbone)
-    return Answer(question.paper, question.words, sentence, verdict, measured_on, question.figure, table)
+    more = [(one, list(measured(one).values())) for one in question.more if one.terms != chosen.terms]
+    beside = _beside(more, metric)
+    return Answer(question.paper, question.words, sentence, verdict, measured_on, question.figure, table, beside)
 
 
-def _told(comparison: Comparison, found: dict[Place, Contrast], usual: int) -> list[str]:
-    """One comparison in words, with its verdict, and on how many sets where these are not as many as `usual`; nothing
-    where it was not run."""
-    every = list(found.values())
-    where = "" if len(every) == usual else f", {_number(len(every), 'set')}"
-    return [f"{comparison.words}: {effect_in_points(every)} ({verdict_of(every)}{where})"] if every else []
+def _beside(found: Sequence[tuple[Comparison, list[Contrast]]], metric: str) -> pd.DataFrame:
+    """A row a comparison that was run: effect and interval, verdict, on how many sets."""
+    rows = [
+        (comparison.words, effect_in_points(every), verdict_of(every), len(every))
+        for comparison, every in found
+        if every
+    ]
+    return pd.DataFrame(rows, columns=["compared too", _difference(metric), "verdict", "sets"])
+
+
+def _difference(metric: str) -> str:
+    return f"difference in points of {metric} [95% interval]"
 
 
 def _place(place: Place, found: dict[Place, Contrast]) -> str:
@@ -213,5 +222,5 @@ def _table(comparison: Comparison, by_name: dict[str, Contrast], metric: str) ->
         first, second = (sum(one.values[side].mean() for one in found) / len(found) for side in (0, 1))
         pictures = sum(len(one.groups) for one in found)
         table.append((name, effect_in_points(found), f"{second:.3f}", f"{first:.3f}", pictures))
-    difference = f"difference in points of {metric} [95% interval]"  # before what a phone has no room for
-    return pd.DataFrame(table, columns=["set", difference, theirs, ours, "pictures"])
+    # The difference before what a phone has no room for.
+    return pd.DataFrame(table, columns=["set", _difference(metric), theirs, ours, "pictures"])

@@ -50,7 +50,8 @@ def build_claims(
 
 def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
     """The rows of the claims table whose id begins with one of `ids`, as markdown: by kind, the claims in words, then
-    what was measured with effect, allowed margin, the paper's effect where it gives one, and verdict; notes below."""
+    what was measured with effect, allowed margin, the paper's effect (the mean over its own sets) in a claim's last
+    row, and verdict; notes below."""
     papers = load_paper_numbers()
     claims = {claim.id: claim for claim in CLAIMS}
     chosen = [row for row in table.to_dict("records") if row["id"].startswith(tuple(ids))]
@@ -65,15 +66,15 @@ def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
         said = [f"- {id}: {claims[id].statement}" for id in dict.fromkeys(row["id"] for row in rows)]
         head = ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         lines += ["", f"**{words}**", "", *said, *head] if rows else []
+        last = {row["id"]: row for row in rows}  # of each claim the mean of sets, or the only set
         for row in rows:
             cells = [row["id"], row["dataset"], counts_text(row), effect_text(row)]
             if "allowed" in columns:
                 cells.append(f"-{row['margin']:.3f}" if row["margin"] else "")
             if "paper" in columns:
-                effect = reported[row["id"]]
+                effect = reported[row["id"]] if row is last[row["id"]] else None  # a mean over the paper's own sets
                 cells.append("" if effect is None else f"{effect:+z.3f}")
             lines.append(f"| {' | '.join([*cells, row['verdict']])} |")
-        last = {row["id"]: row for row in rows}  # of each claim the mean of sets, or the only set
         lines += [f"\n{row['id']}, {row['dataset']}: {row['note']}" for row in last.values() if row["note"]]
     return "\n".join(lines[1:])
 

@@ -52,19 +52,6 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
                 "minus its own first pass", "dice",
                 above(sam_sp_main(output="pass1"), sam_sp_main(output="pass0")), False,
             ),
-            (
-                "with alpha 1 minus LoRA taught by the same Dice loss", "dice",
-                above(sam_sp_main(**sam_sp.BESIDE[sam_sp.ALPHA_1]), SAMED_DICE), False,
-            ),
-            (
-                "first version (truth on both passes) minus LoRA", "dice",
-                above(sam_sp_main(**FIRST_VERSION), sam_sp_main("lora_samed")), False,
-            ),
-            (
-                "first version minus its own first pass", "dice",
-                above(sam_sp_main(output="pass1", **FIRST_VERSION), sam_sp_main(output="pass0", **FIRST_VERSION)),
-                False,
-            ),
         ],
     ),
     "spt_parts_forest": (

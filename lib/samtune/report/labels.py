@@ -53,7 +53,7 @@ OUTPUTS = {
     "best_by_truth": "best mask, picked by the truth", "at_mask_size": "as finely as SAM draws masks",
 }  # fmt: skip
 GLOSSARY = [
-    ("zero-shot SAM", "SAM as released, not tuned on the set"),
+    ("zero-shot SAM", "the backbone as it is, not tuned (where that is nano, the nano SAM)"),
     ("LoRA", "SPT's baseline: low-rank adapters (rank 8, scale 1/8) in the encoder's and decoder's attention"),
     ("LoRA (as SAMed)", "SAMed's recipe, SAM-SP without self-prompting: LoRA of rank 4 in the encoder; prompt encoder "
      "and mask decoder tuned whole; no prompt from the user (`lora_samed` in files)"),
@@ -82,6 +82,9 @@ GLOSSARY = [
      "adversarial training)"),
     ("generated pictures, reconstruction tuning", "the same on pictures drawn from noise by the diffusion model; on "
      "pictures inverted and not attacked"),
+    ("change", "what an attack changed, added to the original picture"),
+    ("random", "noise at the attack's bound in place of an attack"),
+    ("evaluations", "of the diffusion network, for one picture"),
     ("seen set", "a set whose training pictures ASAM and its rivals were tuned on"),
     ("lean", "an attack without guidance and in two fifths of the denoising steps"),
     ("plateau", "trained ten times as long as the main table's models"),

@@ -40,6 +40,8 @@ from samtune.report.readable_tables import (
     MEAN,
     METRIC_LABELS,
     NOT_AVAILABLE,
+    SPREAD,
+    WITHOUT_SPREAD,
     Pivot,
     load_paper_numbers,
     paper_of,
@@ -59,6 +61,11 @@ SMALL = 0.05  # effects and intervals up to this are drawn on an axis of their o
 CAUTION = (
     "With three seeds an interval is too narrow where the noise of training outweighs that of images: it then covers "
     "the true effect in about three cases of four, not in 95 of 100."
+)
+STAND_IN = (
+    "All scores are of the nano SAM, three million parameters of SAM's own classes, unless a row names another "
+    "backbone. They show whether an idea works at this size; they neither confirm nor refute the papers, which tune "
+    "SAM ViT-B, of 90 million, or larger."
 )
 PAPERS = {"spt": "SPT", "sam_sp": "SAM-SP", "asam": "ASAM"}
 # Kinds of records, as the head of the page counts them.
@@ -234,6 +241,7 @@ def _context(
         "glossary": dict(GLOSSARY),
         "metric_labels": METRIC_LABELS,
         "description": _sentence(profile.description),
+        "stand_in": STAND_IN if profile.backbone == "nano" else "",
         "facts": _facts(records),
         "machines": _machines(records),
         "packages": max(records, key=lambda record: record.date).packages if records else {},
@@ -256,6 +264,8 @@ def _context(
         "FEWEST_UNITS": FEWEST_UNITS,
         "CAUTION": CAUTION,
         "NOT_AVAILABLE": NOT_AVAILABLE,
+        "SPREAD": SPREAD,
+        "WITHOUT_SPREAD": WITHOUT_SPREAD,
     }
 
 

@@ -66,11 +66,12 @@ def pick_cases(scores: pd.Series) -> dict[str, str]:
 def qualitative_grid(examples: Sequence[Example], title: str, metric: str = "iou") -> Figure:
     """A row a picture: image with prompt, truth, then each method with hits, false alarms and misses in colour.
 
-    Where an object is thin, a row shows its surroundings, and at its end the whole picture, small, with the last
-    method's mask. `metric`: what `Example.scores` are.
+    Where a prompted object is thin, a row shows its surroundings, and at its end the whole picture, small, with the
+    last method's mask. Without a prompt false alarms may be anywhere: whole pictures. `metric`: what `Example.scores`
+    are.
     """
     columns = list(dict.fromkeys(name for example in examples for name in example.predictions))
-    windows = [surroundings(example.truth) for example in examples]
+    windows = [surroundings(example.truth) if _prompted(example) else None for example in examples]
     images = [
         example.image if window is None else example.image[window]
         for example, window in zip(examples, windows, strict=True)
@@ -104,16 +105,23 @@ def qualitative_grid(examples: Sequence[Example], title: str, metric: str = "iou
             row[-1].set_axis_off()
         scores = ", ".join(f"{label(name)} {score:.2f}" for name, score in example.scores.items())
         said.append(f"{example.note}: {scores}")
-    given = [one.prompt for one in examples if one.prompt is not None]
-    prompted = any(one.boxes is not None or one.points is not None for one in given)
-    names = ["image, prompt" if prompted else "image", "truth", *map(label, columns)]
+    names = ["image, prompt" if any(map(_prompted, examples)) else "image", "truth", *map(label, columns)]
     for axis, name in zip(axes[0], names, strict=False):
         axis.set_title(textwrap.fill(name, 18), fontsize=9, loc="center")
     figure.alt = f"{title}. {measure} of the picture: {'; '.join(said)}."
     handles = [Patch(color=colour, label=text, alpha=0.8) for colour, text in
                ((HIT, "hit"), (FALSE_ALARM, "false alarm"), (MISSED, "missed"))]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    frames = [(INK, "box that the method gives itself")] if any(one.own_prompts for one in examples) else []
+    frames += [(YELLOW, "part shown at the left")] if small else []
+    handles += [Patch(fill=False, edgecolor=colour, label=text) for colour, text in frames]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
+
+
+def _prompted(example: Example) -> bool:
+    """Was every method given a box or points?"""
+    given = example.prompt
+    return given is not None and (given.boxes is not None or given.points is not None)
 
 
 @matplotlib.rc_context(STYLE)

@@ -11,6 +11,7 @@ import yaml
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import asset
+from samtune.methods import METHODS
 from samtune.report.labels import in_order, label, prompt_label, rate_label, row_label
 from samtune.report.tables import LOOK_AT, MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
 from samtune.study.bench import EVALUATE, PHASES
@@ -30,6 +31,8 @@ METRIC_LABELS = {
 TOGETHER, UNSEEN = "one model for all sets", "tuned on"  # and not on what is measured
 WIDEST = 8  # columns of a table for people
 DASH = "–"  # of what could not be run
+SPREAD = "Mean ± standard deviation over seeds; 95% intervals are in"
+WITHOUT_SPREAD = ("speed", "learning_rates")  # tables of numbers measured once
 COARSE = 0.8  # IoU of the truth with itself, drawn on SAM's low-resolution grid
 _PAPER_COLUMNS = ["table", "backbone", "prompt", "metric", "output", "method", "dataset", "mean"]
 
@@ -99,7 +102,7 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
     if table.empty:
         return []
     if name == "speed":
-        return [speed_pivot(table)]
+        return _speed(table)
     if name == "learning_rates":
         return _learning_rates(table)
     table = _without_last_pass(table)
@@ -156,12 +159,13 @@ def _methods_by_sets(title: str, table: pd.DataFrame, reported: pd.DataFrame) ->
     metric = table["metric"].iloc[0]
     records = table.to_dict("records")
     trained = {row["train_dataset"] for row in records} - {""}
-    unseen = trained if len(trained) == 1 and any(_trained_elsewhere(row) == UNSEEN for row in records) else set()
+    alone = len(trained) == 1  # one model stands in all rows
+    unseen = trained if alone and any(_trained_elsewhere(row) == UNSEEN for row in records) else set()
     ours: dict[tuple[str, str], Mapping] = {}
     for row in records:
         place = ", ".join(filter(None, [row["dataset"], *(row[column] for column in split_by)]))
         where = _trained_elsewhere(row)
-        words = f"{UNSEEN} {row['train_dataset']}" if where == UNSEEN and not unseen else where.removeprefix(UNSEEN)
+        words = "" if alone else f"{UNSEEN} {row['train_dataset']}" if where == UNSEEN else where
         ours[row_label(row["method"], row["variant"], row["output"], words), place] = row
     names = in_order(dict.fromkeys(name for name, _ in ours))
     places = sorted({place for _, place in ours if place != MEAN})
@@ -232,31 +236,37 @@ def _learning_rates(table: pd.DataFrame) -> list[Pivot]:
     ]
 
 
-def speed_pivot(table: pd.DataFrame) -> Pivot:
-    """Of the bench's table (`study.bench.speed_table`), a row a device, backbone and method: the most pictures a second
-    of each phase, and of training the batch, precision, compilation and memory at which that was. Of ASAM's inversion
-    and attack: network evaluations a second."""
-    header = [
-        "device",
-        "backbone",
-        "method",
-        "encoding",
-        "decoding",
-        "training",
-        "evaluations",
-        "at batch",
-        "precision",
-        "compiled",
-        "MiB",
-    ]
+def _speed(table: pd.DataFrame) -> list[Pivot]:
+    """Of the bench's table (`study.bench.speed_table`): one picture at a time in fp32, the same for every method; then
+    the fastest setting of each that was tried, with ASAM's inversion and attack in network evaluations a second."""
+    alike = table[(table["batch"] == 1) & (table["precision"] == "fp32") & ~table["compiled"].astype(bool)]
+    alike = alike[alike["phase"] != EVALUATE]
+    caption = "Memory (MiB of the graphics card) is the training's."
+    parts = [_speeds(alike, "Pictures a second, one at a time in fp32", caption, equal=True)] if len(alike) else []
+    caption = (
+        "Each number is the most of the batch sizes and precisions that were tried, so that methods do not compare; "
+        "batch, precision, compilation and memory (MiB of the graphics card) are the training's. Of ASAM's inversion "
+        "and attack: network evaluations a second."
+    )
+    fastest = _speeds(table, "Pictures a second, at the fastest setting tried", caption)
+    return [*parts, replace(fastest, folded=bool(parts))]
+
+
+def _speeds(table: pd.DataFrame, title: str, caption: str, equal: bool = False) -> Pivot:
+    """A row a device, backbone and method: the most pictures a second of each phase, and of training the settings at
+    which that was, unless they are `equal` in all rows."""
+    settings = ["at batch", "precision", "compiled"]
+    header = ["device", "backbone", "method", "encoding", "decoding", "training", "evaluations", *settings, "MiB"]
     rows = []
     for (device, backbone, method), found in table.groupby(["device", "backbone", "method"], sort=False):
         best = {phase: part.loc[part["images_per_second"].idxmax()] for phase, part in found.groupby("phase")}
         asked = [EVALUATE] if EVALUATE in best else PHASES
+        whole = method in METHODS and not METHODS[method].needs_sam  # a network without a decoder of its own
         speeds = [
-            "" if phase not in asked else _three_digits(best[phase]["images_per_second"]) if phase in best else NOT_RUN
+            "" if phase not in asked or whole and phase == "decode"
+            else _three_digits(best[phase]["images_per_second"]) if phase in best else NOT_RUN
             for phase in (*PHASES, EVALUATE)
-        ]
+        ]  # fmt: skip
         trained = best.get("train", best.get(EVALUATE))
         if trained is None or not trained["images_per_second"]:
             how = ["does not fit" if trained is not None else NOT_RUN, "", "", ""]
@@ -265,15 +275,11 @@ def speed_pivot(table: pd.DataFrame) -> Pivot:
             how = [f"{trained['batch']}", trained["precision"], "yes" if trained["compiled"] else "no"]
             how.append("not measured" if pd.isna(memory) else f"{memory:.0f}")
         rows.append([device, backbone, label(method), *speeds, *how])
-    # Left out: what no row has.
-    told = [column for column in range(len(header)) if {row[column] for row in rows} - {"", "not measured"}]
-    caption = (
-        "Each number is the most of the batch sizes and precisions that were tried, not of equal settings; batch, "
-        "precision, compilation and memory (MiB of the graphics card) are the training's. Of ASAM's inversion and "
-        "attack: network evaluations a second."
-    )
-    rows = [[row[column] for column in told] for row in rows]
-    return Pivot([header[column] for column in told], rows, set(), 3, caption, "Pictures a second")
+    # Left out: what no row has, or all have alike.
+    told = [place for place in range(len(header)) if {row[place] for row in rows} - {"", "not measured"}]
+    told = [place for place in told if not (equal and header[place] in settings)]
+    rows = [[row[place] for place in told] for row in rows]
+    return Pivot([header[place] for place in told], rows, set(), 3, caption, title)
 
 
 def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | None) -> Pivot | None:
@@ -326,7 +332,7 @@ def table_page(name: str, table: pd.DataFrame, papers: Mapping[str, PaperNumbers
     lines = [f"# {title(name)}", ""]
     if shown:
         lines += [LOOK_AT[name], ""] if name in LOOK_AT else []
-        lines += [f"Mean ± standard deviation over seeds; 95% intervals are in [{name}.csv]({name}.csv).", ""]
+        lines += [f"{SPREAD} [{name}.csv]({name}.csv).", ""] if name not in WITHOUT_SPREAD else []
         lines.append(markdown_parts(shown))
     else:
         lines += ["**Not run** in this profile: there is no record for this table.", ""]

@@ -57,7 +57,8 @@ LOOK_AT = {
     "asam_ablation": "Zero-shot SAM on adversarial and on reconstructed pictures: does what fools one fool another?",
     "asam_choices": "ASAM against clean tuning in each row: do the pictures help, or the recipe?",
     "asam_inversion": "How much IoU an attack takes, from the reconstruction (before) to the adversarial picture, and "
-    "at what cost. An attack may raise the PSNR, to the original, since its loss pulls towards the original.",
+    "at what cost. *The pictures tuned on* are more than those of the other rows (column images of the csv). An attack "
+    "may raise the PSNR, to the original, since its loss pulls towards the original.",
 }
 COLUMNS = [
     "method", "dataset", "prompt", "metric", "mean", "std", "low", "high", "seeds", "images", "variant", "output",
