@@ -41,7 +41,7 @@ def test_spt_over_lora(tmp_path, shift, few, verdict):
 
     answer = answer_of(tmp_path, fake_cells(("spt_main",), SETS, ("lora", "spt")), "SPT", execute)
     assert answer.verdict == verdict and f" in the mean over two sets: {verdict} with the nano SAM." in answer.sentence
-    assert answer.sentence.startswith("SPT over LoRA at equal training, box: ") and "points of IoU [" in answer.sentence
+    assert answer.sentence.startswith("SPT minus LoRA at equal training, box: ") and "points of IoU [" in answer.sentence
     assert "Best on neu-seg, " in answer.sentence and ", worst on magnetic-tile, " in answer.sentence
     pictures = 3 if few else 12
     assert answer.measured_on == (
@@ -66,8 +66,10 @@ def test_clicks_are_told_beside_boxes_and_tables_stay_small(tmp_path):
     cells = fake_cells(("spt_main",), sets, ("lora", "spt"))
     cells += [dataclasses.replace(cell, prompt="point1") for cell in cells if cell.method != "zero_shot"]
     answer = answer_of(tmp_path, cells, "SPT")
-    assert "SPT over LoRA at equal training, one click: +" in answer.sentence and "ten clicks" not in answer.sentence
-    assert "SPT over zero-shot SAM, box: +" in answer.sentence  # does tuning help at all?
+    beside = answer.beside.set_index("compared too")
+    assert list(beside.index) == ["SPT minus LoRA at equal training, one click", "SPT minus zero-shot SAM, box"]
+    assert beside.iloc[:, 0].str.startswith("+").all() and beside["sets"].tolist() == [7, 7]
+    assert "one click" not in answer.sentence
     assert answer.table.shape == (7, 5) and all(name in answer.measured_on for name in sets)
 
 
@@ -91,14 +93,14 @@ def test_self_prompting_by_the_comparison_that_is_there(tmp_path, monkeypatch):
     assert answer.sentence.startswith("The kit's first version of SAM-SP") and answer.verdict == "gain"
     assert answer.sentence.endswith("SAM-SP by the paper's own loss was not run.")
     answer = answer_of(tmp_path, cells("sam_sp", "sam_sp_main"), "SAM-SP", execute)
-    other = "SAM-SP over LoRA with cross-entropy and Dice"
-    assert answer.sentence.startswith(other) and answer.sentence.count(other) == 1
-    assert "was not run" in answer.sentence
+    other = "SAM-SP minus LoRA by cross-entropy and Dice"
+    assert answer.sentence.startswith(other) and "was not run" in answer.sentence
+    assert not answer.beside["compared too"].str.startswith(other).any()
     direct = cells("lora_samed", "sam_sp_ablation:Dice loss", **TAUGHT_DIRECTLY)
     answer = answer_of(tmp_path, direct, "SAM-SP", execute)
     assert "that was taught the truth by the same Dice loss" in answer.sentence and "not run" not in answer.sentence
-    assert answer.sentence.count(other) == 1  # beside it
-    assert "LoRA, Dice loss" in answer.table and "Where that comes from" not in answer.sentence
+    assert answer.beside["compared too"].str.startswith(other).sum() == 1
+    assert "LoRA, Dice loss" in answer.table
     without = cells("sam_sp", "sam_sp_ablation:no distillation", distillation_weight=0.0, **TAUGHT_DIRECTLY)
     answer = answer_of(tmp_path, without, "SAM-SP", execute)
-    assert ". Where that comes from: with distillation over without: " in answer.sentence
+    assert answer.beside["compared too"].iloc[-1] == "SAM-SP with distillation, minus without"
