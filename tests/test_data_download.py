@@ -4,6 +4,7 @@ import io
 import subprocess
 import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -80,7 +81,7 @@ def test_a_failed_clone_leaves_nothing_and_says_what_to_do(monkeypatch, tmp_path
     with pytest.raises(InputError) as caught:
         download("crackforest", tmp_path / "data")
     assert f"git clone {url} '{tmp_path / 'data' / 'crackforest'}'" in str(caught.value)
-    assert list((tmp_path / "data").iterdir()) == []
+    assert list((tmp_path / "data").glob("[!.]*")) == []
     with pytest.raises(InputError, match="not found"):
         registry.open_dataset("crackforest", tmp_path / "data")
 
@@ -127,13 +128,22 @@ def test_an_archive_is_unpacked(monkeypatch, tmp_path, server):
     assert dataset.load("000000000009").object_class == ("person",)
 
 
+def test_two_who_want_it_at_once_fetch_it_once(monkeypatch, tmp_path, server):
+    use_source(monkeypatch, "coco128-seg", LinkSource(f"{server}/whole.zip"))
+    said = []
+    with ThreadPoolExecutor(2) as both:
+        folders = list(both.map(lambda name: download(name, tmp_path, said.append), ["coco128-seg"] * 2))
+    assert folders[0] == folders[1] and registry.open_dataset("coco128-seg", tmp_path).load("000000000009")
+    assert sum(line.startswith("fetching") for line in said) == 1 and any("is already in" in line for line in said)
+
+
 @pytest.mark.parametrize("path", ["cut.zip", "broken.zip", "absent.zip"])
 def test_a_broken_archive_never_counts_as_present(monkeypatch, tmp_path, server, path):
     use_source(monkeypatch, "coco128-seg", LinkSource(f"{server}/{path}"))
     with pytest.raises(InputError) as caught:
         download("coco128-seg", tmp_path / "data")
     assert f"fetch {server}/{path} and unpack it in {tmp_path / 'data' / 'coco128-seg'}" in str(caught.value)
-    assert list((tmp_path / "data").iterdir()) == []
+    assert list((tmp_path / "data").glob("[!.]*")) == []
 
 
 def test_another_checksum_is_refused(monkeypatch, tmp_path, server):

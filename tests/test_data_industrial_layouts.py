@@ -5,13 +5,14 @@ import pytest
 
 from layout_trees import HEIGHT, NOTHING, WIDTH, all_ids, blob, grey_photo, photo, save
 from samtune.common.errors import InputError
+from samtune.data.files import walk
 from samtune.data.industrial_layouts import DATASETS
 
 
 def opened(name, folder, **options):
     dataset = DATASETS[name].factory(folder, **options)
     # What a loader can read, the registry's look at the folder must let through.
-    assert all(any(folder.glob(pattern)) for pattern in DATASETS[name].layout)
+    assert all(any(walk(folder, pattern)) for pattern in DATASETS[name].layout)
     return dataset
 
 

@@ -6,6 +6,7 @@ from PIL import Image
 
 from layout_trees import HEIGHT, NOTHING, WIDTH, all_ids, blob, photo, save
 from samtune.common.errors import InputError
+from samtune.data.files import walk
 from samtune.data.medical_layouts import DATASETS
 from samtune.data.polyps import DATASETS as POLYPS
 from samtune.data.registry import open_dataset
@@ -14,7 +15,7 @@ from samtune.data.registry import open_dataset
 def opened(name, folder):
     dataset = DATASETS[name].factory(folder)
     # What a loader can read, the registry's look at the folder must let through.
-    assert all(any(folder.glob(pattern)) for pattern in DATASETS[name].layout)
+    assert all(any(walk(folder, pattern)) for pattern in DATASETS[name].layout)
     return dataset
 
 

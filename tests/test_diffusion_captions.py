@@ -12,6 +12,7 @@ from PIL import Image
 
 from samtune.common.errors import InputError
 from samtune.data.generated import read_facts
+from samtune.data.registry import open_dataset
 from samtune.data.sample import Sample
 from samtune.diffusion import generation
 from samtune.diffusion.captions import _blip2, captions_of, check_captions, stored_captions
@@ -194,6 +195,19 @@ def test_blip2_captions_each_picture_as_it_would_alone(tmp_path: Path, monkeypat
         alone.append(processor.decode(ids, skip_special_tokens=True).strip())
     assert captions_of(samples, "blip2") == alone
     assert alone[0] != alone[1]
+
+
+def test_a_generation_is_captioned_by_blip2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMTUNE_CHECKPOINTS", str(tmp_path))
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path / "results"))
+    _blip2.cache_clear()
+    save_tiny_blip2(tmp_path / "blip2-flan-t5-xl")
+    tiny = str(save_tiny_diffusion(tmp_path / "tiny"))
+    inversion, _ = cells_of(tiny, recipe="negative_prompt", steps=1, captions="blip2")
+    quiet_run([inversion], tmp_path / "results" / "smoke")
+    dataset = open_dataset(inversion.dataset)
+    told = {one["id"]: one["caption"] for one in read_facts(files_folder(tmp_path / "results" / "smoke", inversion))}
+    assert told == {id: captions_of([dataset.load(id)], "blip2")[0] for id in told} and len(told) == 2
 
 
 def test_blip2_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

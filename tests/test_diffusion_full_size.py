@@ -9,44 +9,35 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from samtune.data.registry import open_dataset
 from samtune.diffusion import inversion
 from samtune.diffusion.generation import attacked, inverted, scene
-from samtune.diffusion.pipeline import LatentDiffusion
+from samtune.diffusion.pipeline import LatentDiffusion, new_diffusion
 from samtune.methods import build_method
-from samtune.nano.diffusion_models import new_scheduler, new_tokenizer
+from samtune.nano.diffusion_models import new_tokenizer
 from samtune.sam.build import new_sam
 
 
 def stable_diffusion() -> LatentDiffusion:
     """Stable Diffusion 1.5 with a ControlNet, by its public configuration: 1.4 billion random parameters, float32."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)  # else diffusers' own defaults
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        sample_size=512,
-    )
-    text = CLIPTextModel(
+    model = new_diffusion()
+    model.text_encoder = CLIPTextModel(
         CLIPTextConfig(
             hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
         )
     )
-    tokenizer = new_tokenizer(["a photograph of dress, hair and shoes"])
-    tokenizer.model_max_length = 77
-    return LatentDiffusion(vae, unet, text, tokenizer, new_scheduler(), ControlNetModel.from_unet(unet))
+    model.tokenizer = new_tokenizer(["a photograph of dress, hair and shoes"])
+    model.tokenizer.model_max_length = 77
+    return model.eval()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 def test_the_whole_path_at_stable_diffusions_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 denoising, 1 null-text and 1 attack step. Not run to its end yet: stopped after an hour on cores shared with
-    a dozen processes, with 5.5 minutes of CPU time and 8.4 GiB resident; nothing had failed until then."""
+    """2 denoising, 1 null-text and 1 attack step."""
     started = time.perf_counter()
     model = stable_diffusion()
     sizes = {name: sum(one.numel() for one in part.parameters()) for name, part in model.named_children()}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import ControlNetModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from samtune.common.errors import InputError
@@ -106,6 +107,22 @@ def test_missing_files_say_what_to_fetch_and_where_to_put_it(
     monkeypatch.setattr(pipeline, "NANO", "assets/none")
     with pytest.raises(InputError, match=r"no unet of nano .*assets/none \(there is no such folder\): write the nano"):
         load_diffusion("nano")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "controlnet"])
+def test_a_damaged_part_is_named_and_never_random(model: LatentDiffusion, tmp_path: Path, part: str) -> None:
+    save(model, tmp_path)
+    path = next((tmp_path / part).glob("*.safetensors"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=f"no {part} of"):
+        load_diffusion(str(tmp_path))
+    path.write_bytes(whole)
+    state = load_file(path)
+    lost = sorted(state)[0]
+    save_file({name: value for name, value in state.items() if name != lost}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=f"no {part} of .*{re.escape(lost)} is missing"):
+        load_diffusion(str(tmp_path))
 
 
 RESNET = {

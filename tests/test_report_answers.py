@@ -41,7 +41,9 @@ def test_spt_over_lora(tmp_path, shift, few, verdict):
 
     answer = answer_of(tmp_path, fake_cells(("spt_main",), SETS, ("lora", "spt")), "SPT", execute)
     assert answer.verdict == verdict and f" in the mean over two sets: {verdict} with the nano SAM." in answer.sentence
-    assert answer.sentence.startswith("SPT minus LoRA at equal training, box: ") and "points of IoU [" in answer.sentence
+    assert (
+        answer.sentence.startswith("SPT minus LoRA at equal training, box: ") and "points of IoU [" in answer.sentence
+    )
     assert "Best on neu-seg, " in answer.sentence and ", worst on magnetic-tile, " in answer.sentence
     pictures = 3 if few else 12
     assert answer.measured_on == (

@@ -7,6 +7,7 @@ import torch
 from segment_anything.modeling.image_encoder import Attention
 from torch import Tensor, nn
 
+from samtune.sam import attention
 from samtune.sam.attention import PARTS, SplitAttention, merge_qkv, set_attention_form, split_qkv
 from small_sam import official_twin, randomise_zeros, small_sam
 
@@ -56,7 +57,9 @@ def test_every_form_equals_segment_anything(form: str, grid: tuple[int, int], re
         assert (found[name] - expected[name]).abs().max() < 1e-10, name
 
 
-def test_auto_takes_the_folded_form_for_a_large_grid_in_training_alone() -> None:
+def test_auto_takes_the_folded_form_for_a_large_grid_in_training_and_where_the_bias_is_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     official = Attention(8, num_heads=1, use_rel_pos=True, input_size=(33, 33))
     randomise_zeros(official, 1)
@@ -70,6 +73,9 @@ def test_auto_takes_the_folded_form_for_a_large_grid_in_training_alone() -> None
         inference = {form: module(x) for form, module in forms.items()}
     assert torch.equal(training["auto"], training["folded"])
     assert torch.equal(inference["auto"], inference["bias"])
+    monkeypatch.setattr(attention, "MOST_BYTES", 33**4 * 4 - 1)
+    with torch.no_grad():
+        assert torch.equal(forms["auto"](x), inference["folded"])
     assert not torch.equal(training["folded"], training["bias"])
     assert all((out - training["explicit"]).abs().max() < 1e-5 for out in (*training.values(), *inference.values()))
 

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from samtune.common.errors import InputError
+from samtune.common.paths import is_offline
 from samtune.sam import checkpoints
 from samtune.sam.build import BACKBONES, _build, new_sam
 from samtune.sam.checkpoints import (
@@ -226,9 +228,15 @@ def test_download_that_breaks_off_never_counts_and_goes_on(server: Server, cache
     server.limit = len(server.content)
     assert same(load_sam("small").state_dict(), small_sam().state_dict())
     assert server.asked == [None, f"bytes={len(server.content) // 3}-"]
-    assert cached.read_bytes() == server.content and list(cached.parent.iterdir()) == [cached]
+    assert cached.read_bytes() == server.content and list(cached.parent.glob("[!.]*")) == [cached]
     load_sam("small")
     assert len(server.asked) == 2  # the third time nothing is fetched
+
+
+def test_two_who_want_it_at_once_fetch_it_once(server: Server, cached: Path) -> None:
+    with ThreadPoolExecutor(2) as both:
+        paths = list(both.map(official_checkpoint, ["small", "small"]))
+    assert paths == [cached, cached] and len(server.asked) == 1 and cached.read_bytes() == server.content
 
 
 def test_remains_longer_than_the_file_are_thrown_away(server: Server, cached: Path) -> None:
@@ -251,6 +259,11 @@ def test_offline_fetches_nothing(server: Server, cached: Path, monkeypatch: pyte
     monkeypatch.setenv("SAMTUNE_OFFLINE", "1")
     with pytest.raises(InputError) as error:
         load_sam("small")
+    assert is_offline()
+    for allowed in ("", "0"):
+        monkeypatch.setenv("SAMTUNE_OFFLINE", allowed)
+        assert not is_offline()
+    monkeypatch.setenv("SAMTUNE_OFFLINE", "1")
     expected = f"SAMTUNE_OFFLINE is set: fetch {server.url}{cached.name} by hand and put it at {cached}"
     assert expected in str(error.value) and server.asked == []
     cached.parent.mkdir()

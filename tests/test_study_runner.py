@@ -16,6 +16,7 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 
 from fake_records import fake_cells, fake_execute, fake_objects
 from samtune.common import atomic, provenance
@@ -361,6 +362,13 @@ def test_precision_is_read_from_the_flags():
     assert provenance.choose_precision("bf16", "cpu", frozenset()) == "bf16"
     with pytest.raises(InputError, match="unknown precision 'fp23'; known: fp32"):
         provenance.choose_precision("fp23")
+
+
+def test_graphics_memory_is_that_of_the_fullest_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: device * 5 * 2**30)
+    assert provenance.peak_memory_mb()[1] == 5 * 2**10
 
 
 def test_peak_memory_starts_anew_with_every_cell(tmp_path):

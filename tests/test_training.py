@@ -631,6 +631,15 @@ def test_a_run_of_a_card_goes_on_without_one(tmp_path: Path, monkeypatch: pytest
     assert same(resumed.trainable_state(), whole.trainable_state())
 
 
+def test_a_run_begun_in_another_precision_says_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stopped(tmp_path, monkeypatch)
+    assert run(method_of(), folder=tmp_path).precision == "fp32"
+    state = torch.load(path, weights_only=True)
+    state["result"]["precision"] = "bf16"
+    torch.save(state, path)
+    assert run(method_of(), folder=tmp_path).precision == "bf16, then fp32"
+
+
 @pytest.mark.parametrize(
     "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no such file"]
 )

@@ -12,13 +12,14 @@ import pandas as pd
 import torch
 from scipy import ndimage
 from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.utils.amg import rle_to_mask
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from samtune.common.errors import InputError, explains_out_of_memory, unknown
 from samtune.data.generated import sample_key
-from samtune.data.sample import MOST_BYTES, CroppedMasks, Dataset, Sample, keep_masks, target_masks
+from samtune.data.sample import MOST_BYTES, CroppedMasks, Dataset, Sample, keep_masks, pack_masks, target_masks
 from samtune.embeddings import EmbeddingCache
 from samtune.methods import Method
 from samtune.methods.classical import ellipse, grabcut
@@ -80,7 +81,7 @@ class EvaluationConfig:
 
 
 # By output: masks bool or logits (N, M, H, W) at the original size; of M > 1 the best by the truth is scored.
-Outputs = dict[str, "Tensor | LazyMasks"]
+Outputs = dict[str, "Tensor | LazyMasks | list[Everything]"]
 Predict = Callable[[list[Sample], list[Prompts]], list[Outputs]]
 
 
@@ -90,13 +91,30 @@ class LazyMasks:
     def __init__(self, low: Tensor, preprocess: Preprocess, size: tuple[int, int], binary: bool) -> None:
         """`low`: logits `(N, M, h, w)`; `size` (H, W) and `binary` as `Preprocess.enlarged` takes them."""
         self._low, self._enlarge = low, partial(preprocess.enlarged, original_size=size, binary=binary)
-        self.dtype = torch.bool if binary else low.dtype
 
     def __len__(self) -> int:
         return len(self._low)
 
     def __getitem__(self, index: int) -> Tensor:
         return self._enlarge(self._low[index][None])[0]
+
+
+class Everything:
+    """The masks of SAM's everything mode in one picture, run-length encoded, enlarged to `size` when one is asked for:
+    all at once may take gigabytes.
+    """
+
+    def __init__(self, encoded: Sequence[dict], size: tuple[int, int], binary: bool) -> None:
+        self._encoded, self._size, self._binary = encoded, size, binary
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Bool or logits `(H, W)`."""
+        mask = _certain(rle_to_mask(self._encoded[index])[None])
+        large = F.interpolate(mask[None], self._size, mode="bilinear", align_corners=False)[0, 0]
+        return large > 0 if self._binary else large
 
 
 def evaluate(
@@ -179,7 +197,7 @@ def _batches(
             samples, truths, prompts, taken = [], [], [], 0
 
 
-def objects_of(sample: Sample) -> np.ndarray:
+def objects_of(sample: Sample) -> np.ndarray | CroppedMasks:
     """The objects of a sample, bool `(N, H, W)`, without empty ones.
 
     These are its masks; or, where it has one mask for each class or one in all, the masks' connected parts (8
@@ -188,11 +206,11 @@ def objects_of(sample: Sample) -> np.ndarray:
     masks = sample.masks[sample.masks.any((1, 2))]
     if len(masks) > 1 and len(set(sample.object_class)) < len(sample.masks):
         return masks
-    objects = []
+    crops = []
     for mask in masks:
-        parts, count = ndimage.label(mask, np.ones((3, 3)))
-        objects.append(parts == np.arange(1, count + 1)[:, None, None])
-    return np.concatenate(objects)
+        parts, _ = ndimage.label(mask, np.ones((3, 3)))
+        crops += [(box, parts[box] == number) for number, box in enumerate(ndimage.find_objects(parts), 1)]
+    return pack_masks(crops, masks.shape[1:])
 
 
 def _rows(sample: Sample, truth: np.ndarray | CroppedMasks, outputs: Outputs, metrics: Sequence[str]) -> list[dict]:
@@ -200,11 +218,11 @@ def _rows(sample: Sample, truth: np.ndarray | CroppedMasks, outputs: Outputs, me
     rows = []
     for output, logits in outputs.items():
         for index, mask in enumerate(truth):
-            candidates = logits[index]
+            candidates, best = logits[index], 0
             if len(candidates) > 1:
-                overlaps = [METRICS["iou"](_above_zero(one), mask, sample.ignore) for one in candidates]
-                candidates = candidates[int(np.argmax(overlaps))][None]
-            binary = _above_zero(candidates[0])
+                best = int(np.argmax([METRICS["iou"](_above_zero(one), mask, sample.ignore) for one in candidates]))
+            chosen = candidates[best]
+            binary = _above_zero(chosen)
             row = {
                 "image": sample.id,
                 "group": sample.group,
@@ -216,9 +234,9 @@ def _rows(sample: Sample, truth: np.ndarray | CroppedMasks, outputs: Outputs, me
                 "output": output,
             }
             for metric in metrics:
-                if metric in MAP_METRICS and logits.dtype == torch.bool:
+                if metric in MAP_METRICS and chosen.dtype == torch.bool:
                     raise ValueError(f"{metric} needs logits: `predict_with` and `evaluate` take the same config")
-                value = candidates[0].sigmoid().double().numpy() if metric in MAP_METRICS else binary
+                value = chosen.sigmoid().double().numpy() if metric in MAP_METRICS else binary
                 row[metric] = METRICS[metric](value, mask, sample.ignore)
             rows.append(row)
     return rows
@@ -316,8 +334,9 @@ def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
     preprocess = Preprocess(method.image_size, config.preprocess)
     binary = not MAP_METRICS.keys() & set(config.metrics)
     generator = SamAutomaticMaskGenerator(
-        method.sam.to(config.device).eval(), config.everything, pred_iou_thresh=0.0, stability_score_thresh=0.0
-    )
+        method.sam.to(config.device).eval(), config.everything, pred_iou_thresh=0.0, stability_score_thresh=0.0,
+        output_mode="uncompressed_rle",
+    )  # fmt: skip
 
     def predict(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
         answers = []
@@ -328,13 +347,11 @@ def predict_everything(method: Method, config: EvaluationConfig) -> Predict:
             work = f"everything mode with {config.everything} points a side, {width}x{height} px"
             with explains_out_of_memory(work, "a smaller backbone, or smaller pictures"):
                 found = sorted(generator.generate(picture), key=lambda mask: -mask["predicted_iou"])
-            masks = [mask["segmentation"] for mask in found] or [np.zeros(picture.shape[:2], bool)]
+            nothing = {"size": [height, width], "counts": [height * width]}
+            masks = [mask["segmentation"] for mask in found] or [nothing]
+            shown = {"final": masks[:1], "best_by_truth": masks}
             size = sample.image.shape[:2]
-            # One after the other: there may be hundreds.
-            large = [F.interpolate(_certain(mask[None])[None], size, mode="bilinear", align_corners=False)[0, 0]
-                     for mask in masks]  # fmt: skip
-            logits = torch.stack([mask > 0 for mask in large] if binary else large)[None].expand(len(own), -1, -1, -1)
-            answers.append({"final": logits[:, :1], "best_by_truth": logits})
+            answers.append({name: [Everything(some, size, binary)] * len(own) for name, some in shown.items()})
         return answers
 
     return predict

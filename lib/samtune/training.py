@@ -114,7 +114,7 @@ class TrainingResult:
         recent: batches that are not yet in the curve.
         idle: batches that trained nothing, as no mask was left.
         seconds: wall time, with earlier, interrupted parts.
-        precision: "fp32" or "bf16".
+        precision: "fp32" or "bf16"; "bf16, then fp32" where a run was resumed on another machine.
         dropped: images without a mask after preprocessing.
     """
 
@@ -435,6 +435,9 @@ def _resume(method: Method, optimiser: torch.optim.Optimizer, result: TrainingRe
     method.counts.update(state["counts"])
     random: Tensor = state["random"]
     torch.set_rng_state(random)
+    here = result.precision
     for name, value in state["result"].items():
         setattr(result, name, value)
+    if not result.precision.endswith(here):  # begun on another machine
+        result.precision += f", then {here}"
     return int(state["step"])

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from samtune.commands.settings import TuneSettings
 from samtune.common.errors import InputError, counted
+from samtune.data.duplicates import DuplicatePair, Fingerprint, duplicates_across_splits, fingerprint
 from samtune.data.folder import BadPair, FolderDataset
 from samtune.data.listed import ListedDataset
 from samtune.data.sample import Sample, target_masks
@@ -53,23 +54,27 @@ class Contents:
         objects: number of objects to tune on (images, with target "union").
         small: number of those smaller than a pixel of the model's masks.
         lost: number of those that have no pixel left at the model's size.
+        alike: pictures to tune on and held-out ones that show the same.
     """
 
     digest: str
     objects: int
     small: int
     lost: int
+    alike: list[DuplicatePair]
 
 
 def look_through(data: ListedDataset, settings: TuneSettings, sam: Sam) -> Contents:
     """Load every picture once. Raises `InputError` naming the file that cannot be read."""
     digest, preprocess = hashlib.sha256(), Preprocess(sam.image_size, settings.preprocess)
     objects = small = lost = 0
+    prints: dict[str, Fingerprint] = {}
     parts = [(split, id) for split in ("train", "val") for id in data.ids(split)]
     for split, id in tqdm(parts, "look through", mininterval=2, leave=False, disable=None):
         sample = data.load(id)
         digest.update(f"{split}/{id} {sample.image.shape} {len(sample.masks)}".encode())
         digest.update(sample.image.tobytes())
+        prints[id] = fingerprint(sample.image)
         for mask in chain(sample.masks, [] if sample.ignore is None else [sample.ignore]):
             digest.update(np.packbits(mask).tobytes())
         for window, share in preprocess.shares(target_masks(sample, settings.target)) if split == "train" else ():
@@ -78,7 +83,19 @@ def look_through(data: ListedDataset, settings: TuneSettings, sam: Sam) -> Conte
             objects += 1
             lost += not (share > 0.5).any()
             small += not (F.adaptive_avg_pool2d(torch.from_numpy(square), sam.mask_size) > 0.5).any()
-    return Contents(digest.hexdigest()[:12], objects, small, lost)
+    alike = duplicates_across_splits(prints, {id: split for split, id in parts})
+    return Contents(digest.hexdigest()[:12], objects, small, lost, alike)
+
+
+def alike_text(contents: Contents) -> str:
+    """One line about held-out pictures that show what others teach; "" where there are none."""
+    if not contents.alike:
+        return ""
+    first = contents.alike[0]
+    return (
+        f"warning: {counted(len(contents.alike), 'pair')} of a picture to tune on and a held-out one look alike, such "
+        f"as {first.first} and {first.second} (frames of a video, repeated shots?): the scores below are too good"
+    )
 
 
 def small_objects_text(contents: Contents, sam: Sam) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from samtune.commands.pictures import HeldOut, look_through, open_pictures, small_objects_text
+from samtune.commands.pictures import HeldOut, alike_text, look_through, open_pictures, small_objects_text
 from samtune.commands.search import SEARCH, mean_iou_by_prompt, search
 from samtune.commands.settings import TuneSettings
 from samtune.commands.tuned import TUNED, read_tuned, save_tuned
@@ -91,6 +91,8 @@ def tune(
         if skip_bad:
             raise
         raise InputError(f"{error} (--skip-bad leaves such out and lists them)") from error
+    if line := alike_text(contents):
+        say(line)
     _same_run(out, settings, weights, contents.digest)
     cache = EmbeddingCache(out / CACHE)
 

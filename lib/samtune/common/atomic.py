@@ -27,7 +27,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
+        descriptor, partial = tempfile.mkstemp(PARTIAL, ".", path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()

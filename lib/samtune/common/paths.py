@@ -25,17 +25,22 @@ def names_a_file(name: str) -> bool:
 
 def data_root() -> Path:
     """The folder with one folder for each data set: `SAMTUNE_DATA`, or `data/` in the repository."""
-    return resolve(os.environ.get("SAMTUNE_DATA", "data"))
+    return resolve(os.environ.get("SAMTUNE_DATA") or "data")
 
 
 def checkpoint_root() -> Path:
     """The cache folder of official checkpoints: `SAMTUNE_CHECKPOINTS`, or `checkpoints/` in the repository."""
-    return resolve(os.environ.get("SAMTUNE_CHECKPOINTS", "checkpoints"))
+    return resolve(os.environ.get("SAMTUNE_CHECKPOINTS") or "checkpoints")
 
 
 def results_root(profile: str) -> Path:
     """`results/<profile>`, or `<profile>` in the folder `SAMTUNE_RESULTS`."""
-    return resolve(os.environ.get("SAMTUNE_RESULTS", "results")) / profile
+    return resolve(os.environ.get("SAMTUNE_RESULTS") or "results") / profile
+
+
+def is_offline() -> bool:
+    """Does `SAMTUNE_OFFLINE` forbid downloads? Unset, empty and 0 do not."""
+    return os.environ.get("SAMTUNE_OFFLINE", "") not in ("", "0")
 
 
 def check_is_no_file(folder: Path) -> None:

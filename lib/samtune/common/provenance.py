@@ -118,15 +118,16 @@ def reset_peak_memory() -> None:
         pass
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mb() -> tuple[float, float | None]:
-    """Peaks since `reset_peak_memory`, in MiB: resident memory, and graphics memory (None without a card)."""
+    """Peaks since `reset_peak_memory`, in MiB: resident memory; that of the fullest graphics card, None without one."""
     torch = sys.modules.get("torch")
     card = None
     if torch is not None and torch.cuda.is_available():
-        card = torch.cuda.max_memory_allocated() / 2**20
+        card = max(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count()))) / 2**20
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024, card

@@ -12,6 +12,7 @@ import numpy as np
 import pooch
 from tqdm.auto import tqdm
 
+from samtune.common.atomic import lock
 from samtune.common.errors import InputError, first_line
 from samtune.data.duplicates import DuplicatePair, Fingerprint, duplicates_across_splits, fingerprint
 from samtune.data.files import find
@@ -31,6 +32,15 @@ def download(name: str, root: str | Path | None = None, say: Callable[[str], Non
     description, folder = describe(name), dataset_folder(name, root)
     if not description.layout:
         raise InputError(f"{name} is made on the fly from a seed; there is nothing to download")
+    if not missing_parts(name, root):
+        say(f"{name} is already in {folder}")
+        return folder
+    with lock(folder.with_name(f".{folder.name}.lock")):  # two processes may want it at once
+        return _download(name, root, say)
+
+
+def _download(name: str, root: str | Path | None, say: Callable[[str], None]) -> Path:
+    description, folder = describe(name), dataset_folder(name, root)
     missing = missing_parts(name, root)
     if not missing:
         say(f"{name} is already in {folder}")

@@ -82,9 +82,10 @@ def near_duplicates(prints: Mapping[str, Fingerprint]) -> list[tuple[str, str, f
     found = []
     for row in range(len(ids) - 1):  # row by row: all pairs of thousands of samples at once would need gigabytes
         bits = np.abs(hashes[row + 1 :] - hashes[row]).sum(axis=1)
-        correlation = details[row + 1 :] @ details[row]
-        for offset in np.flatnonzero((bits <= MAX_BITS) & (correlation >= MIN_CORRELATION)):
-            found.append((ids[row], ids[row + 1 + offset], float(correlation[offset])))
+        close = row + 1 + np.flatnonzero(bits <= MAX_BITS)
+        for other, correlation in zip(close, details[close] @ details[row], strict=True):
+            if correlation >= MIN_CORRELATION:
+                found.append((ids[row], ids[other], float(correlation)))
     return sorted(found, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
 

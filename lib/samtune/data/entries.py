@@ -160,7 +160,9 @@ def read_nonzero(path: Path) -> np.ndarray:
 
 
 def read_bright(path: Path) -> np.ndarray:
-    """A mask stored as JPEG, bool `(H, W)`: its values are only near 0 and 255, and differ between channels."""
+    """A published mask of 0 and 255, bool `(H, W)`, that was stored as JPEG or resized: other values lie between, and
+    channels differ.
+    """
     return read_image(path).mean(axis=2) > 127
 
 

@@ -43,10 +43,13 @@ def by_name(paths: Iterable[Path]) -> dict[str, Path]:
     return found
 
 
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, without the mark that some tools begin it with; `InputError` with path and reason."""
+def read_text(path: Path, errors: str = "strict") -> str:
+    """A text file in UTF-8, without the mark that some tools begin it with; `InputError` with path and reason.
+
+    `errors`: what to do where it is no UTF-8, as `open` takes it.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig", errors=errors)
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}") from error
     except (OSError, UnicodeDecodeError) as error:

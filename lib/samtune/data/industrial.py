@@ -2,11 +2,14 @@
 
 import hashlib
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from samtune.common.errors import InputError
+from samtune.data.entries import Entry, EntryDataset, Truth, binary_entry
 from samtune.data.files import by_name, find
 from samtune.data.listed import ListedDataset
 from samtune.data.pixels import check_same_size, read_image, read_index_map, read_mask, read_mat
@@ -17,49 +20,37 @@ from samtune.data.splits import by_split, make_split
 DEFECTS = ("Blowhole", "Break", "Crack", "Fray", "Uneven")
 
 
-class MagneticTile(ListedDataset):
+# Of magnetic-tile. Each tile was photographed about six times in different light, with rising numbers (`exp1_num_7009`,
+# `exp2_num_7023` ...), sometimes in two series. The images have no tile number, so images less than this many numbers
+# apart count as one tile. Correlations show that this keeps all repeats together (the widest gap within a tile is
+# 1,257).
+TILE_GAP = 1300
+
+
+def magnetic_tile(folder: Path, defect_free: bool = False) -> EntryDataset:
     """One mask for each image, of all its defect pixels (> 127); the class is its folder ("blowhole", "break" ...).
 
-    There is no official split: 60/20/20 with seed 0, stratified by defect, whole tiles together. `defect_free=True`
-    adds MT_Free (without masks) to the test split. Images with an empty mask (four in MT_Uneven) are left out and
-    counted.
-
-    Each tile was photographed about six times in different light, with rising numbers (`exp1_num_7009`, `exp2_num_7023`
-    ...), sometimes in two series. Splitting by image would put the same defect into two splits. The images have no tile
-    number, so images less than `TILE_GAP` numbers apart count as one tile. Correlations show that this keeps all
-    repeats together (the widest gap within a tile is 1,257).
+    There is no official split: 60/20/20 with seed 0, stratified by defect, whole tiles together: splitting by image
+    would put the same defect into two splits. `defect_free=True` adds MT_Free (without masks) to the test split. Images
+    with an empty mask (four in MT_Uneven) are left out and counted.
     """
-
-    TILE_GAP = 1300
-
-    def __init__(self, folder: Path, defect_free: bool = False):
-        self._paths: dict[str, tuple[Path, Path]] = {}
-        kinds: dict[str, str] = {}
-        dropped = {"image without mask file": 0, "empty mask": 0}
-        for kind in DEFECTS + (("Free",) if defect_free else ()):
-            masks = by_name(find(folder, f"MT_{kind}/Imgs/*.png"))
-            for name, image in by_name(find(folder, f"MT_{kind}/Imgs/*.jpg")).items():
-                id = f"{kind.lower()}_{name}"
-                if name not in masks:
-                    dropped["image without mask file"] += 1
-                elif kind != "Free" and not read_mask(masks[name]).any():
-                    dropped["empty mask"] += 1
-                else:
-                    self._paths[id], kinds[id] = (image, masks[name]), kind.lower()
-        defects = [id for id in kinds if kinds[id] != "free"]
-        self._tiles = tiles(defects, self.TILE_GAP)
-        split_of = make_split(defects, kinds, self._tiles)
-        split_of |= {id: "test" for id in kinds if kinds[id] == "free"}  # never trained on
-        self._kinds = kinds
-        super().__init__("magnetic-tile", by_split(split_of), dropped)
-
-    def load(self, id: str) -> Sample:
-        split = self.split_of(id)
-        (path, mask_path), kind = self._paths[id], self._kinds[id]
-        image, mask = read_image(path), read_mask(mask_path)
-        check_same_size(image, mask, path, mask_path)
-        masks = mask[None] if mask.any() else stack_masks([], mask.shape)
-        return Sample(id, self.name, split, image, masks, None, (kind,) * len(masks), self._tiles.get(id, ""))
+    entries, free = [], []
+    dropped = {"image without mask file": 0, "empty mask": 0}
+    for kind in DEFECTS + (("Free",) if defect_free else ()):
+        masks = by_name(find(folder, f"MT_{kind}/Imgs/*.png"))
+        for name, image in by_name(find(folder, f"MT_{kind}/Imgs/*.jpg")).items():
+            id = f"{kind.lower()}_{name}"
+            if name not in masks:
+                dropped["image without mask file"] += 1
+            elif kind == "Free":
+                free.append(Entry(id, image, part="test"))
+            elif not read_mask(masks[name]).any():
+                dropped["empty mask"] += 1
+            else:
+                entries.append(binary_entry(id, image, masks[name], kind.lower()))
+    tile_of = tiles([entry.id for entry in entries], TILE_GAP)
+    grouped = [replace(entry, group=tile_of.get(entry.id, "")) for entry in entries]
+    return EntryDataset("magnetic-tile", grouped + free, dropped)
 
 
 def tiles(ids: list[str], gap: int) -> dict[str, str]:
@@ -119,31 +110,29 @@ class NEUSeg(ListedDataset):
         return Sample(id, self.name, split, image, masks, None, tuple(STEEL_DEFECTS[number] for number in present))
 
 
-class CrackForest(ListedDataset):
+def crack_forest(folder: Path) -> EntryDataset:
     """One mask for each image, of all crack pixels: `Segmentation == 2`.
 
     3 is intact surface inside a net of cracks: background, as 1. 4 (100 to 440 pixels in five images) marks faint
     cracks, which most users of the set do not count: those pixels are ignored. There is no official split: 60/20/20
     with seed 0. Images without annotation (37 of 155) are left out.
     """
+    images = by_name(find(folder, "image/*.jpg"))
+    annotations = by_name(find(folder, "groundTruth/*.mat"))
+    entries = [
+        Entry(id, images[id], partial(_cracks, annotations[id]), annotations[id])
+        for id in images.keys() & annotations.keys()
+    ]
+    without = {
+        "image without annotation": len(images.keys() - annotations.keys()),
+        "annotation without image": len(annotations.keys() - images.keys()),
+    }
+    return EntryDataset("crackforest", entries, without)
 
-    def __init__(self, folder: Path):
-        self._images = by_name(find(folder, "image/*.jpg"))
-        self._annotations = by_name(find(folder, "groundTruth/*.mat"))
-        images, annotated = self._images.keys(), self._annotations.keys()
-        without = {"image without annotation": len(images - annotated)}
-        without["annotation without image"] = len(annotated - images)
-        super().__init__("crackforest", by_split(make_split(images & annotated)), without)
 
-    def load(self, id: str) -> Sample:
-        split = self.split_of(id)
-        path, annotation = self._images[id], self._annotations[id]
-        labels = read_mat(annotation, "groundTruth")["Segmentation"][0, 0]
-        image = read_image(path)
-        check_same_size(image, labels, path, annotation)
-        crack, faint = labels == 2, labels == 4
-        masks = crack[None] if crack.any() else stack_masks([], crack.shape)
-        return Sample(id, self.name, split, image, masks, faint if faint.any() else None, ("crack",) * len(masks))
+def _cracks(annotation: Path) -> Truth:
+    labels = read_mat(annotation, "groundTruth")["Segmentation"][0, 0]
+    return Truth([labels == 2], ("crack",), labels == 4)
 
 
 DATASETS: dict[str, Description] = {
@@ -151,7 +140,7 @@ DATASETS: dict[str, Description] = {
     for description in (
         Description(
             name="magnetic-tile",
-            factory=MagneticTile,
+            factory=magnetic_tile,
             title="MTD: surface defects of magnetic tiles, 5 kinds",
             domain="industrial",
             licence='none stated; "It is welcomed to use our dataset", cite the paper',
@@ -181,7 +170,7 @@ DATASETS: dict[str, Description] = {
         ),
         Description(
             name="crackforest",
-            factory=CrackForest,
+            factory=crack_forest,
             title="CrackForest: cracks in pavement",
             domain="industrial",
             licence="non-commercial research only",

@@ -18,7 +18,7 @@ from samtune.data.entries import (
     pair,
     read_nonzero,
 )
-from samtune.data.files import by_name, folders, pictures, read_text
+from samtune.data.files import by_name, folders, pictures, read_text, readable
 from samtune.data.pixels import read_mask
 from samtune.data.registry_entry import Description, LinkSource
 from samtune.data.splits import SPLITS
@@ -28,7 +28,7 @@ VISA_PROTOCOLS = ("1cls", "2cls_highshot", "2cls_fewshot")
 
 def path_id(image: Path, root: Path) -> str:
     """A readable id, unique in the set: the path from its root, without the suffix."""
-    return image.relative_to(root).with_suffix("").as_posix()
+    return readable(image.relative_to(root).with_suffix("").as_posix())
 
 
 def choose(name: str, anomalous: list[Entry], free: list[Entry], defect_free: bool, **dropped: int) -> EntryDataset:
@@ -148,9 +148,9 @@ def spt_folder(folder: Path, *, set: str = "", defect_free: bool = False) -> Ent
             images = [path for path in pictures(root / name / part) if path.suffix.lower() in (".jpg", ".jpeg")]
             masks = by_name(path for path in pictures(root / name / part) if path.suffix.lower() == ".png")
             for image in images:
-                if image.stem not in masks:
+                if (stem := readable(image.stem)) not in masks:
                     raise InputError(f"image {image} has no mask: expected {image.with_suffix('.png')}")
-                pairs.append((part, image, masks[image.stem]))
+                pairs.append((part, image, masks[stem]))
         for total, found in zip((anomalous, free), by_mask(pairs, root, name), strict=True):
             total += found
     return choose("spt-folder", anomalous, free, defect_free)

@@ -5,17 +5,18 @@ lesions.
 import csv
 import json
 from bisect import bisect_left
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from samtune.common.errors import InputError
 from samtune.data.duplicates import neighbouring_crops
+from samtune.data.entries import Entry, EntryDataset, Truth, binary_entry
 from samtune.data.files import by_name, find, pictures, read_text
 from samtune.data.listed import ListedDataset
 from samtune.data.pixels import check_same_size, read_image, read_mask
 from samtune.data.registry_entry import Description, GitSource
-from samtune.data.sample import Crop, Sample, cropped, pack_masks, stack_masks
+from samtune.data.sample import Crop, Sample, cropped, pack_masks
 from samtune.data.splits import by_split, make_split
 
 SLIDES = Path(__file__).with_name("bbbc038_slides.json")
@@ -78,122 +79,94 @@ def nuclei_slides(folder: Path) -> list[dict]:
     return slides
 
 
-class DRIVE(ListedDataset):
-    """One mask for each image: the vessels; `ignore` is outside the field of view.
+def drive(folder: Path) -> EntryDataset:
+    """DRIVE: one mask for each image, the vessels; `ignore` is outside the field of view.
 
-    Official: 20 for training, of which 20% (4), with seed 0, are validation; 20 for test. `observer=2` takes the second
-    observer's vessels (test only). File names are matched loosely, because copies of the set differ (`34manual1.gif`,
-    `21_training_mask .gif`). Images without vessels (the challenge now keeps those of the test part secret) or without
-    field of view are left out and counted.
+    Official: 20 for training, of which 20% (4), with seed 0, are validation; 20 for test. File names are matched
+    loosely, because copies of the set differ (`34manual1.gif`, `21_training_mask .gif`). Images without vessels (the
+    challenge now keeps those of the test part secret) or without field of view are left out and counted.
     """
-
-    def __init__(self, folder: Path, observer: int = 1):
-        self._files: dict[str, tuple[Path, Path, Path]] = {}
-        parts: dict[str, list[str]] = {"training": [], "test": []}
-        dropped = {"image without vessels": 0, "image without field of view": 0}
-        for part, ids in parts.items():
-            place = folder / "DRIVE" / part
-            manual = "1st_manual" if observer == 1 else "2nd_manual"
-            for image in find(place, "images/*.tif"):
-                id = image.stem.split("_")[0]
-                vessels = find(place, f"{manual}/{id}*manual{observer}*.gif")
-                view = find(place, f"mask/{id}*mask*.gif")
-                if not vessels:
-                    dropped["image without vessels"] += 1
-                elif not view:
-                    dropped["image without field of view"] += 1
-                else:
-                    self._files[id] = image, vessels[0], view[0]
-                    ids.append(id)
-        split_of = make_split(parts["training"], fractions=(0.8, 0.2), names=("train", "val"))
-        split_of |= dict.fromkeys(parts["test"], "test")
-        super().__init__("drive", by_split(split_of), dropped)
-
-    def load(self, id: str) -> Sample:
-        split = self.split_of(id)
-        path, vessel_path, view_path = self._files[id]
-        image, vessels, view = read_image(path), read_mask(vessel_path), read_mask(view_path)
-        check_same_size(image, vessels, path, vessel_path)
-        check_same_size(image, view, path, view_path)
-        return Sample(id, self.name, split, image, vessels[None], ~view, ("vessel",))
+    entries, dropped = [], {"image without vessels": 0, "image without field of view": 0}
+    for place, part in (("training", "train"), ("test", "test")):
+        for image in find(folder / "DRIVE" / place, "images/*.tif"):
+            id = image.stem.split("_")[0]
+            vessels = find(folder / "DRIVE" / place, f"1st_manual/{id}*manual1*.gif")
+            view = find(folder / "DRIVE" / place, f"mask/{id}*mask*.gif")
+            if not vessels:
+                dropped["image without vessels"] += 1
+            elif not view:
+                dropped["image without field of view"] += 1
+            else:
+                truth = partial(_vessels, vessels[0], view[0])
+                entries.append(Entry(id, image, truth, vessels[0], part))
+    return EntryDataset("drive", entries, dropped)
 
 
-class ClinicDB(ListedDataset):
-    """One mask for each frame: all its polyps. Split into contiguous blocks of frame numbers, never at random.
+def _vessels(vessels: Path, view: Path) -> Truth:
+    return Truth([read_mask(vessels)], ("vessel",), ~read_mask(view))
+
+
+# CVC-ClinicDB: the last frame of each sequence. Every third frame was looked at: at each of these the scene changes, to
+# within those three frames.
+SEQUENCE_ENDS = (
+    25, 50, 67, 78, 103, 126, 151, 177, 199, 205, 227, 252, 277, 297, 317, 342, 363, 383, 408, 428, 447, 466, 478,
+    503, 528, 546, 571, 591, 612,
+)  # fmt: skip
+LAST_TRAIN, LAST_VAL = 363, 478
+
+
+def clinic_db(folder: Path) -> EntryDataset:
+    """CVC-ClinicDB: one mask for each frame, all its polyps. Split into contiguous blocks of frame numbers, never at
+    random.
 
     The 612 frames are 29 sequences in order. Frames of one sequence are near-duplicates, so a sequence is a group. The
     blocks are fifths (three, one, one), moved to the nearest end of a sequence: exact fifths would divide two sequences
     (364 to 383 and 479 to 503) and put the same polyp into two splits.
     """
-
-    # Last frame of each sequence. Every third frame was looked at: at each of these the scene changes, to within those
-    # three frames.
-    SEQUENCE_ENDS = (
-        25, 50, 67, 78, 103, 126, 151, 177, 199, 205, 227, 252, 277, 297, 317, 342, 363, 383, 408, 428, 447, 466, 478,
-        503, 528, 546, 571, 591, 612,
-    )  # fmt: skip
-    LAST_TRAIN, LAST_VAL = 363, 478
-
-    def __init__(self, folder: Path):
-        self._images = by_name(path for path in find(folder, "Original/*.tif") if path.stem.isdigit())
-        self._masks = by_name(path for path in find(folder, "Ground Truth/*.tif") if path.stem.isdigit())
-        images, masks = self._images.keys(), self._masks.keys()
-        without = {"image without mask": len(images - masks), "mask without image": len(masks - images)}
-        split_of = {id: self._block(id) for id in images & masks}
-        super().__init__("cvc-clinicdb", by_split(split_of), without)
-
-    @classmethod
-    def sequence(cls, frame: int) -> str:
-        """The sequence of a frame; frames count from 1."""
-        return f"sequence {1 + bisect_left(cls.SEQUENCE_ENDS, frame)}"
-
-    def _block(self, id: str) -> str:
-        return "train" if int(id) <= self.LAST_TRAIN else "val" if int(id) <= self.LAST_VAL else "test"
-
-    def load(self, id: str) -> Sample:
-        split = self.split_of(id)
-        path, mask_path = self._images[id], self._masks[id]
-        image, mask = read_image(path), read_mask(mask_path)
-        check_same_size(image, mask, path, mask_path)
-        masks = mask[None] if mask.any() else np.zeros((0, *mask.shape), dtype=bool)
-        return Sample(id, self.name, split, image, masks, None, ("polyp",) * len(masks), self.sequence(int(id)))
+    images = by_name(path for path in find(folder, "Original/*.tif") if path.stem.isdigit())
+    masks = by_name(path for path in find(folder, "Ground Truth/*.tif") if path.stem.isdigit())
+    entries = []
+    for id in images.keys() & masks.keys():
+        part = "train" if int(id) <= LAST_TRAIN else "val" if int(id) <= LAST_VAL else "test"
+        entry = binary_entry(id, images[id], masks[id], "polyp", part)
+        entries.append(replace(entry, group=sequence_of_frame(int(id))))
+    without = {
+        "image without mask": len(images.keys() - masks.keys()),
+        "mask without image": len(masks.keys() - images.keys()),
+    }
+    return EntryDataset("cvc-clinicdb", entries, without)
 
 
-class PH2(ListedDataset):
-    """One mask for each dermoscopic image: the lesion. 60/20/20 with seed 0, stratified by diagnosis.
+def sequence_of_frame(frame: int) -> str:
+    """CVC-ClinicDB's sequence of a frame; frames count from 1."""
+    return f"sequence {1 + bisect_left(SEQUENCE_ENDS, frame)}"
+
+
+DIAGNOSES = {"0": "common naevus", "1": "atypical naevus", "2": "melanoma"}
+
+
+def ph2(folder: Path) -> EntryDataset:
+    """PH2: one mask for each dermoscopic image, the lesion. 60/20/20 with seed 0, stratified by diagnosis.
 
     Images and masks are BMP in the download; other image formats (JPEG, PNG) work too.
     """
-
-    DIAGNOSES = {"0": "common naevus", "1": "atypical naevus", "2": "melanoma"}
-
-    def __init__(self, folder: Path):
-        self._folder = folder / "PH2Dataset"
-        table = self._folder / "PH2_dataset.csv"
-        try:
-            rows = csv.DictReader(read_text(table).splitlines())
-            diagnosis = {row["Name"]: row["Clinical Diagnosis"] for row in rows}
-        except (csv.Error, KeyError) as error:
-            raise InputError(f"{table}: expected columns Name and Clinical Diagnosis: {error!r}") from error
-        # Below its 200 rows the sheet explains its codes: those lines name no picture.
-        self._class = {id: self.DIAGNOSES[code] for id, code in diagnosis.items() if code in self.DIAGNOSES}
-        self._files = {id: files for id in self._class if len(files := self._pair(id)) == 2}
-        split_of = make_split(self._files, self._class)
-        super().__init__("ph2", by_split(split_of), {"image or mask not there": len(self._class) - len(self._files)})
-
-    def _pair(self, id: str) -> list[Path]:
-        """Image and mask, if they are there."""
-        place = self._folder / "PH2 Dataset images" / id
+    table = folder / "PH2Dataset" / "PH2_dataset.csv"
+    try:
+        rows = csv.DictReader(read_text(table).splitlines())
+        codes = {row["Name"]: row["Clinical Diagnosis"] for row in rows}
+    except (csv.Error, KeyError) as error:
+        raise InputError(f"{table}: expected columns Name and Clinical Diagnosis: {error!r}") from error
+    entries, absent = [], 0
+    for id, code in codes.items():
+        if code not in DIAGNOSES:  # below its 200 rows the sheet explains its codes
+            continue
+        place = folder / "PH2Dataset" / "PH2 Dataset images" / id
         parts = (place / f"{id}_Dermoscopic_Image", place / f"{id}_lesion")
-        return [pictures(part)[0] for part in parts if part.is_dir() and pictures(part)]
-
-    def load(self, id: str) -> Sample:
-        split = self.split_of(id)
-        path, mask_path = self._files[id]
-        image, mask = read_image(path), read_mask(mask_path)
-        check_same_size(image, mask, path, mask_path)
-        masks = stack_masks([mask] if mask.any() else [], image.shape[:2])
-        return Sample(id, self.name, split, image, masks, None, (self._class[id],) * len(masks))
+        files = [pictures(part)[0] for part in parts if part.is_dir() and pictures(part)]
+        if len(files) == 2:
+            entries.append(binary_entry(id, *files, DIAGNOSES[code]))
+        absent += len(files) < 2
+    return EntryDataset("ph2", entries, {"image or mask not there": absent})
 
 
 DATASETS: dict[str, Description] = {
@@ -219,7 +192,7 @@ DATASETS: dict[str, Description] = {
         ),
         Description(
             name="drive",
-            factory=DRIVE,
+            factory=drive,
             title="DRIVE: vessels of the retina",
             domain="medical",
             licence="research use; the challenge site asks for registration",
@@ -233,7 +206,7 @@ DATASETS: dict[str, Description] = {
         ),
         Description(
             name="cvc-clinicdb",
-            factory=ClinicDB,
+            factory=clinic_db,
             title="CVC-ClinicDB: polyps in colonoscopy frames",
             domain="medical",
             licence="research and education only",
@@ -248,7 +221,7 @@ DATASETS: dict[str, Description] = {
         ),
         Description(
             name="ph2",
-            factory=PH2,
+            factory=ph2,
             title="PH2: moles in dermoscopic pictures",
             domain="medical",
             licence="research and education only, by registration",

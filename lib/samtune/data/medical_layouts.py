@@ -72,7 +72,10 @@ def cod10k(folder: Path) -> EntryDataset:
     out.
     """
     pairs = first_layout(folder, CAMOUFLAGE_LAYOUTS["cod10k"])
-    entries = [binary_entry(image.stem, image, mask, image.stem.split("-")[-2], part) for part, image, mask in pairs]
+    entries = [
+        binary_entry(image.stem, image, mask, image.stem.split("-")[-2], part, read_bright)
+        for part, image, mask in pairs
+    ]
     places = {image.parent for _, image, _ in pairs}
     plain = sum("NonCAM" in path.stem for place in places for path in pictures(place))
     return EntryDataset("cod10k", entries, {"not camouflaged": plain})
@@ -80,14 +83,19 @@ def cod10k(folder: Path) -> EntryDataset:
 
 def camo(folder: Path) -> EntryDataset:
     """`CAMO-V.1.0-CVIU2019/Images/{Train,Test}/camourflage_NNNNN.jpg`, `GT/*.png`; or the shared layout."""
-    pairs = first_layout(folder, CAMOUFLAGE_LAYOUTS["camo"])
-    return EntryDataset("camo", [binary_entry(image.stem, image, mask, part=part) for part, image, mask in pairs])
+    return _camouflage("camo", folder)
 
 
 def chameleon(folder: Path) -> EntryDataset:
     """`TestDataset/CHAMELEON/Imgs/animal-N.jpg`, `GT/animal-N.png`: 76 images, test only."""
-    pairs = first_layout(folder, CAMOUFLAGE_LAYOUTS["chameleon"])
-    return EntryDataset("chameleon", [binary_entry(image.stem, image, mask, part=part) for part, image, mask in pairs])
+    return _camouflage("chameleon", folder)
+
+
+def _camouflage(name: str, folder: Path) -> EntryDataset:
+    pairs = first_layout(folder, CAMOUFLAGE_LAYOUTS[name])
+    return EntryDataset(
+        name, [binary_entry(image.stem, image, mask, part=part, read=read_bright) for part, image, mask in pairs]
+    )
 
 
 _SHARED_FILES = "or TestDataset.zip and TrainDataset.zip linked at https://github.com/GewelsJI/SINet-V2"

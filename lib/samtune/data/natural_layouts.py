@@ -15,8 +15,9 @@ from samtune.data.entries import (
     binary_entry,
     content_root,
     first_layout,
+    read_bright,
 )
-from samtune.data.files import pictures
+from samtune.data.files import by_name, folders, pictures, readable
 from samtune.data.index_maps import ade20k, cityscapes, voc2012
 from samtune.data.pixels import read_mask
 from samtune.data.registry_entry import Description
@@ -31,7 +32,8 @@ HRSOD_LAYOUTS = (
 def hrsod_te(folder: Path) -> EntryDataset:
     """`HRSOD_test/<id>.jpg`, `HRSOD_test_mask/<id>.png` (the release), or `imgs`, `gts` (ASAM's copy): 400 images."""
     pairs = first_layout(folder, HRSOD_LAYOUTS)
-    return EntryDataset("hrsod-te", [binary_entry(image.stem, image, mask, "", part) for part, image, mask in pairs])
+    entries = [binary_entry(image.stem, image, mask, "", part, read_bright) for part, image, mask in pairs]
+    return EntryDataset("hrsod-te", entries)
 
 
 def big(folder: Path) -> EntryDataset:
@@ -45,7 +47,7 @@ def big(folder: Path) -> EntryDataset:
             mask = image.with_name(f"{image.stem.removesuffix('_im')}_gt.png")
             if not mask.is_file():
                 raise InputError(f"image {image} has no mask: expected {mask}")
-            entries.append(binary_entry(image.stem.removesuffix("_im"), image, mask, "", part))
+            entries.append(binary_entry(image.stem.removesuffix("_im"), image, mask, "", part, read_bright))
     return EntryDataset("big", entries)
 
 
@@ -59,13 +61,15 @@ def mask_folders(folder: Path, *, name: str) -> EntryDataset:
     parts = [part for part in SPLITS if (folder / "images" / part).is_dir()]
     entries, dropped = [], 0
     for part in parts or [""]:
+        places = by_name(folders(folder / "masks" / part))
         for image in pictures(folder / "images" / part):
-            place = folder / "masks" / part / image.stem
-            if not place.is_dir():
-                raise InputError(f"image {image} has no masks: expected the folder {place}")
-            masks = pictures(place)
+            stem = readable(image.stem)
+            if stem not in places:
+                raise InputError(f"image {image} has no masks: expected the folder {folder / 'masks' / part / stem}")
+            masks = pictures(places[stem])
             if masks:
-                entries.append(Entry(image.stem, image, partial(_read_mask_files, masks), place, part))
+                id = f"{part}/{stem}" if part else stem  # numbers may begin at 1 in every part
+                entries.append(Entry(id, image, partial(_read_mask_files, masks), places[stem], part))
             dropped += not masks
     return EntryDataset(name, entries, {"without objects": dropped})
 

@@ -14,10 +14,10 @@ from samtune.data.files import read_text
 FARTHEST = 1e6  # of a corner from the picture's, in pixels: far beyond it, pycocotools ends the process
 
 
-def read_json(path: Path) -> Any:
-    """Contents of a json file; raises `InputError` with path and reason."""
+def read_json(path: Path, errors: str = "strict") -> Any:
+    """Contents of a json file; raises `InputError` with path and reason. `errors` as `read_text` takes it."""
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path, errors))
     except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise

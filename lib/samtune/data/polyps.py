@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from samtune.data.entries import Entry, EntryDataset, Pairing, binary_entry, first_layout, read_bright
-from samtune.data.medical import ClinicDB
+from samtune.data.medical import sequence_of_frame
 from samtune.data.registry_entry import Description
 
 POLYPS, CLINIC = "polyps", "CVC-ClinicDB"
@@ -57,7 +57,7 @@ def _entry(image: Path, mask: Path, origin: str, part: str) -> Entry:
     """Masks of Kvasir were JPEG once, and those of other sets were resized: their grey edges are cut at 127."""
     entry = binary_entry(f"{origin}/{image.stem}", image, mask, "polyp", part, read_bright)
     frame = origin == CLINIC and image.stem.isdigit()
-    return replace(entry, stratum=origin, group=ClinicDB.sequence(int(image.stem)) if frame else "")
+    return replace(entry, stratum=origin, group=sequence_of_frame(int(image.stem)) if frame else "")
 
 
 _CITATION = (
@@ -79,7 +79,8 @@ def _test_set(name: str, place: str, images: int) -> Description:
         licence="research and education only",
         citation=_CITATION,
         how_to_get=_HOW_TO_GET,
-        splits="test only",
+        splits="test only"
+        + ("" if place in (CLINIC, "Kvasir") else "; frames of one video count as independent pictures in intervals"),
         folder=POLYPS,
         layout=(f"**/TestDataset/{place}/images/*", f"**/TestDataset/{place}/masks/*"),
         images=images,

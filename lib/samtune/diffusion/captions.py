@@ -8,16 +8,16 @@ picture's key is "<data set>/<id>", or the id alone: that is looked up second, a
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from samtune.common.errors import InputError, first_line
-from samtune.common.paths import checkpoint_root, resolve
+from samtune.common.paths import checkpoint_root, is_offline, resolve
 from samtune.data.generated import picture_name, sample_key
 from samtune.data.sample import Dataset, Sample
 from samtune.diffusion.conditions import caption
@@ -123,11 +123,11 @@ def _blip2(source: str, dtype: torch.dtype) -> tuple:
 
     folder = checkpoint_root() / source.rpartition("/")[2]
     place = folder if folder.is_dir() else source
-    options = {"local_files_only": folder.is_dir() or bool(os.environ.get("SAMTUNE_OFFLINE"))}
+    options = {"local_files_only": folder.is_dir() or is_offline()}
     try:
         processor = Blip2Processor.from_pretrained(place, **options)
         model = Blip2ForConditionalGeneration.from_pretrained(place, dtype=dtype, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"no BLIP-2 in {place} ({first_line(error)}): fetch {source} and put it at {folder}, or name a file of "
             "captions"

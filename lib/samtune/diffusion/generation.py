@@ -4,10 +4,10 @@ Options, by what is made:
     inversion: `recipe`, `guidance`, `steps` and `rounds` of `inversion.invert`, `controlnet` (False: off), `captions`
         (see `captions.captions_of`). The recipe "autoencoder" goes through the autoencoder alone: an attack that
         starts from it perturbs z_0 itself, without diffusion (as DAT does).
-    attack: the fields of `AttackConfig`, and `objects`, the most masks of a picture.
+    attack: the fields of `AttackConfig`.
     change: none.
-    random: `eps`: every latent value moves by +eps or -eps at random, once; and `objects`. It is not like the attack,
-        which keeps its worst image and moves most values less than eps.
+    random: none; every latent value moves by +eps or -eps at random, once. It is not like the attack, which keeps the
+        worst of its images and moves most values less than eps.
     sample: as inversion, without `recipe` and `rounds`.
 """
 
@@ -45,8 +45,8 @@ from samtune.sam.preprocess import Preprocess
 AUTOENCODER = "autoencoder"
 OPTIONS: dict[str, tuple[str, ...]] = {
     "inversion": ("recipe", "guidance", "steps", "rounds", "controlnet", "captions"),
-    "attack": (*(field.name for field in fields(AttackConfig)), "objects"),
-    "random": ("eps", "objects"),
+    "attack": tuple(field.name for field in fields(AttackConfig)),
+    "random": (),
     "change": (),
     "sample": ("guidance", "steps", "controlnet", "captions"),
 }
@@ -161,17 +161,16 @@ def attacked(
     cost = Cost(model, len(given.samples))
     latents = torch.stack([tensors["latents"] for tensors, _ in stored]).to(device)
     plan = _plan(model, given, [tensors for tensors, _ in stored], inversion)
-    prompts, masks = _prompts(victim, given, prompt, seed, int(options.get("objects", MOST_MASKS)))
+    prompts, masks = _prompts(victim, given, prompt, seed)
     if method == "attack":
-        config = AttackConfig(**{name: value for name, value in options.items() if name != "objects"})
         try:
-            result = attack(model, victim, latents, plan, given.images, prompts, masks, config)
+            result = attack(model, victim, latents, plan, given.images, prompts, masks, AttackConfig(**options))
         except FloatingPointError as error:
             raise FloatingPointError(f"{error}: {', '.join(sample.id for sample in given.samples)}") from error
         first, worst, found = result.first, result.worst, result.latents
         before, after = result.iou[0], result.iou.amin(0)
     else:
-        noise = _drawn(given.samples, latents, seed).sign() * float(options.get("eps", AttackConfig.eps))
+        noise = _drawn(given.samples, latents, seed).sign() * AttackConfig.eps
         found = latents + noise
         with torch.no_grad():
             first, worst = (model.decode(denoise(model, z, plan)).clamp(0, 1) for z in (latents, found))
@@ -199,7 +198,7 @@ def changed(victim: Victim, given: Scene, reconstructed: Path, adversarial: Path
     Output "before" is the original; "final" what was made, uint8 `(H, W, 3)` as the original, at the attack's cost.
     Raises `InputError` where a picture is not there.
     """
-    prompts, masks = _prompts(victim, given, prompt, seed, MOST_MASKS)
+    prompts, masks = _prompts(victim, given, prompt, seed)
     images = []
     for sample in given.samples:
         before, after = (read_image(folder / f"{_name(sample)}.png") for folder in (reconstructed, adversarial))
@@ -226,8 +225,8 @@ def sampled(model: LatentDiffusion, given: Scene, options: Mapping[str, object],
     """Pictures from noise with the captions and mask images of the samples."""
     cost = Cost(model, len(given.samples))
     side = model.unet.config.sample_size
-    latents = torch.zeros(len(given.samples), model.unet.config.in_channels, side, side, device=given.images.device)
-    latents = _drawn(given.samples, latents, seed)
+    like = torch.zeros(len(given.samples), model.unet.config.in_channels, side, side, device=given.images.device)
+    latents = _drawn(given.samples, like, seed)
     steps, guidance = int(options.get("steps", STEPS)), float(options.get("guidance", GUIDANCE))
     empty = model.embed([""] * len(given.samples)).expand(steps, -1, -1, -1)
     plan = Denoising(given.text, given.condition, empty, guidance, steps=steps)
@@ -324,11 +323,11 @@ def _plan(
     return replace(plan, offsets=stacked("offsets")) if recipe == "direct" else plan
 
 
-def _prompts(victim: Victim, given: Scene, kind: str, seed: int, most: int) -> tuple[Prompts, Tensor]:
+def _prompts(victim: Victim, given: Scene, kind: str, seed: int) -> tuple[Prompts, Tensor]:
     """A prompt for each mask in the victim's pixels, and the masks stretched to its square, `(P, 1, V, V)`."""
     size, prompts, masks = victim.image_size, [], []
     for number, sample in enumerate(given.samples):
-        kept = sample.masks[:most]
+        kept = sample.masks[:MOST_MASKS]
         made = make_prompts(kind, kept, f"{sample.dataset}/{sample.id}", seed)
         height, width = kept.shape[1:]
         prompts.append(made.scaled(size / width, size / height).at_image(number))

@@ -3,7 +3,6 @@
 ASAM (CVPR 2024) projects a picture into such a model's latents and perturbs it there.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,13 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMInverseScheduler, DDIMScheduler, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_controlnet_checkpoint
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
 from samtune.common.errors import InputError, first_line
-from samtune.common.paths import asset, checkpoint_root, resolve
+from samtune.common.paths import asset, checkpoint_root, is_offline, resolve
 from samtune.diffusion.conditions import asam_colour_coded, colour_coded
 from samtune.sam.checkpoints import load_strictly, read_state
 
@@ -123,12 +123,14 @@ def new_diffusion() -> LatentDiffusion:
 
 
 def find_source(source: str) -> str | Path:
-    """The folder of `source` where it is on this machine, else the hub id that it must be."""
+    """The folder of `source` (or a ControlNet's single file) where it is on this machine, else the hub id that it must
+    be.
+    """
     if source == "nano":
         return asset(NANO)
-    for folder in (resolve(source), checkpoint_root() / source.rpartition("/")[2]):
-        if folder.is_dir():
-            return folder
+    for place in (resolve(source), checkpoint_root() / source.rpartition("/")[2]):
+        if place.is_dir() or _is_single_file(source) and place.is_file():
+            return place
     return source
 
 
@@ -137,10 +139,10 @@ def _find_controlnet(name: str | None, place: str | Path, unet: UNet2DConditionM
         inside = isinstance(place, Path) and (place / "controlnet").is_dir()
         return _load(ControlNetModel, place, str(place), "controlnet") if inside else None
     if _is_single_file(name):
-        places = resolve(name), checkpoint_root() / name.rpartition("/")[2]
-        if path := next((one for one in places if one.is_file()), None):
+        if isinstance(path := find_source(name), Path):
             return read_controlnet(path, unet)
-        raise InputError(f"no mask ControlNet at {places[1]}: fetch {name} and put it there")
+        by_hand = checkpoint_root() / name.rpartition("/")[2]
+        raise InputError(f"no mask ControlNet at {by_hand}: fetch {name} and put it there")
     return _load(ControlNetModel, find_source(name), name)
 
 
@@ -150,15 +152,19 @@ def _is_single_file(controlnet: str | None) -> bool:
 
 def _load(kind: type, place: str | Path, source: str, part: str | None = None) -> Any:
     """`kind.from_pretrained`, float32 where it has weights."""
-    options = {"local_files_only": isinstance(place, Path) or bool(os.environ.get("SAMTUNE_OFFLINE"))}
+    options = {"local_files_only": isinstance(place, Path) or is_offline()}
     if part:
         options["subfolder"] = part
     if issubclass(kind, nn.Module):
-        options["use_safetensors"] = True
+        options |= {"use_safetensors": True, "output_loading_info": True}
     transformers_logging.disable_progress_bar()  # of loading its weights, in the middle of the kit's own messages
     try:
         loaded = kind.from_pretrained(place, **options)
-    except (OSError, ValueError) as error:
+        if isinstance(loaded, tuple):
+            loaded, found = loaded
+            if found["missing_keys"]:  # else they would be random
+                raise ValueError(f"{sorted(found['missing_keys'])[0]} is missing")
+    except (OSError, ValueError, SafetensorError) as error:
         by_hand = checkpoint_root() / source.rpartition("/")[2]
         what = "write the nano model by notebook 90" if source == "nano" else f"fetch {source} and put it at {by_hand}"
         no_folder = isinstance(place, Path) and not place.is_dir()  # diffusers takes it for a hub id, and says so

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 PARTS = ("q_proj", "k_proj", "v_proj")
+MOST_BYTES = 2**31  # of a bias: two pictures in ViT-B at 1,024 pixels
 
 
 class SplitAttention(nn.Module):
@@ -25,8 +26,9 @@ class SplitAttention(nn.Module):
     Attributes:
         form: how attention is computed; all forms agree within rounding. "explicit": segment_anything's own operations
             (equal bit for bit, the reference of the tests). "bias": the bias is the mask of
-            `scaled_dot_product_attention`. "folded": see `folded`, no (L, L) tensor is made. "auto": what needs the
-            least memory; folded for global blocks in training, else bias.
+            `scaled_dot_product_attention`. "folded": see `folded`, no (L, L) tensor is made. "auto": folded for
+            global blocks in training, and wherever the bias would take more than `MOST_BYTES`; else bias, which is
+            faster.
     """
 
     def __init__(self, attention: Attention) -> None:
@@ -68,7 +70,9 @@ class SplitAttention(nn.Module):
         form = self.form
         if form == "auto":
             is_large = height * width > 1024
-            form = "folded" if is_large and torch.is_grad_enabled() and self.use_rel_pos else "bias"
+            heavy = q.shape[0] * q.shape[1] * (height * width) ** 2 * q.element_size() > MOST_BYTES
+            folded = is_large and (heavy or torch.is_grad_enabled()) and self.use_rel_pos
+            form = "folded" if folded else "bias"
         if form == "explicit":
             q, k, v = (part.flatten(0, 1) for part in (q, k, v))
             attention = (q * self.scale) @ k.transpose(-2, -1)

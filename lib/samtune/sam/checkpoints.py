@@ -6,6 +6,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,9 +15,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from samtune.common.atomic import PARTIAL, write_atomically
+from samtune.common.atomic import PARTIAL, lock, write_atomically
 from samtune.common.errors import InputError, first_line, unknown
-from samtune.common.paths import asset, checkpoint_root, names_a_file, resolve
+from samtune.common.paths import asset, checkpoint_root, is_offline, names_a_file, resolve
 from samtune.sam.attention import merge_qkv, split_qkv
 from samtune.sam.build import BACKBONES, Sam, new_sam
 from samtune.sam.mobile import MOBILE_PATCHES, from_mobile_sam
@@ -183,20 +184,19 @@ def official_checkpoint(backbone: str) -> Path:
     """
     if backbone not in OFFICIAL:
         raise InputError(f"{backbone} has no official checkpoint: name the file of its weights instead")
-    name, expected = OFFICIAL[backbone]
+    name, _ = OFFICIAL[backbone]
     path = checkpoint_root() / name
-    if path.is_file():
-        verify_official(path)
-        return path
     by_hand = f"fetch {SOURCE}{name} by hand and put it at {path}"
-    if os.environ.get("SAMTUNE_OFFLINE"):
+    if not path.is_file() and is_offline():
         raise InputError(f"no checkpoint at {path} and SAMTUNE_OFFLINE is set: {by_hand}")
-    try:
-        suffix = re.search(r"_([0-9a-f]{6})\.pth$", name).group(1)
-        print(f"downloading {name} ({suffix}) to {path}")
-        download(SOURCE + name, path)
-    except Exception as error:
-        raise InputError(f"cannot download {name} ({first_line(error)}): {by_hand}") from error
+    if not path.is_file():
+        with lock(path.with_name(f".{name}.lock")):  # two notebooks may want it at once
+            try:
+                if not path.is_file():
+                    print(f"downloading {name} to {path}")
+                    download(SOURCE + name, path)
+            except Exception as error:
+                raise InputError(f"cannot download {name} ({first_line(error)}): {by_hand}") from error
     verify_official(path)
     return path
 
@@ -299,6 +299,13 @@ def sha256(path: Path) -> str:
 
 
 def _digest(path: Path, algorithm: str) -> str:
+    found = path.stat()
+    return _digest_of(path, algorithm, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _digest_of(path: Path, algorithm: str, size: int, changed: int) -> str:
+    """Of ViT-H 2.5 GB are read: not again for every cell, as long as size and time of the file stay as they are."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 

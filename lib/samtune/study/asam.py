@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from samtune.common.errors import InputError, first_line
+from samtune.data.generated import chosen_pictures
 from samtune.data.registry import open_dataset
 from samtune.methods import METHODS
 from samtune.methods.asam import ASAM
@@ -54,6 +55,7 @@ PICTURES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
         "eps 0.4, updates of 0.04": ({}, {"eps": 0.4, "step_size": 0.04}),  # ten updates of 0.02 reach 0.2 at most
     },
     "guidance": {f"guidance {weight:g}": ({"guidance": weight}, {}) for weight in (1.0, 3.0)},
+    "embedding": {"embedding loss 0.5": ({}, {"embedding": 0.5})},
     "gradient": {f"through the last {steps} steps": ({}, {"last_steps": steps}) for steps in (1, 3)},
     "attacked prompt": {"attacked with ten clicks": ({}, {"prompt": "point10"})},
 }
@@ -118,11 +120,15 @@ class Tuning:
     Attributes:
         sets: that the pictures are from.
         generated: by method, the cell that makes its pictures; empty where none can be made.
+        images: that each training sees.
     """
 
     def __init__(self, profile: Profile, generated: Mapping[str, GenerationCell] | None = None) -> None:
         self.profile, self.hash = profile, Plan(profile).hash
         self.sets, self.pictures = profile.generation.sets, profile.generation.pictures
+        if (images := profile.images) is None:  # there may be fewer pictures than are asked for
+            images = ASAM.epochs * len(chosen_pictures("+".join(self.sets), "train", self.pictures, open_dataset))
+        self.images = images
         self.generated = dict(generated or {})
         self.rates: dict[Place, float] = {}
 
@@ -133,15 +139,15 @@ class Tuning:
     def training(self, arm: Arm, seed: int, rate: float = 0.0) -> TrainingCell:
         """The tuning of an arm: its own pictures, or the general ones that all others are made of."""
         made = arm.made or self.generated.get(arm.method)
-        images = self.profile.images or ASAM.epochs * self.pictures
         hyper = dict(METHODS[arm.method].recipe) | dict(arm.changes)
         steps = self.profile.generation.attack_steps
         if arm.method == "pgd" and steps != Profile.model_fields["generation"].default.attack_steps:
             hyper["steps"] = steps  # as many as ASAM's attack has
+        if self.profile.generation.accumulate:
+            hyper["accumulate"] = self.profile.generation.accumulate
         rate = rate or self.rates[arm.place]
-        cell = training_cell(
-            self.profile, arm.method, "+".join(self.sets), seed, rate, self.hash, images, ",".join(arm.prompts), **hyper
-        )
+        sets, prompts = "+".join(self.sets), ",".join(arm.prompts)
+        cell = training_cell(self.profile, arm.method, sets, seed, rate, self.hash, self.images, prompts, **hyper)
         on = {"pictures": self.pictures} if made is None or arm.clean else {}
         if made is not None:
             on |= {"train_datasets": (made.name, *self.sets) if arm.clean else (made.name,), "generated": made}

@@ -82,7 +82,7 @@ def _extras(speed: float, memory: float | None) -> dict[str, float | None]:
 def _model(profile: Profile) -> LatentDiffusion | None:
     """The profile's diffusion model if it is here, else one of Stable Diffusion's sizes where it names that."""
     places = [find_source(name) for name in (profile.diffusion, profile.controlnet)]
-    if all(isinstance(place, Path) and place.is_dir() for place in places):
+    if all(isinstance(place, Path) for place in places):
         return load_diffusion(profile.diffusion, None if places[0] == places[1] else profile.controlnet)
     return new_diffusion() if profile.diffusion == STABLE_DIFFUSION else None
 

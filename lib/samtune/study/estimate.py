@@ -15,15 +15,15 @@ PICTURE_BYTES = 500_000  # of a generated picture, as PNG
 KEPT = {"null_text": (77 * 768, 32 * 128), "direct": (4 * 64 * 64, 4 * 32 * 32)}
 RECORD_BYTES = 10_000
 # Network evaluations a picture and step, of an inversion with the denoising after it; null-text optimisation: the most.
-INVERSION_CALLS = {"ddim": 3, "negative_prompt": 2, "direct": 5, "null_text": 25, "autoencoder": 0}
+INVERSION_CALLS = {"ddim": 3, "negative_prompt": 2, "direct": 5, "null_text": 15, "autoencoder": 0}
 
 
 def estimate_seconds(cells: Sequence[Cell], records: Sequence[Record]) -> float | None:
     """About how many seconds `cells` take on this hardware; None when nothing similar was run or timed.
 
-    The time is proportional to a cell's `parts` (the images that a training sees). It is taken from the most similar
-    records of this hardware: same method, backbone and test set; else same method and backbone; else the bench; else
-    same backbone.
+    The time is proportional to a cell's `parts` (the images that a training sees); of generated pictures to their
+    network evaluations too. It is taken from the most similar records of this hardware: same method, backbone and test
+    set; else same method and backbone; else the bench; else same backbone.
     """
     here = provenance.hardware()
     costs: dict[tuple, list[float]] = {}
@@ -36,7 +36,7 @@ def estimate_seconds(cells: Sequence[Cell], records: Sequence[Record]) -> float 
             place = (cell.method, cell.diffusion or cell.backbone, cell.phase)
             speeds[place] = max(speeds.get(place, 0.0), record.extras["images_per_second"])
         for likeness in _likenesses(cell):
-            costs.setdefault(likeness, []).append(record.seconds / max(cell.parts, 1))
+            costs.setdefault(likeness, []).append(record.seconds / max(_size(cell), 1))
     total = 0.0
     for cell in cells:
         *near, far = ([costs[likeness]] if likeness in costs else [] for likeness in _likenesses(cell))
@@ -48,14 +48,22 @@ def estimate_seconds(cells: Sequence[Cell], records: Sequence[Record]) -> float 
         found = found or (far[0] if far else None)
         if found is None:
             return None
-        total += sum(found) / len(found) * cell.parts
+        total += sum(found) / len(found) * _size(cell)
     return total
 
 
 def _likenesses(cell: Cell) -> list[tuple]:
     """Descriptions of a cell, from exact to rough; cells that share one cost about the same."""
     values = [getattr(cell, name, "") for name in ("backbone", "method", "dataset")]
-    return [(cell.kind, *values[:count]) for count in (3, 2, 1)]
+    kind = cell.kind
+    if isinstance(cell, GenerationCell):
+        kind = "diffusion" if _evaluations(cell) else f"autoencoder: {cell.method}"
+    return [(kind, *values[:count]) for count in (3, 2, 1)]
+
+
+def _size(cell: Cell) -> int:
+    """What a cell's time is proportional to."""
+    return cell.parts * max(_evaluations(cell), 1) if isinstance(cell, GenerationCell) else cell.parts
 
 
 def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | None:
@@ -108,13 +116,15 @@ def _evaluations(cell: GenerationCell) -> int:
     """About how many network evaluations a picture of the cell takes, without the inversion that it starts from."""
     options, start = dict(cell.options), dict(cell.inversion.options) if cell.inversion else {}
     if cell.method == "inversion":
-        return options.get("steps", 50) * INVERSION_CALLS[options.get("recipe", "null_text")]
+        calls = INVERSION_CALLS[options.get("recipe", "null_text")]
+        return options.get("steps", 50) * (calls + options.get("rounds", 0) * (calls > 0))
     if cell.method == "change":
         return 0
     if cell.method == "sample":
         return 2 * options.get("steps", 50)
     renderings = options.get("steps", 10) + 1 if cell.method == "attack" else 2
-    return 0 if start.get("recipe") == "autoencoder" else 2 * start.get("steps", 50) * renderings
+    calls = {"autoencoder": 0, "negative_prompt": 1}.get(start.get("recipe"), 2)  # guided: two
+    return calls * start.get("steps", 50) * renderings
 
 
 def disk_bytes(cells: Sequence[Cell]) -> int:

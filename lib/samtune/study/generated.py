@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from math import ceil
 
 import pandas as pd
@@ -45,8 +46,9 @@ class GenerationPlan:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.models = _models(profile, "" if profile.controlnet == profile.diffusion else profile.controlnet)
-        self.attack_models = _models(profile, profile.attack_controlnet) if profile.attack_controlnet else self.models
+        controlnet = "" if profile.controlnet == profile.diffusion else profile.controlnet
+        self.models = _models(profile.diffusion, controlnet)
+        self.attack_models = _models(profile.diffusion, profile.attack_controlnet or controlnet)
         self.victim = {"backbone": profile.backbone, "weights_hash": backbone_hash(profile.backbone)}
         self.dataset = "+".join(profile.generation.sets)
         captions = profile.generation.captions
@@ -65,7 +67,6 @@ class GenerationPlan:
     def attack(
         self,
         inversion: GenerationCell,
-        pictures: int = 0,
         tables: Sequence[str] = (),
         prompt: str = "box",
         method: str = "attack",
@@ -75,7 +76,7 @@ class GenerationPlan:
         if method == "attack":
             options = {"steps": self.profile.generation.attack_steps} | options
         return GenerationCell(
-            method, self.dataset, pictures or inversion.pictures, **self.attack_models, **self.victim, prompt=prompt,
+            method, self.dataset, inversion.pictures, **self.attack_models, **self.victim, prompt=prompt,
             options=options, inversion=inversion, tables=tuple(tables),
         )  # fmt: skip
 
@@ -83,22 +84,20 @@ class GenerationPlan:
         """What the attack changed, added to the originals: without what the autoencoder loses."""
         return replace(attack, method="change", options={}, inversion=attack)
 
-    def sample(self, pictures: int = 0, tables: Sequence[str] = (), seed: int = 0, **options: object) -> GenerationCell:
+    def sample(self) -> GenerationCell:
         """Pictures from noise with the same masks and captions."""
         asked = self.profile.generation
-        options = {"steps": asked.steps} | self.captions | options
-        return GenerationCell(
-            "sample", self.dataset, pictures or asked.pictures, **self.attack_models, seed=seed, options=options,
-            tables=tuple(tables),
-        )  # fmt: skip
+        options = {"steps": asked.steps} | self.captions
+        return GenerationCell("sample", self.dataset, asked.pictures, **self.attack_models, options=options)
 
 
-def _models(profile: Profile, controlnet: str) -> dict[str, str]:
+@cache
+def _models(diffusion: str, controlnet: str) -> dict[str, str]:
     """The fields of a generation cell that name the diffusion model; `controlnet` "": its own."""
-    model = load_diffusion(profile.diffusion, controlnet or None)
+    model = load_diffusion(diffusion, controlnet or None)
     if model.controlnet is None:
-        raise InputError(f"{profile.diffusion} has no mask ControlNet: name one as the profile's controlnet")
-    return {"diffusion": profile.diffusion, "diffusion_hash": weights_hash(model), "controlnet": controlnet}
+        raise InputError(f"{diffusion} has no mask ControlNet: name one as the profile's controlnet")
+    return {"diffusion": diffusion, "diffusion_hash": weights_hash(model), "controlnet": controlnet}
 
 
 def adversarial_cells(profile: Profile) -> dict[str, GenerationCell]:
@@ -120,16 +119,16 @@ def inversion_cells(profile: Profile) -> list[GenerationCell]:
     lean = {"recipe": "negative_prompt", "steps": max(1, round(LEAN_SHARE * steps))}
     cells = []
     for name, options in (INVERSIONS | {LEAN: lean}).items():
-        shown = {"pictures": few, "tables": (f"{TABLE}:{name}",)}
-        inversion = made.inversion(**shown, **{"steps": steps} | options)
-        cells += [inversion, made.attack(inversion, **shown)]
+        tables = (f"{TABLE}:{name}",)
+        inversion = made.inversion(few, tables, **{"steps": steps} | options)
+        cells += [inversion, made.attack(inversion, tables)]
         if name == AUTHORS:
-            cells.append(made.attack(inversion, method="random", **shown))
+            cells.append(made.attack(inversion, tables, method="random"))
         if name == LEAN:
             longer = {"step_size": 2 * AttackConfig.step_size}
             more = longer | {"steps": ceil(1.3 * profile.generation.attack_steps)}
             cells += [
-                made.attack(inversion, few, (f"{TABLE}:{variant}",), **options)
+                made.attack(inversion, (f"{TABLE}:{variant}",), **options)
                 for variant, options in ((LONGER, longer), (MORE, more))
             ]
     return cells

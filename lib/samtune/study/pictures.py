@@ -61,7 +61,7 @@ def make_pictures(
         smaller = f"generation.batch {batch // 2}" if batch > 1 else smaller
         with explains_out_of_memory(f"{cell.describe()} at generation.batch {batch}, {objects} objects", smaller):
             first_options, denoised = dict(first_cell.options), cell.method != "change"
-            given = generation.scene(model, samples, first_options, model.unet.device, words, denoised)
+            given = generation.scene(model, samples, first_options, str(model.unet.device), words, denoised)
             made = _make(cell, model, victim, given, results)
         for sample, words, one in zip(samples, given.captions, made, strict=True):
             generation.write_picture(folder, sample, words, one)

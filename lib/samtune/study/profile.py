@@ -10,6 +10,7 @@ from samtune.common.errors import InputError, unknown
 from samtune.common.paths import asset, resolve
 
 Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=1, le=1000)]  # of denoising
 Names = tuple[str, ...]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
@@ -104,6 +105,7 @@ class Generation(_Strict):
         compared_steps: of denoising in the table of inversions, beside the authors' recipe; None: `steps`.
         attack_steps: of the attack.
         batch: images at once.
+        accumulate: batches for an optimiser step in the tuning on them; None: the profile's.
     """
 
     sets: Names = ("bsds500", "ccp", "car-parts")
@@ -111,10 +113,11 @@ class Generation(_Strict):
     ablation_pictures: Count = 40
     recipe: Literal["ddim", "null_text", "negative_prompt", "direct"] = "direct"
     captions: str = "classes"
-    steps: Count = 50
-    compared_steps: Count | None = None
+    steps: Steps = 50
+    compared_steps: Steps | None = None
     attack_steps: Count = 10
     batch: Count = 1
+    accumulate: Count | None = None
 
 
 class Profile(_Strict):

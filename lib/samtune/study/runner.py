@@ -34,6 +34,7 @@ from samtune.study.records import SUFFIX, Record, cell_of, read_record, read_rec
 from samtune.training import LAST
 
 LOSS_APART = 1.25  # times, at the end: what rounding on another machine hardly does to a training that is stable
+PICTURES_APART = 0.01  # of mean PSNR in dB, or IoU
 
 
 @dataclass
@@ -127,10 +128,22 @@ def run_cells(
 
 
 def _ended_elsewhere(earlier: Record, known: Sequence[Record]) -> str:
-    """What to say when a training was run again, because its weights are not here, and its loss ended elsewhere than in
-    its `earlier` record: on another machine, rounding can decide where an unstable training ends. The last of `known`
-    is its new record.
+    """What to say when a cell was run again, because its files are not here, and a training's loss ended elsewhere than
+    in its `earlier` record, or pictures came out otherwise: on another machine, rounding can decide that. The last of
+    `known` is the new record.
     """
+    of_earlier = [one.key for one in known if earlier.key in {need.key() for need in cell_of(one).needs}]
+    if earlier.kind == "generation":
+        was, now = (one.objects.groupby("output").mean(numeric_only=True) for one in (earlier, known[-1]))
+        alike = [name for name in ("psnr", "iou") if name in was and name in now]
+        apart = max((float((was[name] - now[name]).abs().max()) for name in alike), default=0.0)
+        if apart <= PICTURES_APART:
+            return ""
+        return (
+            f"made again, the pictures of {earlier.key} are not as its record had them (mean PSNR or IoU differs by "
+            f"{apart:.3f}): {counted(len(of_earlier), 'record')} rest on the earlier ones. To run these anew, remove "
+            f"them: {', '.join(of_earlier)}"
+        )
     if not earlier.curve:
         return ""
     was, now = (
@@ -138,7 +151,6 @@ def _ended_elsewhere(earlier: Record, known: Sequence[Record]) -> str:
     )
     if max(was, now) <= LOSS_APART * min(was, now):
         return ""
-    of_earlier = [one.key for one in known if earlier.key in {need.key() for need in cell_of(one).needs}]
     return (
         f"run again, the training {earlier.key} ended at a loss of {now:.3f}, not {was:.3f} as its record had it: "
         f"{len(of_earlier)} measurements are of the earlier weights. To measure these, remove their records: "
