@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.io
 import tifffile
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from samtune.common.errors import InputError
 from samtune.data.pixels import (
@@ -286,6 +286,20 @@ def test_sizes_from_headers_are_those_of_the_pictures(tmp_path, picture, orienta
     assert np.array_equal(read_image(tmp_path / "a.tif"), UPRIGHT[orientation](picture))
     assert np.array_equal(read_image(tmp_path / "deep.png"), UPRIGHT[orientation](picture))
     assert np.array_equal(read_image(tmp_path / "palette.tif")[..., 0], UPRIGHT[orientation](picture)[..., 0])
+
+
+def test_the_size_of_a_png_is_read_without_decoding_it(tmp_path, picture, monkeypatch):
+    for name, wanted in (("plain.png", 0), ("with_text.png", 1)):  # EXIF may be inside text
+        text = PngImagePlugin.PngInfo()
+        if wanted:
+            text.add_text("Software", "a camera")
+        Image.fromarray(picture).save(tmp_path / name, pnginfo=text)
+        loaded = []
+        load = PngImagePlugin.PngImageFile.load
+        monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: loaded.append(1) or load(self))  # noqa: B023
+        assert image_size(tmp_path / name) == picture.shape[:2]
+        monkeypatch.undo()
+        assert len(loaded) >= wanted and (wanted or not loaded)
 
 
 @pytest.mark.parametrize("greys", [(128, 255), (85, 170, 255), (128, 200), (60, 255)])

@@ -224,11 +224,6 @@ def drive(tmp_path) -> Path:
             save(place / "images" / f"{number:02d}_{part}.tif", noise(40, 36, number))
             save(place / "1st_manual" / manual, mask)
             save(place / "mask" / f"{number:02d}_{part}_mask{space}.gif", view.astype(np.uint8) * 255)
-            if part == "test":
-                second = Image.fromarray((np.roll(mask, 1, axis=0) > 0).astype(np.uint8), "P")
-                second.putpalette([4, 2, 4, 252, 254, 252])
-                (place / "2nd_manual").mkdir(exist_ok=True)
-                second.save(place / "2nd_manual" / f"{number:02d}_manual2.gif")
     return tmp_path
 
 

@@ -1,6 +1,7 @@
 """Image files as they are stored: their own values, turned upright."""
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +69,22 @@ def orientation(path: Path) -> int:
             with tifffile.TiffFile(path) as file:
                 return _tiff_orientation(file.pages[0])
         with Image.open(path) as picture:
+            if picture.format == "PNG" and not _has_metadata(path):  # Pillow would decode the picture to look for it
+                return 1
             return picture.getexif().get(ORIENTATION, 1)
     except Exception:
         return 1
+
+
+def _has_metadata(path: Path) -> bool:
+    """Has a PNG file a chunk of EXIF or of text, which may hold it?"""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+            if head[4:] in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False
 
 
 def png_depth(path: Path) -> int:

@@ -302,7 +302,7 @@ def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | Non
     caption = (
         f"The paper's own numbers ({', '.join(sorted(rest['backbone'].unique()))}) on sets that were not run here."
     )
-    return Pivot(["dataset", "measure", *methods], rows, set(), 2, caption)
+    return Pivot(["set", "measure", *map(label, methods)], rows, set(), 2, caption)
 
 
 def markdown(shown: Pivot) -> str:
