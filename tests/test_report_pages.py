@@ -9,8 +9,9 @@ import pytest
 
 from fake_records import fake_cells, fake_execute
 from samtune.report import figures
+from samtune.report.circumstances import facts
 from samtune.report.claims import CLAIMS
-from samtune.report.pages import _facts, build_report, interval_picture
+from samtune.report.pages import build_report, interval_picture
 from samtune.report.tables import TABLES, check_tables, image_values, read_table
 from samtune.study.cells import GenerationCell, TimingCell, TrainingCell, plain_cell
 from samtune.study.records import Record, read_records
@@ -112,7 +113,7 @@ def test_the_head_of_the_page_counts_each_kind_of_record_apart():
     training = TrainingCell("lora", ("neu-seg",), "nano")
     cells = [training, training.evaluation("neu-seg"), GenerationCell("sample", "bsds500", 2, "nano"),
              TimingCell("lora", "nano", "train", 1, "fp32", False, "a card")]  # fmt: skip
-    head = dict(_facts([Record(cell.key(), cell.kind, plain_cell(cell)) for cell in cells]))
+    head = dict(facts([Record(cell.key(), cell.kind, plain_cell(cell)) for cell in cells]))
     assert head["records"] == "1 trainings, 1 measurements, 1 sets of generated pictures, 1 timings"
 
 

@@ -7,7 +7,6 @@ records. Everything comes from files of that folder; no page needs the network.
 import html
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from samtune.common.atomic import write_atomically
 from samtune.common.errors import counted
 from samtune.common.paths import asset, repository_root, results_root
 from samtune.report.answers import answers
+from samtune.report.circumstances import commits, facts, machines, sets
 from samtune.report.claim_list import CLAIMS, KINDS
 from samtune.report.claims import (
     NO_REFERENCE,
@@ -52,7 +52,6 @@ from samtune.report.readable_tables import (
 )
 from samtune.report.table_records import address, records_of
 from samtune.report.tables import LOOK_AT, build_tables, write_tables
-from samtune.study.cells import NO_BACKBONE
 from samtune.study.profile import Profile, load_profile
 from samtune.study.records import Record, read_records
 
@@ -68,13 +67,6 @@ STAND_IN = (
     "SAM ViT-B, of 90 million, or larger."
 )
 PAPERS = {"spt": "SPT", "sam_sp": "SAM-SP", "asam": "ASAM"}
-# Kinds of records, as the head of the page counts them.
-COUNTED = {
-    "training": "trainings",
-    "evaluation": "measurements",
-    "generation": "sets of generated pictures",
-    "timing": "timings",
-}
 
 
 @dataclass(frozen=True)
@@ -242,10 +234,10 @@ def _context(
         "metric_labels": METRIC_LABELS,
         "description": _sentence(profile.description),
         "stand_in": STAND_IN if profile.backbone == "nano" else "",
-        "facts": _facts(records),
-        "machines": _machines(records),
+        "facts": facts(records),
+        "machines": machines(records),
         "packages": max(records, key=lambda record: record.date).packages if records else {},
-        "sets": _sets(records),
+        "sets": sets(records),
         "tables": [view for view in table_views if view.shown],
         "tables_not_run": [view for view in table_views if not view.shown],
         "claims": views,
@@ -253,7 +245,7 @@ def _context(
         "paper_of_claim": {claim.id: claim.paper for claim in CLAIMS},
         "paper_titles": {name: numbers.paper for name, numbers in load_paper_numbers().items()},
         "verdicts": VERDICTS,
-        "commits": _commits(records),
+        "commits": commits(records),
         "reach": max([abs(row[end]) for row in known for end in ("low", "high")], default=0.0) or 1.0,
         "figures": _figures(folder),
         "private": (folder / "figures" / "private").is_dir(),
@@ -267,73 +259,6 @@ def _context(
         "SPREAD": SPREAD,
         "WITHOUT_SPREAD": WITHOUT_SPREAD,
     }
-
-
-def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """Short facts for the head of the page."""
-    if not records:
-        return [("records", "none yet")]
-    kinds = Counter(record.kind for record in records)
-    measured = [record for record in records if record.kind == "evaluation"]
-    hours = sum(record.seconds for record in records) / 3600
-    dates = sorted(record.date[:10] for record in records if record.date)
-    commits = _commits(records)
-    seeds = sorted({record.seed for record in measured})
-    facts = [
-        ("records", ", ".join(f"{kinds[kind]} {words}" for kind, words in COUNTED.items() if kinds[kind])),
-        ("seeds", ", ".join(map(str, seeds)) or "none"),
-        ("backbone", ", ".join(sorted({record.backbone for record in records} - {NO_BACKBONE})) or "none"),
-        (
-            "precision",
-            ", ".join(sorted({record.precision for record in records if record.precision})) or "not recorded",
-        ),
-        ("time spent", f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min"),
-        ("made", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "not recorded"),
-        (
-            "commit",
-            ", ".join(f"{name} ({count})" if len(commits) > 1 else name for name, count in commits[:4])
-            + (f" and {len(commits) - 4} more" if len(commits) > 4 else ""),
-        ),
-    ]
-    return facts
-
-
-def _commits(records: Sequence[Record]) -> list[tuple[str, int]]:
-    """Commits that the records were made with, the most frequent first, and of how many records."""
-    return Counter(f"{record.commit[:9]}{' + changes' if record.dirty else ''}" for record in records).most_common()
-
-
-def _machines(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """What ran where: cells, hours and the largest peak of memory by machine."""
-    machines: dict[str, list[Record]] = {}
-    for record in records:
-        machines.setdefault(record.hardware or "not recorded", []).append(record)
-    return [
-        {
-            "hardware": name,
-            "cells": len(ran),
-            "hours": sum(record.seconds for record in ran) / 3600,
-            "memory": max(record.peak_memory_mb for record in ran) / 1024,
-            "card": max((record.peak_gpu_memory_mb or 0 for record in ran), default=0) / 1024,
-        }
-        for name, ran in sorted(machines.items())
-    ]
-
-
-def _sets(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Data sets measured: part (pictures without an object and large objects alone apart), images, and what was
-    dropped, by reason."""
-    sets: dict[tuple[str, str], dict[str, Any]] = {}
-    for record in records:
-        if record.kind == "evaluation":
-            part, least = record.cell["split"], dict(record.cell["options"]).get("min_side")
-            part += ", without an object" if record.cell["target"] == "nothing" else ""
-            part += f", objects of {least} px at least" if least else ""
-            row = sets.setdefault((record.dataset, part), {"images": 0, "dropped": {}})
-            row["images"] = max(row["images"], record.images)
-            for reason, count in record.extras.get("dropped", {}).items():
-                row["dropped"][reason] = max(row["dropped"].get(reason, 0), count)
-    return [{"dataset": name, "split": split, **row} for (name, split), row in sorted(sets.items())]
 
 
 def _table_views(tables: dict[str, pd.DataFrame]) -> list[TableView]:
