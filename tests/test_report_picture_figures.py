@@ -1,9 +1,12 @@
 """Figures of pictures: chosen by rule, every mask, prompt and mistake drawn where it is."""
 
+import dataclasses
+
 import cv2
 import matplotlib.colors
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from samtune.data.sample import Sample
@@ -26,6 +29,10 @@ def sample(number: int, height: int = 40, width: int = 60) -> Sample:
     masks[0, 5:15, 10:30] = masks[1, 25:35, 40:55] = True
     return Sample(f"a-rather-long-name-of-a-picture-{number}", "mine", "test",
                   generator.integers(0, 255, (height, width, 3), dtype=np.uint8), masks)  # fmt: skip
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
 def test_cases_are_picked_by_rule():
@@ -60,6 +67,7 @@ def test_grid_draws_a_methods_own_prompt_on_its_mask_alone():
     figure = qualitative_grid([Example(one.image, truth, masks, own_prompts={"sam_sp": own})], "Own")
     assert [len(axis.patches) for axis in figure.axes] == [0, 0, 0, 2]  # dark on a white rim
     assert figure.axes[3].patches[0].get_xy() == (9.5, 4.5)
+    assert legend(figure)[3:] == ["box that the method gives itself"]
 
 
 def test_a_thin_object_is_shown_with_its_surroundings_and_the_whole_picture_small():
@@ -73,7 +81,9 @@ def test_a_thin_object_is_shown_with_its_surroundings_and_the_whole_picture_smal
     assert (rows.stop - rows.start, columns.stop - columns.start) == (133, 133) and crack[rows, columns].any()
     missed = np.roll(truth, 2, axis=1)
     image = np.zeros((400, 600, 3), np.uint8)
-    figure = qualitative_grid([Example(image, truth, {"lora": missed}), Example(image, thick, {"lora": thick})], "Thin")
+    shown = [Example(image, mask, {"lora": found}, prompt=make_prompts("box", mask[None], "thin"))
+             for mask, found in ((truth, missed), (thick, thick))]  # fmt: skip
+    figure = qualitative_grid(shown, "Thin")
     axes = np.array(figure.axes).reshape(2, 4)
     assert [axis.get_xlim() for axis in axes[0]] == [(275.5, 327.5)] * 3 + [(-0.5, 599.5)]
     layers = [np.asarray(layer.get_array()[..., 3]) > 0 for layer in axes[0, 2].images[1:]]
@@ -81,6 +91,9 @@ def test_a_thin_object_is_shown_with_its_surroundings_and_the_whole_picture_smal
     window = axes[0, 3].patches[0]
     assert (*window.get_xy(), window.get_width(), window.get_height()) == (276, 76, 52, 108)
     assert axes[1, 2].get_xlim() == (-0.5, 599.5) and not axes[1, 3].axison
+    assert legend(figure) == ["hit", "false alarm", "missed", "part shown at the left"]
+    alone = qualitative_grid([dataclasses.replace(shown[0], prompt=None)], "No prompt")  # false alarms may be anywhere
+    assert [axis.get_xlim() for axis in alone.axes] == [(-0.5, 599.5)] * 3
 
 
 def test_contact_sheet_shows_every_sample_object_and_prompt():

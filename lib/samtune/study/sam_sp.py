@@ -121,14 +121,14 @@ def run_main(
     cells: list[EvaluationCell] = []
     for dataset, tested in ((name, test) for name in datasets for test in measured_sets([name])):
         cells += plan.truth(tested, seeds[0], MAIN)
+        everything = {"options": {"everything": GRID}, "tables": (f"{MAIN}:everything",)} | shared
+        cells.append(zero_shot_cell(profile, tested, seeds[0], plan.hash, prompt="none", **everything))  # no seed in it
         for seed in seeds:
             for prompt in ("none", "box", "point1"):
                 zero_shot = zero_shot_cell(profile, tested, seed, plan.hash, prompt=prompt, tables=(MAIN,), **shared)
                 cells.append(zero_shot)
             boxes = {"options": {"per_object": True}, "tables": (f"{MAIN}:a box an object",)} | shared
             cells.append(zero_shot_cell(profile, tested, seed, plan.hash, prompt="box", **boxes))
-            everything = {"options": {"everything": GRID}, "tables": (f"{MAIN}:everything",)} | shared
-            cells.append(zero_shot_cell(profile, tested, seed, plan.hash, prompt="none", **everything))
             for method in tuned:
                 cells += plan.measured(plan.training(method, dataset, seed), tested, MAIN)
             for variant, other in beside.items():
