@@ -179,6 +179,7 @@ def test_pictures_made_otherwise_differ_in_what_the_row_says_alone(asam_profile:
         "eps 0.4, updates of 0.04": ({}, {"eps": 0.4, "step_size": 0.04}),
         "guidance 1": ({"guidance": 1}, {}),
         "guidance 3": ({"guidance": 3}, {}),
+        "embedding loss 0.5": ({}, {"embedding": 0.5}),
         "through the last 1 steps": ({}, {"last_steps": 1}),
         "through the last 3 steps": ({}, {"last_steps": 3}),
         "attacked with ten clicks": ({}, {"prompt": "point10"}),
