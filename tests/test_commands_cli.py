@@ -106,6 +106,17 @@ def test_tuning_prints_and_writes_what_it_measured(tuned: Path) -> None:
     assert left == {"metrics.csv", "settings.json", "tuned.safetensors"}
 
 
+def test_look_alikes_across_the_held_out_part_and_tokens_without_adversarial_pictures_are_told(tmp_path: Path) -> None:
+    images, masks = write_pictures(tmp_path)
+    for folder in (images, masks):
+        for number in range(5):  # each a second time: whichever is held out, its twin is tuned on
+            shutil.copy(folder / f"{number}.png", folder / f"again{number}.png")
+    status, text, error = tune(tmp_path, "--learning-rate", "0.05", "--method", "asam")
+    assert status == 0, error
+    assert re.search(r"warning: \d pairs? of a picture to tune on and a held-out one look alike, such as", text + error)
+    assert "asam: its tokens are tuned on your pictures as they are, without adversarial ones" in text
+
+
 def test_files_of_other_programs_in_the_folder_are_left_alone(tuned: Path, tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     shutil.copytree(tuned, folder)

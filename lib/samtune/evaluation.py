@@ -100,11 +100,10 @@ class LazyMasks:
 
 
 class Everything:
-    """The masks of SAM's everything mode in one picture, run-length encoded, enlarged to `size` when one is asked for:
-    all at once may take gigabytes.
-    """
+    """The masks of SAM's everything mode in one picture, enlarged one at a time: all at once may take gigabytes."""
 
     def __init__(self, encoded: Sequence[dict], size: tuple[int, int], binary: bool) -> None:
+        """`encoded`: segment_anything's uncompressed run lengths; `size`: (H, W); `binary`: bool in place of logits."""
         self._encoded, self._size, self._binary = encoded, size, binary
 
     def __len__(self) -> int:

@@ -35,18 +35,17 @@ def download(name: str, root: str | Path | None = None, say: Callable[[str], Non
     if not missing_parts(name, root):
         say(f"{name} is already in {folder}")
         return folder
+    if description.source is None:
+        raise InputError(by_hand(name, root))
     with lock(folder.with_name(f".{folder.name}.lock")):  # two processes may want it at once
         return _download(name, root, say)
 
 
 def _download(name: str, root: str | Path | None, say: Callable[[str], None]) -> Path:
+    """`download`, by the one process that has the lock."""
     description, folder = describe(name), dataset_folder(name, root)
-    missing = missing_parts(name, root)
-    if not missing:
-        say(f"{name} is already in {folder}")
-        return folder
-    if description.source is None:
-        raise InputError(by_hand(name, root))
+    if not (missing := missing_parts(name, root)):  # another process was quicker
+        return download(name, root, say)
     if folder.exists():
         raise InputError(f"{folder} exists but nothing there matches {missing[0]}; move it away, then download again")
     partial = folder.with_name(f"{folder.name}.partial")
