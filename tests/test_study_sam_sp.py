@@ -82,7 +82,7 @@ def test_baselines_can_be_left_out(profile: Profile, asked: list[EvaluationCell]
 
 def test_every_ablation_changes_what_it_says(profile: Profile, asked: list[EvaluationCell]) -> None:
     profile = profile.model_copy(update={"plateau_images": 50, "images": 40})
-    run_ablations(profile, [DATA], [0], ["controls", "size", "prompt quality", "plateau"])
+    run_ablations(profile, [DATA], [0], ["controls", "true box in training", "size", "prompt quality", "plateau"])
     default = sam_sp_plan(profile, [DATA]).training("sam_sp", DATA, 0).key()
     variants = {(cell.tables[0].partition(":")[2], cell.method): cell for cell in asked}
     assert {cell.split for cell in asked} == {"test"}

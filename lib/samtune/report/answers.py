@@ -72,6 +72,7 @@ def _spt(prompt: str, method: str = "lora", how: str = "LoRA at equal training")
 
 _SAMED = "LoRA by cross-entropy and Dice (SAMed's weights)"
 _UNTUNED = label("zero_shot")
+_ALPHA_1 = sam_sp.BESIDE[sam_sp.ALPHA_1]
 QUESTIONS = (
     Question(
         "SPT", "Does SPT beat LoRA at equal training?", "iou", [_spt("box")], "spt_forest",
@@ -99,9 +100,13 @@ QUESTIONS = (
             Comparison("SAM-SP given the true box at test, minus SAM-SP with its own box",
                        above(SAM_SP_IN_TRUE_BOX, sam_sp_main())),
             Comparison("SAM-SP with alpha 1 (here 0.1) minus LoRA by the same Dice loss",
-                       above(sam_sp_main(**sam_sp.BESIDE[sam_sp.ALPHA_1]), SAMED_DICE)),
+                       above(sam_sp_main(**_ALPHA_1), SAMED_DICE)),
             Comparison("SAM-SP with distillation, minus without",
                        above(sam_sp_main(), sam_sp_part(distillation_weight=0.0))),
+            Comparison("SAM-SP with two points of its first mask as prompts, minus SAM-SP with its box (alpha 1)",
+                       above(sam_sp_part(**_ALPHA_1, self_prompt="points"), sam_sp_part(**_ALPHA_1))),
+            Comparison("SAM-SP with two points as prompts (alpha 1), minus LoRA by the same Dice loss",
+                       above(sam_sp_part(**_ALPHA_1, self_prompt="points"), SAMED_DICE)),
             Comparison("LoRA by the same Dice loss, tested with a second pass in its first one's box, minus the same "
                        "LoRA with one pass", above(SAMED_TWICE, SAMED_DICE)),
         ],
