@@ -282,6 +282,19 @@ def test_multimask_adds_the_best_of_three_and_leaves_final_alone() -> None:
     assert first == pytest.approx(max(overlaps))
 
 
+def test_multimask_is_refused_where_a_method_has_passes_of_its_own() -> None:
+    with pytest.raises(InputError, match="own decoder alone, and spt has passes of its own"):
+        predict_with(build_method("spt", small_sam()), replace(CONFIG, multimask=True))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"metrics": ("iuo",)}, "unknown metric of masks 'iuo'; known: iou"), ({"prompt": "boxx"}, "prompt"),
+])  # fmt: skip
+def test_what_is_not_known_is_refused_at_once(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        EvaluationConfig(**changes)
+
+
 def test_cached_embeddings_give_the_same_up_to_half_precision(tmp_path: Path) -> None:
     method = build_method("zero_shot", small_sam())
     config = replace(CONFIG, metrics=("mae",))

@@ -282,3 +282,8 @@ def test_sizes_are_those_of_the_pictures_and_the_logits_and_takes_prompts_says_w
 def test_unknown_method_lists_the_nearest_first() -> None:
     with pytest.raises(InputError, match="unknown method 'loras'; known: lora, "):
         build_method("loras", small_sam())
+
+
+def test_a_number_given_as_text_is_refused() -> None:
+    with pytest.raises(InputError, match="rank is '8': it has to be a number"):
+        build_method("lora", small_sam(), rank="8")

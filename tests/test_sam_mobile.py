@@ -55,7 +55,13 @@ def test_its_checkpoint_loads_by_name_and_by_itself(tmp_path: Path, monkeypatch:
         load_sam(str(tmp_path / "cut.pt"))
 
 
-@pytest.mark.parametrize("method", ["asam", "decoder_tuning", "lora"])
+@pytest.mark.parametrize("method", ["lora", "spt", "lora_samed", "sam_sp"])
+def test_lora_needs_sams_own_encoder(method: str) -> None:
+    with pytest.raises(InputError, match="LoRA is for SAM's ViT encoder, and this backbone .MobileSAM"):
+        build_method(method, new_sam("nano_mobile"))
+
+
+@pytest.mark.parametrize("method", ["asam", "decoder_tuning"])
 def test_in_training_its_encoder_stays_as_it_is(method: str) -> None:
     tuned = build_method(method, new_sam("nano_mobile")).train()
     encoder, images = tuned.sam.image_encoder, torch.randn(2, 3, 256, 256)

@@ -27,7 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     built: list[str] = []
     monkeypatch.setattr(bench, "new_sam", lambda backbone: built.append(backbone) or small_sam())
     monkeypatch.setattr(bench, "BATCHES", (1, 2))
-    monkeypatch.setattr(bench.provenance, "choose_precision", lambda asked, device: "fp32")
+    monkeypatch.setattr(bench, "choose_precision", lambda asked, device: "fp32")
     return built
 
 

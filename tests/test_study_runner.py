@@ -21,7 +21,6 @@ import torch
 from fake_records import fake_cells, fake_execute, fake_objects
 from samtune.common import atomic, provenance
 from samtune.common.atomic import DiskFull, lock, write_atomically
-from samtune.common.errors import InputError
 from samtune.report.tables import build_tables, write_tables
 from samtune.study import runner
 from samtune.study.cells import KINDS, Cell, EvaluationCell, TrainingCell, plain_cell
@@ -352,16 +351,6 @@ def test_time_is_estimated_from_the_most_alike_cells():
     assert estimate_seconds([dataclasses.replace(train, method="asam")], records) == pytest.approx(10)  # mean of both
     assert estimate_seconds([dataclasses.replace(train, backbone="vit_b")], records) is None
     assert estimate_seconds([], records) == 0
-
-
-def test_precision_is_read_from_the_flags():
-    assert provenance.choose_precision("auto", "cpu", frozenset({"avx512f", "avx512_vnni"})) == "fp32"
-    assert provenance.choose_precision("auto", "cpu", frozenset({"avx512_bf16"})) == "bf16"
-    assert provenance.choose_precision("auto", "cpu", frozenset({"amx_bf16"})) == "bf16"
-    assert provenance.choose_precision("auto", "mps", frozenset({"amx_bf16"})) == "fp32"
-    assert provenance.choose_precision("bf16", "cpu", frozenset()) == "bf16"
-    with pytest.raises(InputError, match="unknown precision 'fp23'; known: fp32"):
-        provenance.choose_precision("fp23")
 
 
 def test_graphics_memory_is_that_of_the_fullest_card(monkeypatch):

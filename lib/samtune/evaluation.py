@@ -24,7 +24,7 @@ from samtune.embeddings import EmbeddingCache
 from samtune.methods import Method
 from samtune.methods.classical import ellipse, grabcut
 from samtune.metrics import MAP_METRICS, METRICS
-from samtune.prompts import MASK_VALUES, Prompts, make_prompts, tight_boxes
+from samtune.prompts import MASK_VALUES, Prompts, make_prompts, parse_kind, tight_boxes
 from samtune.sam.decode import decode_in_parts, decode_masks
 from samtune.sam.preprocess import Preprocess
 
@@ -45,7 +45,7 @@ class EvaluationConfig:
         target: "union" or "instances".
         prompt: a kind of prompt, see `prompts.parse_kind`.
         preprocess: "stretch" or "pad".
-        metrics: names in `samtune.metrics.METRICS`; evaluation fails with `KeyError` on others.
+        metrics: names in `samtune.metrics.METRICS`.
         seed: of the prompts.
         max_images: only the first ones; 0: all.
         batch_size: images at once.
@@ -59,6 +59,8 @@ class EvaluationConfig:
         device: "cpu", "cuda", ...
         precision: "fp32" or "bf16".
         workers: threads that compute the metrics of one batch while a card predicts the next; 0: one after the other.
+
+    Raises `InputError` on an unknown prompt or metric.
     """
 
     split: str = "test"
@@ -78,6 +80,12 @@ class EvaluationConfig:
     device: str = "cpu"
     precision: str = "fp32"
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        parse_kind(self.prompt)
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise unknown("metric of masks", metric, METRICS)
 
 
 # By output: masks bool or logits (N, M, H, W) at the original size; of M > 1 the best by the truth is scored.
@@ -268,6 +276,8 @@ def predict_with(
     method = method.to(config.device).eval()
     cache = cache if method.frozen_encoder else None
     binary = not MAP_METRICS.keys() & set(config.metrics)
+    if config.multimask and type(method).passes is not Method.passes:
+        raise InputError(f"multimask asks SAM's own decoder alone, and {method.name} has passes of its own")
 
     def predict(samples: list[Sample], prompts: list[Prompts]) -> list[Outputs]:
         side = max(max(sample.image.shape[:2]) for sample in samples)

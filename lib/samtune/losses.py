@@ -62,10 +62,12 @@ def dice_loss(logits: Tensor, target: Tensor, smooth: float = SMOOTH) -> Tensor:
 
 
 def squared_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """1 - (2 sum(p t) + 1) / (sum p^2 + sum t^2 + 1): the Dice loss of V-Net, TransUNet and SAMed's code.
+    """1 - (2 sum(p t) + 1) / (sum p^2 + sum t^2 + 1): Dice with squared sums, as in V-Net, of the object alone.
 
-    Where the logits do not yet tell object from background, it is least at p = sqrt(share of the object); `dice_loss`
-    is least at p = 1, so that a model that starts by marking most of a picture is driven to mark all of it.
+    (TransUNet's and SAMed's code has squared sums too, but takes the mean over object AND background, each summed over
+    the whole batch.) Where the logits do not yet tell object from background, it is least at p = sqrt(share of the
+    object); `dice_loss` is least at p = 1, so that a model that starts by marking most of a picture is driven to mark
+    all of it.
     """
     logits, target = _same_grid(logits, target)
     probability = logits.sigmoid()

@@ -37,8 +37,9 @@ def iou(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = N
 def dice(prediction: np.ndarray, truth: np.ndarray, ignore: np.ndarray | None = None) -> float:
     """Dice, 2 |A and B| / (|A| + |B|), no smoothing; 1 if both masks are empty, 0 if one is.
 
-    (TransUNet's script gives 1 to a prediction where the truth is empty, and 0 to two empty masks. `evaluate` leaves
-    such images out.)
+    (PraNet's script, whose rows stand in the polyp table of SAM-SP's paper, takes the mean over all thresholds of a
+    map. TransUNet's script gives 1 to a prediction where the truth is empty, and 0 to two empty masks. `evaluate`
+    leaves such images out.)
     """
     prediction, truth = _masks(prediction, truth, ignore)
     total = np.count_nonzero(prediction) + np.count_nonzero(truth)

@@ -1,6 +1,5 @@
 """One training loop for every method (accelerate): same order of images, prompts and schedules; it can resume."""
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,8 +17,8 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from tqdm.auto import tqdm
 
+from samtune.common.devices import choose_precision, refuse_several_processes, usable_device
 from samtune.common.errors import InputError, explains_out_of_memory, unknown
-from samtune.common.provenance import choose_precision
 from samtune.data.augmentation import AUGMENTATIONS, augment
 from samtune.data.generated import sample_key
 from samtune.data.sample import Dataset, target_masks
@@ -32,6 +31,7 @@ from samtune.sam.preprocess import Preprocess
 
 OPTIMISERS = ("adam", "adamw")
 LAST = "last.pt"  # the checkpoint to resume from
+OF_MACHINE = {"device", "precision", "workers", "checkpoint_every"}  # settings with which another machine may go on
 MOST_ROWS = 2000  # of a learning curve: longer trainings average batches
 LEAST_SIDE = 102.4  # jitter shrinks no image below this, in pixels: 0.1 of SAM's 1,024, 0.4 of the nano SAM's 256
 
@@ -130,7 +130,7 @@ class TrainingResult:
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "step": lambda progress: 1.0 if progress < 10 / 16 else 0.1,  # SPT: x0.1 at epoch 10 of 16
-    "polynomial": lambda progress: (1 - progress) ** 0.9,  # SAMed, for SAM-SP
+    "polynomial": lambda progress: (1 - progress) ** 0.9,  # SAMed, for SAM-SP (SAMed stops at progress 0.8)
     "slow_start": lambda progress: (
         2 * progress if progress < 0.5 else 0.5 ** ((progress - 0.5) * 20)
     ),  # ASAM, 20 epochs
@@ -274,7 +274,7 @@ def train(
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimiser]
     optimiser = kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     result = TrainingResult(precision=precision)
-    first = _resume(method, optimiser, result, folder)
+    first = _resume(method, optimiser, config, result, folder)
     indices = range(first * config.batch_size, len(samples))
     cv2.setNumThreads(1)  # before the loader forks: a child that ends OpenCV's threads waits for ever
     loader = DataLoader(
@@ -322,7 +322,7 @@ def train(
         due = step + 1 - first >= config.checkpoint_every and accelerator.sync_gradients
         if folder and due and step + 1 < config.steps:
             first = step + 1
-            _save(plain, optimiser, result, first, folder)
+            _save(plain, optimiser, config, result, first, folder)
     if not result.curve:
         raise InputError("nothing left to train on: every mask is empty after preprocessing")
     plain.eval()
@@ -376,30 +376,6 @@ def _step(
     return {name: round(float(value), 6) for name, value in row.items()}
 
 
-def usable_device(setting: str = "auto") -> str:
-    """ "cuda", "mps" or "cpu" for "auto"; any other setting ("cuda:1") unchanged. Raises `InputError` if it is not
-    available.
-    """
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    here = ["cuda"] * bool(cards) + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
-    if setting == "auto":
-        return here[0]
-    known = [*here, *(f"cuda:{card}" for card in range(cards))]
-    if setting not in known:
-        raise InputError(f"device {setting!r} is not available here; there is: auto, {', '.join(known)}")
-    return setting
-
-
-def refuse_several_processes() -> None:
-    """Raise `InputError` under torchrun, mpirun or srun: each process would train by itself, on all images."""
-    for name in ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):  # those accelerate reads
-        if os.environ.get(name, "1") not in ("", "0", "1"):
-            raise InputError(
-                f"tuning runs in one process, but {name} is {os.environ[name]}: start it without torchrun or "
-                "accelerate launch"
-            )
-
-
 def _accelerator(device: str, precision: str, accumulate: int) -> Accelerator:
     """An accelerator on exactly this device: its own options only know "the CPU" and "not the CPU"."""
     AcceleratorState._reset_state(True)
@@ -411,12 +387,20 @@ def _accelerator(device: str, precision: str, accumulate: int) -> Accelerator:
         )
 
 
-def _save(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResult, step: int, folder: Path) -> None:
+def _save(
+    method: Method,
+    optimiser: torch.optim.Optimizer,
+    config: TrainingConfig,
+    result: TrainingResult,
+    step: int,
+    folder: Path,
+) -> None:
     """Write a checkpoint to resume from at `step`."""
     state: dict[str, object] = {
         "step": step,
         "trainable": method.trainable_state(),
         "optimiser": optimiser.state_dict(),
+        "config": _of_any_machine(config),
         "result": asdict(result),
         "counts": dict(method.counts),
         "random": torch.get_rng_state(),
@@ -424,12 +408,28 @@ def _save(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResu
     save_torch(state, folder / LAST)
 
 
-def _resume(method: Method, optimiser: torch.optim.Optimizer, result: TrainingResult, folder: Path | None) -> int:
-    """Load what `_save` wrote, if there is anything; returns the step to continue with."""
+def _of_any_machine(config: TrainingConfig) -> dict[str, str]:
+    """The settings that decide what is trained, as text; another machine may go on with other ones than these."""
+    return {name: str(value) for name, value in asdict(config).items() if name not in OF_MACHINE}
+
+
+def _resume(
+    method: Method,
+    optimiser: torch.optim.Optimizer,
+    config: TrainingConfig,
+    result: TrainingResult,
+    folder: Path | None,
+) -> int:
+    """Load what `_save` wrote, if there is anything; returns the step to continue with. `InputError` where that
+    training has another config.
+    """
     path = None if folder is None else folder / LAST
     if path is None or not path.is_file():
         return 0
     state = read_progress(path, ("step", "trainable", "optimiser", "result", "counts", "random"))
+    begun, now = state.get("config", {}), _of_any_machine(config)  # checkpoints of earlier versions do not name theirs
+    if other := [f"{name} {begun[name]}, now {now[name]}" for name in now if begun.get(name, now[name]) != now[name]]:
+        raise InputError(f"{path} is of another training ({'; '.join(other)}): take another folder, or remove it")
     method.load_trainable_state(state["trainable"], str(path))
     optimiser.load_state_dict(state["optimiser"])
     method.counts.update(state["counts"])

@@ -15,7 +15,7 @@ from samtune.common.errors import InputError, counted
 from samtune.data.duplicates import DuplicatePair, Fingerprint, duplicates_across_splits, fingerprint
 from samtune.data.folder import BadPair, FolderDataset
 from samtune.data.listed import ListedDataset
-from samtune.data.sample import Sample, target_masks
+from samtune.data.sample import Dataset, Sample, target_masks
 from samtune.data.splits import by_split, make_split
 from samtune.sam.build import Sam
 from samtune.sam.preprocess import Preprocess
@@ -33,7 +33,7 @@ def open_pictures(images: Path, masks: Path, settings: TuneSettings, skip_bad: b
 class HeldOut(ListedDataset):
     """The training images of a set, split: a fifth, drawn with seed 0, is "val", the rest is "train"."""
 
-    def __init__(self, pictures: ListedDataset) -> None:
+    def __init__(self, pictures: Dataset) -> None:
         split_of = make_split(pictures.ids("train"), fractions=(0.8, 0.2), names=("train", "val"))
         super().__init__(pictures.name, by_split(split_of), pictures.dropped)
         if not self.ids("val"):

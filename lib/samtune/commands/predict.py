@@ -14,15 +14,14 @@ from tqdm.auto import tqdm
 
 from samtune.commands.tuned import load_tuned
 from samtune.common.atomic import write_atomically
+from samtune.common.devices import choose_precision, usable_device
 from samtune.common.errors import InputError, counted, explains_out_of_memory
 from samtune.common.paths import check_is_no_file
-from samtune.common.provenance import choose_precision
 from samtune.data.files import IMAGE_SUFFIXES, by_name, readable
 from samtune.data.files import pictures as picture_files
 from samtune.data.pixels import image_size, read_image
 from samtune.methods.zero_shot import ZeroShot
 from samtune.prompts import Prompts
-from samtune.training import usable_device
 
 # Okabe and Ito's colours, RGB: told apart by colour-blind readers too.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))

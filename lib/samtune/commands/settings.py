@@ -11,6 +11,7 @@ import torch
 from samtune.common.errors import InputError, check_range, unknown
 from samtune.data.sample import TARGETS
 from samtune.methods import METHODS, Method, build_method
+from samtune.methods.sam_sp import CONTROLS, SELF_PROMPTS
 from samtune.prompts import parse_kind
 from samtune.sam.build import Sam
 from samtune.sam.preprocess import MODES
@@ -88,6 +89,10 @@ class TuneSettings:
             parse_kind(prompt)
         if not METHODS[self.method].takes_prompts and self.prompts != ("none",):
             raise InputError(f"{self.method} takes no prompt: it is tuned and used with none, not {self.prompts[0]}")
+        if self.target == "instances" and "none" in self.prompts:
+            raise InputError("without a prompt one mask a picture is predicted: target instances needs box or points")
+        if (own := self.options.get("self_prompt")) in CONTROLS:
+            raise InputError(f"self_prompt {own} is a control of the study; of use are {', '.join(SELF_PROMPTS)}")
         if self.epochs is not None and self.train_images is not None:
             raise InputError("epochs and train_images both say how long to tune; give one of them")
 

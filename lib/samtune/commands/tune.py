@@ -14,16 +14,17 @@ from samtune.commands.search import SEARCH, mean_iou_by_prompt, search
 from samtune.commands.settings import TuneSettings
 from samtune.commands.tuned import TUNED, read_tuned, save_tuned
 from samtune.common.atomic import write_atomically
+from samtune.common.devices import choose_precision, refuse_several_processes, usable_device
 from samtune.common.errors import InputError, counted
 from samtune.common.paths import check_is_no_file
-from samtune.common.provenance import choose_precision
 from samtune.data.listed import ListedDataset
 from samtune.data.pixels import white_of_folder
+from samtune.data.sample import CachedDataset
 from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import Method, build_method
 from samtune.sam.checkpoints import load_sam, weights_hash
-from samtune.training import LAST, TrainingConfig, refuse_several_processes, train, usable_device
+from samtune.training import LAST, TrainingConfig, train
 
 SETTINGS, METRICS_FILE = "settings.json", "metrics.csv"
 CACHE = ".samtune-cache"  # deleted at the end; its name is one that no user's folder has
@@ -77,9 +78,9 @@ def tune(
     precision = choose_precision(precision, device)
     check_is_no_file(out)
     sam = load_sam(settings.backbone)
-    method = settings.build(sam).to(device)  # before the work: a value may be out of its range
+    method = settings.build(sam)  # before the work: a value may be out of its range
     pictures = open_pictures(images, masks, settings, skip_bad)
-    data = HeldOut(pictures)
+    data = HeldOut(CachedDataset(pictures))
     for_training, held_out = len(data.ids("train")), len(data.ids("val"))
     left_out = "".join(f"; left out, {reason}: {count}" for reason, count in data.dropped.items())
     say(f"{counted(for_training + held_out, 'picture')}: {for_training} to tune on, {held_out} held out{left_out}")
@@ -111,6 +112,7 @@ def tune(
 
     zero_shot = build_method("zero_shot", sam)
     before = measure(zero_shot, data, "zero_shot")
+    sam.to("cpu")  # a card has room for one
     checkpoint = out / TUNED
     if checkpoint.is_file():
         say(f"already tuned, only measured again: {checkpoint}")

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,8 @@ def first_line(error: BaseException) -> str:
 
 def check_range(name: str, value: float, least: float, most: float = math.inf, above: bool = False) -> None:
     """Raise `InputError` unless least <= value <= most; with `above`, least < value. Not a number (nan) is refused."""
+    if not isinstance(value, numbers.Real):
+        raise InputError(f"{name} is {value!r}: it has to be a number")
     if (value > least if above else value >= least) and value <= most:  # false for what is no number (nan)
         return
     end = "" if math.isinf(most) else f" and at most {most:g}"

@@ -1,4 +1,4 @@
-"""Where a number comes from: machine, precision, package versions, commit, memory."""
+"""Where a number comes from: machine, package versions, commit, memory."""
 
 import datetime
 import functools
@@ -10,10 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from samtune.common.errors import counted, unknown
+from samtune.common.errors import counted
 from samtune.common.paths import repository_root
 
-PRECISIONS = ("auto", "fp32", "bf16")
 PACKAGES = (
     "samtune",
     "torch",
@@ -29,39 +28,9 @@ PACKAGES = (
 )
 
 
-@functools.cache
-def cpu_flags() -> frozenset[str]:
-    """The processor's feature flags as Linux names them; empty where they cannot be read."""
-    return frozenset(_cpu_info("flags").split())
-
-
-def choose_precision(setting: str, device: str = "cpu", flags: frozenset[str] | None = None) -> str:
-    """The precision to compute in: "fp32" or "bf16".
-
-    Args:
-        setting: "fp32", "bf16", or "auto": bf16 on a GPU or CPU with bf16 instructions (on a CPU: AVX512_BF16 or AMX;
-            without them bf16 is several times SLOWER than fp32), else fp32. It reads the device's flags, and measures
-            no time.
-        device: "cpu", "cuda", "cuda:1", "mps".
-        flags: in place of the CPU's own (tests).
-
-    Raises `InputError` for an unknown setting.
-    """
-    if setting not in PRECISIONS:
-        raise unknown("precision", setting, PRECISIONS)
-    if setting != "auto":
-        return setting
-    if device.startswith("cuda"):
-        import torch
-
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    flags = cpu_flags() if flags is None else flags
-    return "bf16" if device == "cpu" and flags & {"avx512_bf16", "amx_bf16"} else "fp32"
-
-
 def hardware() -> str:
     """One line: processor, cores that this process may use, memory, and the graphics card, if any."""
-    processor = _cpu_info("model name") or platform.processor() or platform.machine()
+    processor = cpu_info("model name") or platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     text = f"{' '.join(processor.split())}, {counted(cores, 'core')}, {memory:.0f} GiB"
@@ -136,7 +105,8 @@ def peak_memory_mb() -> tuple[float, float | None]:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, card
 
 
-def _cpu_info(field: str) -> str:
+def cpu_info(field: str) -> str:
+    """A field of the first processor, as Linux names it ("model name", "flags"); "" where it cannot be read."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -6,13 +6,15 @@ Kaiming-uniform and B at zero, so that at the start the model is SAM itself. pef
 """
 
 import copy
+import re
+from types import MappingProxyType
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
-from samtune.common.errors import check_range, unknown
+from samtune.common.errors import InputError, check_range, unknown
 from samtune.losses import at_size, dice_loss, samed_loss, squared_dice_loss
 from samtune.methods.method import Method
 from samtune.sam.build import Sam
@@ -31,10 +33,15 @@ def add_lora(sam: Sam, rank: int, alpha: float, decoder: bool = True) -> Sam:
         alpha: the updates' scale is alpha / rank; above 0.
         decoder: in all attentions of the mask decoder too, and of SPT's draft decoder.
 
-    Raises `InputError` when rank or alpha is out of range.
+    Raises `InputError` when rank or alpha is out of range, or SAM's image encoder is no ViT (MobileSAM's).
     """
     check_range("rank", rank, 1, 1024)
     check_range("alpha", alpha, 0, 1e6, above=True)
+    if not any(re.fullmatch(ENCODER, name) for name, _ in sam.named_modules()):
+        raise InputError(
+            "LoRA is for SAM's ViT encoder, and this backbone (MobileSAM's kind) has none: take another backbone, or "
+            "decoder_tuning or asam"
+        )
     targets = f"{ENCODER}|{DECODER}" if decoder else ENCODER
     # alpha goes in as a float on purpose: SPT's scale is 1/8.
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=f"({targets})", lora_dropout=0.0, bias="none")
@@ -84,7 +91,8 @@ class LoraSamed(Method):
     """SAMed (Zhang and Liu 2023): LoRA on q and v of the encoder alone; prompt encoder and mask decoder train as a
     whole.
 
-    SAM-SP builds on it. Trained and used without a prompt.
+    SAM-SP builds on it. Trained and used without a prompt. For one kind of object SAM's own mask is the prediction, by
+    its sign; SAMed has a mask a class, and takes the likeliest.
 
     Args:
         sam: changed in place.
@@ -100,8 +108,9 @@ class LoraSamed(Method):
     colour = "#0072B2"
     frozen_encoder = False
     prompts = ("none",)
-    epochs = 160  # of SAMed's 200, where its schedule is stopped
+    epochs = 160  # SAMed's schedule is of 200 epochs and stopped at 160; here it falls to 0 in as many as are trained
     learning_rate = 1e-3
+    recipe = MappingProxyType({"optimiser": "adamw", "weight_decay": 0.1, "schedule": "polynomial"})
     options_before = {"mask_loss": "samed"}
 
     def __init__(self, sam: Sam, rank: int = 4, alpha: float | None = None, mask_loss: str = "samed") -> None:

@@ -112,12 +112,12 @@ class SamSP(LoraSamed):
         distillation: "kl", or "mse" (ours).
         distillation_weight: the paper's alpha in Eq. (3), which it does not tell; ours was chosen on validation from
             {0.1, 1, 10}. 0: no distillation.
-        temperature: of the distillation. The paper names none, which means 1.
+        temperature: of the distillation "kl". The paper names none, which means 1.
         reverse: the earlier pass teaches the later one (ours).
         first_weight: weight of the truth's loss on every pass before the last one. 0: the paper's; 1: truth on both
             passes.
-        mask_loss: a name of `MASK_LOSSES`: "squared_dice", as SAMed's code has it, or "dice" (the paper does not say
-            which Dice loss it means); or "samed", with cross-entropy.
+        mask_loss: a name of `MASK_LOSSES`: "squared_dice", with squared sums, or "dice" (the paper does not say which
+            Dice loss it means); or "samed", with cross-entropy.
         detach_teacher: the distillation sends no gradient into the teaching pass (the paper does not say).
 
     Raises `InputError` on an unknown `self_prompt`, `distillation` or `mask_loss`, or a number out of range.

@@ -1,4 +1,7 @@
-"""From an image to the model's square and back: `pad` as SamPredictor does, `stretch` as SPT and ASAM do."""
+"""From an image to the model's square and back: `pad` as SamPredictor does, `stretch` as SPT and ASAM do.
+
+(SPT's code shrinks pictures without smoothing; here both modes average over what falls on a pixel.)
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache

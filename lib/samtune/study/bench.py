@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from samtune.common import provenance
+from samtune.common.devices import choose_precision, usable_device
 from samtune.common.errors import is_out_of_memory, unknown
 from samtune.common.paths import results_root
 from samtune.methods import METHODS, Method, build_method
@@ -23,7 +24,6 @@ from samtune.sam.build import BACKBONES, Sam, new_sam
 from samtune.study.cells import TimingCell
 from samtune.study.records import Record
 from samtune.study.runner import Result, missing_cells, run_cells
-from samtune.training import usable_device
 
 PHASES = ("encode", "decode", "train")
 EVALUATE = "evaluate"  # the phase of ASAM's inversion and attack
@@ -86,7 +86,7 @@ def settings(device: str) -> list[tuple[str, bool]]:
     """The precisions, and whether compiled, that are worth a try on `device`."""
     if device.startswith("cuda"):
         return [(precision, compiled) for compiled in (False, True) for precision in ("bf16", "fp32")]
-    return [(precision, False) for precision in dict.fromkeys((provenance.choose_precision("auto", device), "fp32"))]
+    return [(precision, False) for precision in dict.fromkeys((choose_precision("auto", device), "fp32"))]
 
 
 def _bench_setting(

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from samtune.common import provenance
+from samtune.common.devices import usable_device
 from samtune.common.errors import is_out_of_memory
 from samtune.common.paths import results_root
 from samtune.diffusion.attack import AttackConfig, attack
@@ -24,7 +25,6 @@ from samtune.study.cells import Cell, TimingCell
 from samtune.study.profile import Profile
 from samtune.study.records import Record
 from samtune.study.runner import Result, missing_cells, run_cells
-from samtune.training import usable_device
 
 CAPTION = 77  # tokens
 CALLS, NULL_TEXT_CALLS = 3, 20  # at most about so many guided network calls a step of denoising

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from samtune.common.devices import choose_precision, usable_device
 from samtune.common.errors import unknown
 from samtune.common.paths import results_root
-from samtune.common.provenance import choose_precision
 from samtune.data.generated import PREFIX, chosen_sets
 from samtune.data.registry import describe, open_dataset
 from samtune.data.sample import CACHED_BYTES, CachedDataset
@@ -36,7 +36,7 @@ from samtune.study.false_alarms import false_alarms
 from samtune.study.profile import Profile
 from samtune.study.records import Record, cell_of
 from samtune.study.runner import Execute, Result, files_folder, needed_cells, run_cell
-from samtune.training import TrainingConfig, train, usable_device
+from samtune.training import TrainingConfig, train
 
 TUNED = "trainable.safetensors"
 TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method
@@ -124,6 +124,7 @@ def executor(profile: Profile) -> Execute:
         if cell.training is not None and place not in known:
             known.clear()
             known[place] = {}
+        used = "fp32"
         if cell.method == TRUTH:
             predict = predict_truth(config)
         elif method is None:
@@ -131,11 +132,12 @@ def executor(profile: Profile) -> Execute:
         elif config.everything:
             predict = predict_everything(method, config)
         else:
+            used = precision
             predict = predict_with(method, config, EmbeddingCache(results / "cache"), known.get(place))
         measure = false_alarms if nothing else evaluate
         objects, dropped = measure(predict, dataset, config, name=f"{cell.method} on {cell.dataset}")
         extras = {"dropped": dropped} | ({"counts": dict(method.counts)} if method else {})
-        return Result(objects=objects, precision=precision, extras=extras)
+        return Result(objects=objects, precision=used, extras=extras)
 
     def run_generation(cell: GenerationCell, results: Path) -> Result:
         # Not above: they bring diffusers, seconds.

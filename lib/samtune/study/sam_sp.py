@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from samtune.data.polyps import POLYPS, TEST_SETS
+from samtune.methods.lora import LoraSamed
 from samtune.study.cells import EvaluationCell, TrainingCell
 from samtune.study.plan import Plan, images_seen, zero_shot_cell
 from samtune.study.profile import Profile
@@ -15,8 +16,7 @@ MOST_ITERATIONS = 3
 GRID = 8  # points per side in SAM's everything mode: fine enough for these objects, and a second an image
 WHOLE = "100% of the pictures"  # the main table's model, as the last point of the curve
 
-# SAMed's recipe; the paper does not say what SAM-SP uses. Group "recipe" has SPT's.
-SAMED = {"optimiser": "adamw", "weight_decay": 0.1, "schedule": "polynomial"}
+SAMED = dict(LoraSamed.recipe)  # the paper does not say what SAM-SP uses. Group "recipe" has SPT's.
 
 # What the paper leaves open is chosen on validation: one change at a time from `START`, by group and variant. In each
 # group, the best change becomes the default of `SamSP` (or `SAMED`) if its Dice, in the mean over the data sets, is
