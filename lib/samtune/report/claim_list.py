@@ -77,8 +77,10 @@ def _spt_claims() -> list[Claim]:
     claims += [
         Claim("S3a", "Self-draft tuning helps alone, box prompts", "iou", above(sdt, neither), source),
         Claim("S3b", "The visual-relation-aware adapter helps alone, box prompts", "iou", above(vra, neither), source),
-        Claim("S3c", "Both are above self-draft tuning alone, box prompts", "iou", above(both, sdt), source),
-        Claim("S3d", "Both are above the adapter alone, box prompts", "iou", above(both, vra), source),
+        Claim("S3c", "Both are above self-draft tuning alone, box prompts", "iou", above(both, sdt), source,
+              beside=neither),
+        Claim("S3d", "Both are above the adapter alone, box prompts", "iou", above(both, vra), source,
+              beside=neither),
         Claim("S4", "The refined mask is above its own draft, box prompts", "iou",
               above(spt_main("spt", "box"), spt_main("spt", "box", "draft")), source),
     ]  # fmt: skip
@@ -147,7 +149,7 @@ def _asam_claims() -> list[Claim]:
         Claim("A1", "ASAM is above SAM on sets that it was not tuned on", "iou",
               above(asam, plain), table, **unseen),
         Claim("A2a", "ASAM is above tuning on pixel-attacked (PGD) images", "iou", above(asam, pgd), table, **unseen),
-        Claim("A2b", "ASAM is above DAT tuning", "iou", above(asam, dat), table, **unseen),
+        Claim("A2b", "ASAM is above DAT tuning", "iou", above(asam, dat), table, beside=plain, **unseen),
         # Clean tuning beside them: where it falls below SAM too, the fall is not PGD's or DAT's doing.
         Claim("A2c", "SAM is above PGD tuning", "iou", above(plain, pgd), table, beside=clean, **unseen),
         Claim("A2d", "SAM is above DAT tuning", "iou", above(plain, dat), table, beside=clean, **unseen),
@@ -163,8 +165,8 @@ def _asam_claims() -> list[Claim]:
         Claim("A6a", "The gain carries over to a second SAM tuned on the same images (in the paper EfficientSAM)",
               "iou", above(ablated(), ablated("zero_shot")), "ASAM, transfer (values not at hand)",
               backbone=SECOND_VICTIM, **unseen),
-        Claim("A6b", "The images made to fool SAM fool the second SAM too", "iou", fooled, OURS, "own",
-              backbone=SECOND_VICTIM),
+        Claim("A6b", "The images made to fool SAM fool a second SAM too, whose encoder was distilled from it", "iou",
+              fooled, OURS, "own", backbone=SECOND_VICTIM),
         Claim("A7a", "ASAM is above the same tuning on the clean pictures", "iou",
               above(asam, clean), OURS, "own", **unseen),
         # ASAM's images went through the diffusion model, at its resolution; the clean pictures did not.

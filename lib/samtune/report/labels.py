@@ -89,7 +89,7 @@ GLOSSARY = [
     ("seen set", "a set whose training pictures ASAM and its rivals were tuned on"),
     ("lean", "an attack without guidance and in two fifths of the denoising steps"),
     ("plateau", "trained ten times as long as the main table's models"),
-    ("nano_mobile", "the second victim: the nano SAM's decoder on a small convolutional encoder"),
+    ("nano_mobile", "the second victim: the nano SAM's decoder on a small convolutional encoder, distilled from it"),
     ("ten clicks", "ten points drawn inside the true object: as SPT trains and is tested (`point10`)"),
     ("SDT, VRA", "SPT's self-draft tuning and its visual-relation-aware adapter"),
     ("nano SAM", "SAM's own classes at small size (three million parameters), which ships with the kit"),
