@@ -474,6 +474,8 @@ def test_an_overlay_tints_the_mask_and_leaves_the_rest() -> None:
 def test_plain_segment_anything_loads_the_export_and_predicts_the_same(tuned: Path, tmp_path: Path) -> None:
     status, text, error = run("export", "--checkpoint", tuned / "out", "--out", tmp_path / "sam.pth")
     assert status == 0 and "segment_anything has no builder for nano's sizes" in text, error
+    status, _, again = run("export", "--checkpoint", tuned / "out", "--out", tmp_path / "sam.pth")
+    assert status == 2 and "sam.pth is there already: give another name, or remove it" in again
     sam = official_twin(small_sam(seed=1))  # of other weights
     sam.load_state_dict(torch.load(tmp_path / "sam.pth", weights_only=True))  # strict
     predictor = segment_anything.SamPredictor(sam)

@@ -144,6 +144,16 @@ def test_a_profile_that_was_never_run_has_a_page_too(tmp_path):
     assert "Not run" in (tmp_path / "README.md").read_text()
 
 
+@pytest.mark.parametrize("text", ["", '{"cells": [{"cell_type'])
+def test_a_notebook_that_is_cut_short_is_left_out(tmp_path, text):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "00_start_here.ipynb").write_text(text)
+    (tmp_path / "notebooks" / "00_start_here.html").write_text("<title>Start here</title>")
+    with pytest.warns(UserWarning, match="00_start_here.ipynb is no whole notebook: left out; run it again"):
+        page = build_report("smoke", tmp_path)
+    assert "Start here" in page.read_text()
+
+
 def test_intervals_are_drawn_to_scale():
     middle = interval_picture(0.0, -0.5, 0.5, 1.0, width=100)
     assert 'cx="50.0"' in middle and 'x1="26.0" x2="74.0"' in middle and "good" not in middle and "bad" not in middle

@@ -1,5 +1,6 @@
 """Checkpoints: official format in and out bit for bit, bad files told in one line, downloads that break off."""
 
+import errno
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from samtune.common.atomic import DiskFull
 from samtune.common.errors import InputError
 from samtune.common.paths import is_offline
 from samtune.sam import checkpoints
@@ -305,3 +307,18 @@ def test_weights_hash_sees_every_value_and_name() -> None:
     with torch.no_grad():
         sam.mask_decoder.iou_token.weight[0, 0] += 1e-6
     assert weights_hash(sam) != before
+
+
+def test_a_disk_that_fills_up_while_torch_writes_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(value: object, file: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 57536 vs 57488")  # noqa: B904 (torch's writer does so)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(DiskFull, match="disk full while writing .*sam.pth: free some space"):
+        checkpoints.save_torch({}, tmp_path / "sam.pth")
+    assert not list(tmp_path.iterdir())

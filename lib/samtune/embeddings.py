@@ -50,7 +50,8 @@ class EmbeddingCache:
         kind = torch.device(device).type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
         paths = [self._path(image, f"{self._weights[encoder]} {precision}") for image in images]
-        missing = [index for index, path in enumerate(paths) if not path.is_file()]
+        stored = [_read(path) for path in paths]
+        missing = [index for index, embedding in enumerate(stored) if embedding is None]
         fresh: dict[int, Tensor] = {}
         if missing:
             encoded = method.encode(torch.stack([images[index] for index in missing]).to(device))
@@ -59,9 +60,7 @@ class EmbeddingCache:
             if shutil.disk_usage(self.folder).free > LEFT_FREE:
                 for index, embedding in fresh.items():
                     self._write(paths[index], embedding)
-        every = [
-            fresh[index] if index in fresh else torch.from_numpy(np.load(path)) for index, path in enumerate(paths)
-        ]
+        every = [fresh.get(index, embedding) for index, embedding in enumerate(stored)]
         # To float32 before stacking: autocast on a CPU cannot stack float16.
         return torch.stack([embedding.float() for embedding in every]).to(device)
 
@@ -75,3 +74,11 @@ class EmbeddingCache:
         file = io.BytesIO()
         np.save(file, embedding.numpy())
         write_atomically(path, file.getvalue())
+
+
+def _read(path: Path) -> Tensor | None:
+    """A stored embedding; None where there is none, or a damaged one."""
+    try:
+        return torch.from_numpy(np.load(path))
+    except (OSError, ValueError, EOFError):
+        return None

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from samtune.commands.pictures import HeldOut
@@ -165,12 +165,13 @@ def search(
 
 
 def _read(path: Path) -> tuple[Progress, dict[str, Tensor]]:
-    """What an interrupted search has found, and the weights of its best rate so far."""
-    if not path.is_file():
+    """What an interrupted search has found, and the weights of its best rate so far; nothing of a damaged file."""
+    try:
+        with safe_open(path, "pt") as file:
+            progress = Progress(**json.loads(file.metadata()["progress"]))
+            return progress, {name: file.get_tensor(name) for name in file.keys()}
+    except (OSError, SafetensorError):
         return Progress(), {}
-    with safe_open(path, "pt") as file:
-        progress = Progress(**json.loads(file.metadata()["progress"]))
-        return progress, {name: file.get_tensor(name) for name in file.keys()}
 
 
 def _write(path: Path, progress: Progress, state: dict[str, Tensor]) -> None:

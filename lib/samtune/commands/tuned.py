@@ -151,7 +151,7 @@ def export(checkpoint: Path, out: Path, backbone: str | None = None, say: Callab
     """Write a tuned model as one SAM in SAM's own format, which plain `segment_anything` loads.
 
     Raises `InputError` for methods that do not fit into SAM's own weights, see `Method.merged`, and for encoders that
-    are none of SAM's.
+    are none of SAM's; and where `out` is there already.
     """
     tuned = load_tuned(checkpoint, backbone)
     merged = tuned.method.merged()
@@ -167,6 +167,8 @@ def export(checkpoint: Path, out: Path, backbone: str | None = None, say: Callab
         )
     if out.suffix.lower() not in (".pth", ".pt"):
         raise InputError(f"{out}: SAM's own format is a .pth file")
+    if out.exists():  # it may be the very backbone that was tuned
+        raise InputError(f"{out} is there already: give another name, or remove it")
     save_official(merged, out)
     say(f"{out}: {tuned.backbone} tuned by {tuned.method.name}, in SAM's own format")
     if tuned.backbone == "nano":

@@ -47,7 +47,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     _force_name_to_disk(path.parent)
 
 
-def is_disk_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
     """Does `error` mean that the disk or the quota is full?"""
     return isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT))
 

@@ -7,6 +7,7 @@ records. Everything comes from files of that folder; no page needs the network.
 import html
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,10 @@ def build_report(profile: str, results: Path | None = None) -> Path:
     write_tables(tables | {"claims": claims}, folder / "tables")
     write_pages(tables, folder / "tables")
     for notebook in sorted((folder / "notebooks").glob("*.ipynb")):
-        write_page(notebook, _is_older(notebook))
+        if _is_whole(notebook):
+            write_page(notebook, _is_older(notebook))
+        else:
+            warnings.warn(f"{notebook} is no whole notebook: left out; run it again, or remove it", stacklevel=2)
     write_all(profile, folder, records, tables, claims)
     return folder / "index.html"
 
@@ -332,9 +336,17 @@ def _notebooks(folder: Path) -> list[FileView]:
         found = re.search(r"<title>(.*?)</title>", path.read_text(encoding="utf-8")[:4000], re.DOTALL)
         source = path.with_suffix(".ipynb")
         words = html.unescape(found[1].strip()) if found else path.stem
-        other = f"notebooks/{source.name}" if source.is_file() else ""
+        other = f"notebooks/{source.name}" if source.is_file() and _is_whole(source) else ""
         views.append(FileView(f"notebooks/{path.name}", words, other, bool(other) and _is_older(source)))
     return views
+
+
+def _is_whole(notebook: Path) -> bool:
+    """Is it a notebook to its end? One that was killed while it was written is not."""
+    try:
+        return "cells" in json.loads(notebook.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
 
 
 def _is_older(executed: Path) -> bool:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from samtune.common.atomic import PARTIAL, lock, write_atomically
+from samtune.common.atomic import PARTIAL, disk_full, is_disk_full, lock, write_atomically
 from samtune.common.errors import InputError, first_line, unknown
 from samtune.common.paths import asset, checkpoint_root, is_offline, names_a_file, resolve
 from samtune.sam.attention import merge_qkv, split_qkv
@@ -276,14 +276,17 @@ def save_official(sam: Sam, path: Path) -> None:
 
 
 def save_torch(value: object, path: Path) -> None:
-    """Write `value` by `torch.save`, whole or not at all; makes the folder."""
+    """Write `value` by `torch.save`, whole or not at all; makes the folder. Raises `DiskFull`, one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     try:
         with partial.open("wb") as file:  # given a path, torch hides from Python that the disk is full
             torch.save(value, file)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__  # torch puts an error of its own on top
+        if is_disk_full(cause):
+            raise disk_full(path, cause) from error
         raise
     os.replace(partial, path)
 

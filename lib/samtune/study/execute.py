@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from samtune.common.devices import choose_precision, usable_device
@@ -29,7 +28,7 @@ from samtune.methods import METHODS, Method, build_method
 from samtune.methods.asam import PGD
 from samtune.metrics import METRICS
 from samtune.prompts import parse_kind
-from samtune.sam.checkpoints import load_sam, save_safetensors
+from samtune.sam.checkpoints import load_sam, read_state, save_safetensors
 from samtune.study.attacked import AttackedDataset
 from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, GenerationCell, TrainingCell
 from samtune.study.false_alarms import false_alarms
@@ -172,7 +171,7 @@ def cell_method(cell: TrainingCell | EvaluationCell | GenerationCell, results: P
     method = build_method(cell.method, sam, **{**METHODS[cell.method].options_before, **given})
     if training is not cell and training is not None and results is not None:
         weights = files_folder(results, training) / TUNED
-        method.load_trainable_state(load_file(weights), str(weights))
+        method.load_trainable_state(read_state(weights), str(weights))
     return method
 
 

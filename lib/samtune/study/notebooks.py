@@ -1,6 +1,7 @@
 """The cells of each notebook: to count them beforehand, and to run them without the notebooks."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,4 +103,8 @@ def outlook(profile: Profile) -> Iterator[Outlook]:
 def _timed_elsewhere(folder: Path) -> list[Record]:
     """What `samtune bench` timed for the other profiles: on the same hardware it holds for this one too."""
     others = [other for other in folder.parent.glob("*/records") if other.parent != folder]
-    return [record for other in others for record in read_records(other) if record.kind == "timing"]
+    timed: list[Record] = []
+    for other in others:
+        with suppress(InputError):  # a foreign file there is not this profile's business
+            timed += [record for record in read_records(other) if record.kind == "timing"]
+    return timed
