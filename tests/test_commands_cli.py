@@ -26,6 +26,7 @@ from samtune.commands.search import Progress
 from samtune.commands.settings import TuneSettings
 from samtune.commands.texts import worse_text
 from samtune.commands.tuned import load_tuned, save_tuned
+from samtune.common.atomic import alone
 from samtune.data import registry
 from samtune.data.folder import FolderDataset
 from samtune.data.registry_entry import Description
@@ -217,7 +218,7 @@ def test_the_learning_rate_is_searched_and_a_search_goes_on(tmp_path: Path, monk
     chosen, *tried = re.search(r"learning rate (\S+): it had the lowest loss after 8 steps \((.*)\)", text).groups()
     losses = {rate: float(loss) for rate, loss in (one.split() for one in tried[0].split(", "))}
     assert list(losses) == ["0.001", "0.003", "0.01", "0.03"] and losses[chosen] == min(losses.values())
-    assert f"32 batches of 2, learning rate {chosen}\n" in text
+    assert f"32 batches of 2, learning rate {chosen}, about 1 minute\n" in text
     with safe_open(tmp_path / "out" / "tuned.safetensors", "pt") as file:
         assert file.metadata()["learning_rate"] == chosen and file.metadata()["images_seen"] == "64"
     expected = load_file(tmp_path / "out" / "tuned.safetensors")
@@ -298,6 +299,23 @@ def test_another_run_in_the_same_folder_is_refused(tuned: Path) -> None:
     assert (tuned / "out" / "tuned.safetensors").read_bytes() == before
 
 
+def test_tuning_into_a_folder_that_another_process_tunes_into(tmp_path: Path) -> None:
+    write_pictures(tmp_path)
+    with alone(tmp_path / "out", "samtune tune"):
+        status, _, error = tune(tmp_path)
+    assert status == 2 and "another samtune tune is writing to" in error
+    assert tune(tmp_path)[0] == 0
+
+
+def test_masks_named_as_their_pictures_and_a_suffix(tmp_path: Path) -> None:
+    _, masks = write_pictures(tmp_path)
+    for path in list(masks.iterdir()):
+        path.rename(masks / f"{path.stem}_mask.png")
+    status, _, error = tune(tmp_path)
+    assert status == 2 and "is 0_mask.png its mask? then set --mask-suffix _mask" in error
+    assert tune(tmp_path, "--mask-suffix", "_mask")[0] == 0
+
+
 # ---------------------------------------------------------------- predict
 
 
@@ -333,6 +351,29 @@ def test_predict_by_boxes_of_a_csv(tuned: Path, tmp_path: Path) -> None:
             (tmp_path / "some" / name).write_bytes((tuned / "images" / name).read_bytes())
         data = FolderDataset(tmp_path / "some", tmp_path / "predicted_masks", split="test")
         assert np.array_equal(data.load("2").masks, both)
+
+
+def test_predict_again_makes_only_what_is_not_there(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    draw = predict.overlay
+    monkeypatch.setattr(predict, "overlay", lambda image, masks, objects: made.append(1) or draw(image, masks, objects))
+    common = ("predict", "--checkpoint", tuned / "out", "--images", tuned / "images", "--out", tmp_path)
+    common = (*common, "--device", "cpu")
+    box = ("--box", "5,5,40,30")
+    assert run(*common, *box)[0] == 0 and len(made) == 5
+    kept = predicted(tmp_path, "3.png").copy()
+    Image.open(tmp_path / "overlays" / "3.png").load()  # the text in it does not spoil it
+    (tmp_path / "overlays" / "1.png").unlink()  # as after a break
+    (tmp_path / "predicted_masks" / "2.png").unlink()
+    status, text, _ = run(*common, *box)
+    assert status == 0 and len(made) == 7 and "5 pictures, 5 masks (3 done before, with the same model" in text
+    assert np.array_equal(predicted(tmp_path, "3.png"), kept)
+    assert run(*common, "--box", "0,0,20,20")[0] == 0 and len(made) == 12  # other prompts
+    assert run(*common, "--box", "0,0,20,20", "--box", "5,5,40,30")[0] == 0 and len(made) == 17
+    assert not (tmp_path / "predicted_masks" / "3.png").exists()
+    assert run(*common, *box)[0] == 0 and len(made) == 22 and not (tmp_path / "predicted_masks" / "3").exists()
 
 
 def test_predict_by_points_and_by_a_box_with_clicks(tuned: Path, tmp_path: Path) -> None:

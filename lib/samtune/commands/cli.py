@@ -142,6 +142,9 @@ def tune(
     void: Annotated[
         int | None, typer.Option(help="With index: the value of pixels that are not scored (background in tuning).")
     ] = None,
+    mask_suffix: Annotated[
+        str, typer.Option(help="What a mask's name has after its picture's: _mask for a.jpg and a_mask.png.")
+    ] = "",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad files out; list them at the end.")] = False,
     seed: Annotated[int, typer.Option(help="Of training and prompts; the held-out fifth is always the same.")] = 0,
     device: Device = "auto",
@@ -157,7 +160,7 @@ def tune(
     prompts = tuple(part.strip() for part in prompt.split(",")) if prompt else ()
     settings = tune.TuneSettings(
         method, file_as_absolute(backbone), method_options(option or [], method), epochs, train_images, learning_rate,
-        batch_size, accumulate, prompts, target, objects, preprocess, mask_coding, void, seed,
+        batch_size, accumulate, prompts, target, objects, preprocess, mask_coding, void, mask_suffix, seed,
     )  # fmt: skip
     with names_as_flags():
         result = tune.tune(images, masks, out, settings, skip_bad, device, precision, typer.echo)

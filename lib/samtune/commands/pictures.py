@@ -23,7 +23,15 @@ from samtune.sam.preprocess import Preprocess
 
 def open_pictures(images: Path, masks: Path, settings: TuneSettings, skip_bad: bool) -> FolderDataset:
     """The two folders as one data set. Raises `InputError` for the first bad file, unless such are skipped."""
-    options = (settings.mask_coding, settings.void, skip_bad, "train", "pictures", settings.target)
+    options = (
+        settings.mask_coding,
+        settings.void,
+        skip_bad,
+        "train",
+        "pictures",
+        settings.target,
+        settings.mask_suffix,
+    )
     try:
         return FolderDataset(images, masks, *options)
     except BadPair as error:

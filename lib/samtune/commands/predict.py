@@ -2,16 +2,22 @@
 
 import csv
 import difflib
+import hashlib
 import math
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
+from samtune import __version__
 from samtune.commands.tuned import load_tuned
 from samtune.common.atomic import write_atomically
 from samtune.common.devices import choose_precision, usable_device
@@ -22,12 +28,15 @@ from samtune.data.files import pictures as picture_files
 from samtune.data.pixels import image_size, read_image
 from samtune.methods.zero_shot import ZeroShot
 from samtune.prompts import Prompts
+from samtune.sam.checkpoints import sha256, state_hash
 
 # Okabe and Ito's colours, RGB: told apart by colour-blind readers too.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 CLICK = {1: (0, 200, 0), 0: (220, 0, 0)}  # foreground, background
 LABEL = "1 (the object) or 0 (not the object)"
 LISTED = 3  # names shown of a longer list
+MADE_FROM = "samtune"  # in an overlay's file: a hash of model, picture and prompts, by which a rerun knows its work
+PNG_HEADER = 33  # bytes before which no text may stand
 
 
 @dataclass
@@ -61,8 +70,8 @@ def predict(
 
     Writes `out/predicted_masks/<name>.png` (0/255) and `out/overlays/<name>.png`, and returns the masks' paths. Of
     several objects it writes `<name>/1.png`, `2.png` ...: numbered as in the column object, or in the file's order.
-    16-bit pictures are read as bright as in tuning. Raises `InputError` for bad input; for pictures that cannot be
-    read, after all others are done.
+    Masks that are there, of the same model, picture and prompts, are not made again. 16-bit pictures are read as bright
+    as in tuning. Raises `InputError` for bad input; for pictures that cannot be read, after all others are done.
     """
     device = usable_device(device)
     pictures = _pictures(images)
@@ -81,24 +90,39 @@ def predict(
         prompts = {name: [ObjectPrompt()] for name in pictures}
     predictor = tuned.predictor(device)
     halved = choose_precision(precision, device) == "bf16"
+    model = [__version__, state_hash(tuned.method.state_dict()), tuned.preprocess, tuned.white, halved]
     written: list[Path] = []
     bad: list[str] = []
+    done = 0
     names = [name for name in pictures if name in prompts]
     for name in tqdm(names, "predict", mininterval=2, leave=False):
+        files, drawing = _files(out, name, prompts[name]), out / "overlays" / f"{name}.png"
+        said = [(one.box, one.clicks, one.name) for one in prompts[name]]
+        key = hashlib.sha256(repr([*model, sha256(pictures[name]), said]).encode()).hexdigest()
+        if _made_from(drawing) == key and all(file.is_file() for file in files):
+            written += files
+            done += 1
+            continue
         try:
             image = read_image(pictures[name], tuned.white)
         except InputError as error:
             bad.append(str(error))
             continue
         height, width = image.shape[:2]
-        model = f"{tuned.backbone} at {predictor.preprocess.size} px"
-        work = f"prediction on {pictures[name]}, {width}x{height} pixels, with {model}"
+        where = f"{tuned.backbone} at {predictor.preprocess.size} px"
+        work = f"prediction on {pictures[name]}, {width}x{height} pixels, with {where}"
         halving = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=halved)
         with explains_out_of_memory(work, "a smaller picture, or tune a smaller backbone"), halving:
             predictor.set_image(image)
             given = predictor.preprocess.prompts(as_prompts(prompts[name]), image.shape[:2])
-            written += _write(out, name, image, predictor.each_mask(given.to(device)), prompts[name])
+            _write(files, drawing, image, predictor.each_mask(given.to(device)), prompts[name], key)
+        for path in _earlier(out, name) - set(files):
+            path.unlink()
+        with suppress(OSError):  # still in use
+            (out / "predicted_masks" / name).rmdir()
+        written += files
     found = f"{counted(len(names) - len(bad), 'picture')}, {counted(len(written), 'mask')}"
+    found += f" ({done} done before, with the same model and prompts)" if done else ""
     say(f"{found}: {out / 'predicted_masks'}; to look at: {out / 'overlays'}")
     if without := [name for name in pictures if name not in prompts]:
         say(f"without a prompt, left out: {counted(len(without), 'picture')} ({_some(without)})")
@@ -272,30 +296,46 @@ def _check_inside(objects: Sequence[ObjectPrompt], size: tuple[int, int], path: 
                 raise InputError(f"{one.source}: point {x:g},{y:g} lies outside {path}, {width}x{height} pixels")
 
 
-def _write(
-    out: Path, name: str, image: np.ndarray, masks: Iterable[np.ndarray], objects: Sequence[ObjectPrompt]
-) -> list[Path]:
-    """The masks and the overlay of one picture, in place of those of an earlier run; one mask at a time in memory."""
+def _files(out: Path, name: str, objects: Sequence[ObjectPrompt]) -> list[Path]:
+    """The masks' files of one picture."""
     folder = out / "predicted_masks"
-    files = [folder / f"{name}.png"]
-    if len(objects) > 1:
-        numbers = [one.name for one in objects]
-        if len(set(numbers)) < len(objects) or not all(one.isascii() and one.isdecimal() for one in numbers):
-            numbers = range(1, len(objects) + 1)
-        files = [folder / name / f"{number}.png" for number in numbers]
+    if len(objects) == 1:
+        return [folder / f"{name}.png"]
+    numbers = [one.name for one in objects]
+    if len(set(numbers)) < len(objects) or not all(one.isascii() and one.isdecimal() for one in numbers):
+        numbers = range(1, len(objects) + 1)
+    return [folder / name / f"{number}.png" for number in numbers]
+
+
+def _write(
+    files: Sequence[Path],
+    drawing: Path,
+    image: np.ndarray,
+    masks: Iterable[np.ndarray],
+    objects: Sequence[ObjectPrompt],
+    key: str,
+) -> None:
+    """The masks of one picture, then the overlay with `key` in it; one mask at a time in memory."""
+    drawing.unlink(missing_ok=True)  # else, after a break, it would vouch for masks of another run
 
     def written() -> Iterator[np.ndarray]:
         for file, mask in zip(files, masks, strict=True):
             write_atomically(file, _png(mask.astype(np.uint8) * 255))
             yield mask
 
-    drawn = overlay(image, written(), objects)
-    for path in _earlier(out, name) - set(files):
-        path.unlink()
-    if len(files) == 1 and (folder / name).is_dir() and not any((folder / name).iterdir()):
-        (folder / name).rmdir()
-    write_atomically(out / "overlays" / f"{name}.png", _png(drawn[..., ::-1]))
-    return files
+    pixels = _png(overlay(image, written(), objects)[..., ::-1])
+    text = b"tEXt" + f"{MADE_FROM}\0{key}".encode()
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    write_atomically(drawing, pixels[:PNG_HEADER] + chunk + pixels[PNG_HEADER:])
+
+
+def _made_from(drawing: Path) -> str | None:
+    """The key that `_write` put into an overlay."""
+    try:
+        with Image.open(drawing) as file:
+            return file.info.get(MADE_FROM)
+    except (OSError, SyntaxError):  # not there, or damaged
+        return None
 
 
 def _earlier(out: Path, name: str) -> set[Path]:

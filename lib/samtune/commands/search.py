@@ -39,10 +39,12 @@ class Progress:
             batches. Infinite: the loss was not a number.
         curve: for the best rate, by number of steps, the mean IoU for each prompt on the held-out images; "0":
             zero-shot.
+        seconds: a batch, in the trials; 0: not known.
     """
 
     losses: dict[str, float] = field(default_factory=dict)
     curve: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def rate(self) -> float:
         """The learning rate with the lowest loss."""
@@ -83,8 +85,9 @@ def search(
     folder: Path,
     cache: EmbeddingCache,
     say: Callable[[str], None],
-) -> TrainingConfig:
-    """`config` with the best learning rate found; and, unless the user chose it, with the best length.
+) -> tuple[TrainingConfig, float]:
+    """`config` with the best learning rate found; and, unless the user chose it, with the best length. And the seconds
+    that a batch takes, 0 where there was no trial.
 
     A fifth of the training images is held out. Each rate is tried for a few steps. With the rate of the lowest training
     loss, training goes on, doubling its length as long as the IoU on the held-out images improves. An interrupted
@@ -104,7 +107,7 @@ def search(
     trial = min(TRIAL, config.steps // config.accumulate // 4) if length_given else TRIAL
     if trial < FEWEST_STEPS or len(data.ids("train")) < FEWEST_PICTURES:
         say(f"too few pictures or steps to search a learning rate: using the method's own, {config.learning_rate:g}")
-        return config
+        return config, 0.0
     part = HeldOut(data)
     trained, kept = (counted(len(part.ids(split)), "picture") for split in ("train", "val"))
     longer = f"; the best rate trains on, up to {LONGEST} steps, while its IoU on {kept} held out for the search rises"
@@ -122,10 +125,11 @@ def search(
             config, images=(steps - first) * batch, learning_rate=rate, schedule="constant", seed=config.seed + first
         )
         try:
-            curve = train(method, [(part, "train")], stretch, None, cache).curve
+            result = train(method, [(part, "train")], stretch, None, cache)
         except FloatingPointError:
             return math.inf
-        return float(np.mean([row["loss"] for row in curve[len(curve) // 2 :]]))
+        progress.seconds = result.seconds / stretch.steps
+        return float(np.mean([row["loss"] for row in result.curve[len(result.curve) // 2 :]]))
 
     def iou(method: Method) -> dict[str, float]:
         return mean_iou_by_prompt(measure(method, part, "search"))
@@ -143,7 +147,7 @@ def search(
     seconds = time.perf_counter() - started
     say(f"learning rate {rate:g}: it had the lowest loss after {trial} steps ({tried}); found in {seconds:.0f} seconds")
     if length_given:
-        return replace(config, learning_rate=rate)
+        return replace(config, learning_rate=rate), progress.seconds
 
     method = settings.build(sam)
     method.load_trainable_state(state)
@@ -161,7 +165,8 @@ def search(
     tried = ", ".join(f"{one} {progress.mean(one):.3f}" for one in progress.curve)
     seconds = time.perf_counter() - started
     say(f"mean IoU on the pictures held out for the search, by steps: {tried}; the search took {seconds:.0f} seconds")
-    return replace(config, learning_rate=rate, images=max(config.images, progress.best() * batch))
+    longest = max(config.images, progress.best() * batch)
+    return replace(config, learning_rate=rate, images=longest), progress.seconds
 
 
 def _read(path: Path) -> tuple[Progress, dict[str, Tensor]]:

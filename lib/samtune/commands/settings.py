@@ -43,6 +43,7 @@ class TuneSettings:
         preprocess: "pad" or "stretch".
         mask_coding: see `FolderDataset`.
         void: see `FolderDataset`.
+        mask_suffix: see `FolderDataset`.
         seed: of the training.
     """
 
@@ -60,6 +61,7 @@ class TuneSettings:
     preprocess: str = "pad"
     mask_coding: str = "binary255"
     void: int | None = None
+    mask_suffix: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:

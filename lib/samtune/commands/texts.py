@@ -71,7 +71,7 @@ def names_as_flags() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        words = re.sub(r"\bmask_coding(?:=| )'(\w+)'", r"--mask-coding \1", str(error))
+        words = re.sub(r"\bmask_(coding|suffix)(?:=| )'([^']+)'", r"--mask-\1 \2", str(error))
         words = re.sub(r"\b(batch_size|accumulate) (?=\d)", lambda found: f"--{found[1].replace('_', '-')} ", words)
         words = re.sub(f"^({'|'.join(RANGES)}) (?=is )", lambda found: f"--{found[1].replace('_', '-')} ", words)
         raise InputError(words) from error

@@ -12,8 +12,9 @@ import pandas as pd
 from samtune.commands.pictures import HeldOut, alike_text, look_through, open_pictures, small_objects_text
 from samtune.commands.search import SEARCH, mean_iou_by_prompt, search
 from samtune.commands.settings import TuneSettings
+from samtune.commands.texts import duration_text
 from samtune.commands.tuned import TUNED, read_tuned, save_tuned
-from samtune.common.atomic import write_atomically
+from samtune.common.atomic import alone, write_atomically
 from samtune.common.devices import choose_precision, refuse_several_processes, usable_device
 from samtune.common.errors import InputError, counted
 from samtune.common.paths import check_is_no_file
@@ -66,7 +67,7 @@ def tune(
     Writes `out/tuned.safetensors` (the trained parameters and what they belong to) and `out/metrics.csv` (one row an
     object of the held-out pictures). Broken off, it goes on from `out/last.pt` with the same final weights; finished,
     it only measures again. Raises `InputError` for bad input, other settings or pictures than those of a run in `out`,
-    a loss that is no number, and too little memory.
+    a loss that is no number, too little memory, and where another process tunes into `out`.
     """
     settings.check()
     if settings.method == "asam":
@@ -94,7 +95,6 @@ def tune(
         raise InputError(f"{error} (--skip-bad leaves such out and lists them)") from error
     if line := alike_text(contents):
         say(line)
-    _same_run(out, settings, weights, contents.digest)
     cache = EmbeddingCache(out / CACHE)
 
     def measure(method: Method, data: ListedDataset, stage: str) -> pd.DataFrame:
@@ -110,45 +110,47 @@ def tune(
             parts.append(found[found["output"] == "final"].assign(stage=stage, prompt=prompt))
         return pd.concat(parts)
 
-    zero_shot = build_method("zero_shot", sam)
-    before = measure(zero_shot, data, "zero_shot")
-    sam.to("cpu")  # a card has room for one
-    checkpoint = out / TUNED
-    if checkpoint.is_file():
-        say(f"already tuned, only measured again: {checkpoint}")
-        method.load_trainable_state(read_tuned(checkpoint)[0], str(checkpoint))
-    else:
-        config = _training_config(settings, for_training, device, precision, method)
-        total = sum(parameter.numel() for parameter in method.parameters())
-        say(
-            f"{settings.method} on {settings.backbone}: {method.count_trainable():,} of {total:,} parameters train, "
-            f"{device}, {precision}"
-        )
-        if line := small_objects_text(contents, sam):
-            say(line)
-        if settings.learning_rate is None:
-            config = search(config, settings, sam, data, measure, out, cache, say)
-        say(f"{config.steps} batches of {config.batch_size}, learning rate {config.learning_rate:g}")
-        if (out / LAST).is_file():
-            say(f"going on from {out / LAST}")
-        try:
-            trained = train(method, [(data, "train")], config, out, cache)
-        except FloatingPointError as error:
-            raise InputError(f"{error}: look at those pictures, or take a smaller learning rate") from error
-        if trained.dropped:
-            views = config.steps * config.batch_size
-            say(
-                f"warning: {trained.dropped} of {views} views had no object left at {sam.image_size} pixels, and "
-                f"{trained.idle} of {config.steps} batches trained nothing"
-            )
-        about = {"pictures": for_training, "images_seen": config.images, "learning_rate": config.learning_rate}
-        if (white := white_of_folder(images)) is not None:
-            about["white"] = white
-        save_tuned(method, checkpoint, settings, weights, about)
-        for name in (LAST, SEARCH):
-            (out / name).unlink(missing_ok=True)
-    after = measure(method, data, "tuned")
-    shutil.rmtree(out / CACHE, ignore_errors=True)
+    with alone(out, "samtune tune"):
+        _same_run(out, settings, weights, contents.digest)
+        zero_shot = build_method("zero_shot", sam)
+        before = measure(zero_shot, data, "zero_shot")
+        sam.to("cpu")  # a card has room for one
+        checkpoint = out / TUNED
+        if checkpoint.is_file():
+            say(f"already tuned, only measured again: {checkpoint}")
+            method.load_trainable_state(read_tuned(checkpoint)[0], str(checkpoint))
+        else:
+            config = _training_config(settings, for_training, device, precision, method)
+            total = sum(parameter.numel() for parameter in method.parameters())
+            parameters = f"{method.count_trainable():,} of {total:,} parameters train"
+            say(f"{settings.method} on {settings.backbone}: {parameters}, {device}, {precision}")
+            if line := small_objects_text(contents, sam):
+                say(line)
+            seconds = 0.0  # a batch; not known without a search
+            if settings.learning_rate is None:
+                config, seconds = search(config, settings, sam, data, measure, out, cache, say)
+            time = f", about {duration_text(seconds * config.steps / 60)}" if seconds else ""
+            say(f"{config.steps} batches of {config.batch_size}, learning rate {config.learning_rate:g}{time}")
+            if (out / LAST).is_file():
+                say(f"going on from {out / LAST}")
+            try:
+                trained = train(method, [(data, "train")], config, out, cache)
+            except FloatingPointError as error:
+                raise InputError(f"{error}: look at those pictures, or take a smaller learning rate") from error
+            if trained.dropped:
+                views = config.steps * config.batch_size
+                say(
+                    f"warning: {trained.dropped} of {views} views had no object left at {sam.image_size} pixels, and "
+                    f"{trained.idle} of {config.steps} batches trained nothing"
+                )
+            about = {"pictures": for_training, "images_seen": config.images, "learning_rate": config.learning_rate}
+            if (white := white_of_folder(images)) is not None:
+                about["white"] = white
+            save_tuned(method, checkpoint, settings, weights, about)
+            for name in (LAST, SEARCH):
+                (out / name).unlink(missing_ok=True)
+        after = measure(method, data, "tuned")
+        shutil.rmtree(out / CACHE, ignore_errors=True)
 
     table = pd.concat([before, after])
     first = ["stage", "prompt", "image", "object", "object_class"]

@@ -4,6 +4,8 @@ import errno
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -12,6 +14,7 @@ from samtune.common.errors import InputError
 
 PARTIAL = ".partial"  # never counts as present; git-ignored
 STALE_AFTER = 3600  # seconds
+LOCK = ".samtune.lock"
 DISK_FULL = "disk full while writing"
 
 
@@ -92,6 +95,20 @@ def lock(path: Path) -> FileLock:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path)
+
+
+@contextmanager
+def alone(folder: Path, command: str) -> Iterator[None]:
+    """Inside this context, no other process runs `command` into `folder`; `InputError` where one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            try:
+                yield
+            finally:
+                (folder / LOCK).unlink(missing_ok=True)
+    except Timeout as error:
+        raise InputError(f"another {command} is writing to {folder}: wait for it, or give another folder") from error
 
 
 def is_locked(path: Path) -> bool:

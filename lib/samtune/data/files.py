@@ -32,11 +32,13 @@ def readable(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def by_name(paths: Iterable[Path]) -> dict[str, Path]:
-    """Paths by their readable name, without suffix but for folders; two of one name are an `InputError`."""
+def by_name(paths: Iterable[Path], suffix: str = "") -> dict[str, Path]:
+    """Paths by their readable name, without the file type but for folders, and without `suffix` where it ends so; two
+    of one name are an `InputError`.
+    """
     found: dict[str, Path] = {}
     for path in paths:
-        name = readable(path.name if path.is_dir() else path.stem)
+        name = readable(path.name if path.is_dir() else path.stem).removesuffix(suffix)
         if name in found:
             raise InputError(f"two files for {name!r}: {found[name]} and {path}; keep one")
         found[name] = path

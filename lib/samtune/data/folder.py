@@ -42,6 +42,7 @@ class FolderDataset(ListedDataset):
         split: put all samples into this split; None: split 60/20/20, with seed 0.
         name: of the data set.
         target: "union": all objects of an image as one mask, of which only one is in memory at a time.
+        mask_suffix: what a mask's name has after its image's ("_mask" for `a.jpg` and `a_mask.png`).
 
     Raises `InputError` with what is wrong with a pair of files, or when no sample is left.
     """
@@ -56,6 +57,7 @@ class FolderDataset(ListedDataset):
         split: str | None = None,
         name: str = "folder",
         target: Target = "instances",
+        mask_suffix: str = "",
     ):
         if mask_coding not in MASK_CODINGS:
             raise unknown("mask_coding", mask_coding, MASK_CODINGS)
@@ -68,7 +70,7 @@ class FolderDataset(ListedDataset):
         self._images, self._masks = Path(images), Path(masks)
         self._coding, self._void, self._target = mask_coding, void, target
         self._image_paths = by_name(pictures(self._images))
-        self._mask_paths = by_name(sorted(pictures(self._masks) + folders(self._masks)))
+        self._mask_paths = by_name(sorted(pictures(self._masks) + folders(self._masks)), mask_suffix)
         if self._images.resolve() == self._masks.resolve():
             raise InputError(f"images and masks are the same folder, {self._images}; keep them in two")
         if not self._image_paths:
@@ -109,7 +111,9 @@ class FolderDataset(ListedDataset):
         if path is None or mask_path is None:
             found, sort = (mask_path, "image") if path is None else (path, "mask")
             expected = (self._images if path is None else self._masks) / f"{id}.png"
-            raise InputError(f"{found} has no {sort}; expected {expected} (or {id} with {', '.join(IMAGE_SUFFIXES)})")
+            hint = "" if open_image else self._suffix_hint(id)
+            expected = f"{expected} (or {id} with {', '.join(IMAGE_SUFFIXES)})"
+            raise InputError(f"{found} has no {sort}; expected {expected}{hint}")
         size = read_image(path).shape[:2] if open_image else image_size(path)
         some = False
         for file in self._files(mask_path):
@@ -117,6 +121,14 @@ class FolderDataset(ListedDataset):
             check_same_size(size, mask, path, file)
             some |= bool((mask != 0).any() if self._void is None else ((mask != 0) & (mask != self._void)).any())
         return some
+
+    def _suffix_hint(self, id: str) -> str:
+        """The end of a sentence on an image without mask, where a mask is named as the image and something more."""
+        for name in self._mask_paths:
+            suffix = name.removeprefix(id)
+            if id in self._image_paths and name != suffix and not suffix[0].isalnum():
+                return f"; is {self._mask_paths[name].name} its mask? then set mask_suffix '{suffix}'"
+        return ""
 
     def _files(self, path: Path) -> list[Path]:
         """The mask files of one image: `path` itself, or those in the folder `path`."""
