@@ -43,6 +43,11 @@ def test_all_that_ship_are_valid_and_as_designed():
         ({"images": "3000"}, r"images.* is '3000': input should be a valid integer"),
         ({"precision": "fp16"}, "precision is 'fp16': input should be 'auto', 'fp32' or 'bf16'"),
         ({"evaluation": {"metrics": ["dice"]}}, "iou must be among them: learning rates are chosen by it"),
+        ({"learning_rates": ["1e-3"]}, r"learning_rates.0 is '1e-3': .* \(in YAML write 0.001\)"),
+        ({"learning_rates": [-0.1]}, "learning_rates.0 is -0.1: input should be greater than 0"),
+        ({"learning_rates": [float("nan")]}, "learning_rates.0 is nan: "),
+        ({"name": "../x"}, "name is '../x': string should match pattern"),
+        ({"generation": {"sets": []}}, r"generation.sets is \[\]"),
         ({"backbone": None}, "backbone is None: input should be a valid string"),
     ],
 )

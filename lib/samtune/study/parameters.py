@@ -204,6 +204,7 @@ class YourData(NotebookParameters):
     backbone: str
     prompts: list[str]
     mask_coding: str
+    mask_suffix: str
     skip_bad: bool
     train_images: Annotated[int, Field(ge=0)]
     learning_rate: Annotated[float, Field(ge=0)]

@@ -1,6 +1,7 @@
 """Profiles: at what scale the study is run. `profiles/<name>.yaml` ships with the kit; users may write their own."""
 
 import json
+from contextlib import suppress
 from typing import Annotated, Literal
 
 import yaml
@@ -8,9 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from samtune.common.errors import InputError, unknown
 from samtune.common.paths import asset, resolve
+from samtune.data.files import read_text
 
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=1, le=1000)]  # of denoising
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Names = tuple[str, ...]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
@@ -70,7 +73,7 @@ class Stage(_Strict):
     steps: Count
     image_size: Count
     batch: Count
-    learning_rate: float
+    learning_rate: Rate
     decay: bool = False
 
 
@@ -108,7 +111,7 @@ class Generation(_Strict):
         accumulate: batches for an optimiser step in the tuning on them; None: the profile's.
     """
 
-    sets: Names = ("bsds500", "ccp", "car-parts")
+    sets: Annotated[Names, Field(min_length=1)] = ("bsds500", "ccp", "car-parts")
     pictures: Count = 200
     ablation_pictures: Count = 40
     recipe: Literal["ddim", "null_text", "negative_prompt", "direct"] = "direct"
@@ -150,7 +153,7 @@ class Profile(_Strict):
         notebooks: in the order in which they are run.
     """
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     description: str
     backbone: str
     other_backbones: Names
@@ -167,8 +170,8 @@ class Profile(_Strict):
     batch_size: Count
     accumulate: Count = 1
     workers: Annotated[int, Field(ge=0)] = 0
-    learning_rates: tuple[float, ...]
-    rates: dict[str, Annotated[float, Field(gt=0)]] = {}
+    learning_rates: tuple[Rate, ...]
+    rates: dict[str, Rate] = {}
     evaluation: Evaluation
     pretraining: Pretraining
     generation: Generation = Generation()
@@ -192,10 +195,10 @@ def load_profile(name: str) -> Profile:
             InputError(f"no such profile: {path}") if path.suffix in name else unknown("profile", name, profile_names())
         )
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(read_text(path))
         if not isinstance(data, dict):
             raise InputError(f"{path}: a profile is a mapping of names to values")
-        return Profile.model_validate_json(json.dumps(data))  # strict, but a list is good where a tuple is due
+        return Profile.model_validate_json(json.dumps(data, default=str))  # strict, but a list may be a tuple
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     except ValidationError as error:
@@ -213,4 +216,8 @@ def _explain(error: dict, model: type[BaseModel]) -> str:
         return str(unknown("key", place.rpartition(".")[2], model.model_fields))
     if error["type"] == "missing":
         return f"{place} is missing"
-    return f"{place} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    hint = ""
+    if error["type"] == "float_type":
+        with suppress(ValueError, TypeError):
+            hint = f" (in YAML write {float(error['input'])!r})"
+    return f"{place} is {error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}{hint}"
