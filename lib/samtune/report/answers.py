@@ -30,13 +30,16 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 @dataclass(frozen=True)
 class Answer:
-    """One paper's answer: `sentence` and `verdict` by rule, what it was `measured_on`, the stem of its `figure`, a
-    `table` of at most `ROWS` rows and five columns, and the comparisons `beside` it, a row each."""
+    """One paper's answer: `sentence` and `verdict` by rule, the `effect` and `where` it is ("in the mean over three
+    sets"; both "" where nothing was run), what it was `measured_on`, the stem of its `figure`, a `table` of at most
+    `ROWS` rows and five columns, and the comparisons `beside` it, a row each."""
 
     paper: str
     question: str
     sentence: str
     verdict: str
+    effect: str
+    where: str
     measured_on: str
     figure: str
     table: pd.DataFrame
@@ -163,7 +166,9 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
     if not found:
         sentence = f"{chosen.words}: not run."
         nothing = pd.DataFrame()
-        return Answer(question.paper, question.words, sentence, verdict, NOT_RUN, question.figure, nothing, nothing)
+        return Answer(
+            question.paper, question.words, sentence, verdict, "", "", NOT_RUN, question.figure, nothing, nothing
+        )
     names = [place[1] if not question.transfer else _place(place, found) for place in found]
     by_name = dict(zip(names, found.values(), strict=True))
     several = len(found) > 1
@@ -180,7 +185,9 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
     measured_on = _measured_on(chosen, by_name, backbone)
     more = [(one, list(measured(one).values())) for one in question.more if one.terms != chosen.terms]
     beside = _beside(more, metric)
-    return Answer(question.paper, question.words, sentence, verdict, measured_on, question.figure, table, beside)
+    return Answer(
+        question.paper, question.words, sentence, verdict, said, where, measured_on, question.figure, table, beside
+    )
 
 
 def _beside(found: Sequence[tuple[Comparison, list[Contrast]]], metric: str) -> pd.DataFrame:
