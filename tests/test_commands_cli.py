@@ -1,5 +1,6 @@
 """The command line as users call it: what is printed, what is written, and that it is what the parts give."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 import samtune
 from fake_records import fake_cells, fake_execute
-from own_pictures import HEIGHT, WIDTH, disc, run, tiny_sam, tune, use_tiny_sam, write_pictures
+from own_pictures import HEIGHT, QUICK, WIDTH, disc, run, tiny_sam, tune, use_tiny_sam, write_pictures
 from samtune.commands import notebooks, predict, search
 from samtune.commands.pictures import HeldOut
 from samtune.commands.predict import ObjectPrompt, overlay, read_points
@@ -314,6 +315,35 @@ def test_masks_named_as_their_pictures_and_a_suffix(tmp_path: Path) -> None:
     status, _, error = tune(tmp_path)
     assert status == 2 and "is 0_mask.png its mask? then set --mask-suffix _mask" in error
     assert tune(tmp_path, "--mask-suffix", "_mask")[0] == 0
+
+
+def test_masks_of_a_coco_file(tmp_path: Path) -> None:
+    images, _ = write_pictures(tmp_path)
+    corners = [10, 10, 30, 10, 30, 25, 10, 25]
+    listing = {
+        "images": [{"id": number, "file_name": f"{number}.png"} for number in range(5)],
+        "categories": [{"id": 1, "name": "plate"}],
+        "annotations": [{"id": n, "image_id": n, "category_id": 1, "segmentation": [corners]} for n in range(5)],
+    }
+    file = tmp_path / "coco.json"
+    common = ("tune", *QUICK, "--images", images, "--masks", file, "--target", "instances")
+
+    def written(out: str, *options: str) -> tuple[int, str, str]:
+        file.write_text(json.dumps(listing))
+        return run(*common, "--out", tmp_path / out, *options)
+
+    assert written("whole")[0] == 0
+    table = pd.read_csv(tmp_path / "whole" / "metrics.csv")
+    assert set(table["object_class"]) == {"plate"} and table["image"].iloc[0].startswith("images/")
+    listing["images"].append({"id": 5, "file_name": "5.png"})
+    listing["annotations"].append({"id": 5, "image_id": 5, "category_id": 1, "segmentation": [corners]})
+    listing["annotations"][0]["segmentation"] = [[1, 2, 3]]
+    status, _, error = written("bad")
+    assert status == 2 and "lists an image that is not there" in error and str(images / "5.png") in error
+    status, _, error = written("skipped", "--skip-bad")
+    assert status == 0 and "left out, 2 bad files" in error and "annotation 0 cannot be read" in error
+    status, _, error = written("coded", "--mask-coding", "index")
+    assert status == 2 and "is a COCO file" in error
 
 
 # ---------------------------------------------------------------- predict

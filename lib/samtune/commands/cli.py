@@ -101,7 +101,10 @@ Checkpoint = Annotated[Path, typer.Option(help="tuned.safetensors, as written by
 def tune(
     images: Annotated[Path, typer.Option(help="Folder of pictures.")],
     masks: Annotated[
-        Path, typer.Option(help="Folder of masks, named as the pictures (or a folder a picture: one object a file).")
+        Path,
+        typer.Option(
+            help="Folder of masks, named as the pictures (or a folder a picture: one object a file); or a COCO json."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write to; a run that was broken off there goes on.")],
     method: Annotated[

@@ -1,6 +1,7 @@
 """The user's images: opened, a part held out, and all looked through once before the work begins."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,7 @@ from tqdm.auto import tqdm
 
 from samtune.commands.settings import TuneSettings
 from samtune.common.errors import InputError, counted
+from samtune.data.coco_json import own_pictures
 from samtune.data.duplicates import DuplicatePair, Fingerprint, duplicates_across_splits, fingerprint
 from samtune.data.folder import BadPair, FolderDataset
 from samtune.data.listed import ListedDataset
@@ -21,21 +23,25 @@ from samtune.sam.build import Sam
 from samtune.sam.preprocess import Preprocess
 
 
-def open_pictures(images: Path, masks: Path, settings: TuneSettings, skip_bad: bool) -> FolderDataset:
-    """The two folders as one data set. Raises `InputError` for the first bad file, unless such are skipped."""
-    options = (
-        settings.mask_coding,
-        settings.void,
-        skip_bad,
-        "train",
-        "pictures",
-        settings.target,
-        settings.mask_suffix,
-    )
+def open_pictures(
+    images: Path, masks: Path, settings: TuneSettings, skip_bad: bool
+) -> tuple[ListedDataset, Sequence[str]]:
+    """A folder of images and one of masks (or a COCO file) as a data set, and a line for each bad file left out.
+
+    Raises `InputError` for the first bad file, unless such are skipped.
+    """
+    if masks.suffix.lower() == ".json":
+        if (settings.mask_coding, settings.void, settings.mask_suffix) != ("binary255", None, ""):
+            raise InputError(
+                f"{masks} is a COCO file: mask coding, void and mask suffix are of masks that are pictures"
+            )
+        return own_pictures(images, masks, skip_bad)
+    options = (settings.mask_coding, settings.void, skip_bad, "train", "pictures", settings.target)
     try:
-        return FolderDataset(images, masks, *options)
+        pictures = FolderDataset(images, masks, *options, settings.mask_suffix)
     except BadPair as error:
         raise InputError(f"{error} (--skip-bad leaves bad files out and lists them)") from error
+    return pictures, pictures.skipped
 
 
 class HeldOut(ListedDataset):

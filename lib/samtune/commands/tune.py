@@ -80,7 +80,7 @@ def tune(
     check_is_no_file(out)
     sam = load_sam(settings.backbone)
     method = settings.build(sam)  # before the work: a value may be out of its range
-    pictures = open_pictures(images, masks, settings, skip_bad)
+    pictures, skipped = open_pictures(images, masks, settings, skip_bad)
     data = HeldOut(CachedDataset(pictures))
     for_training, held_out = len(data.ids("train")), len(data.ids("val"))
     left_out = "".join(f"; left out, {reason}: {count}" for reason, count in data.dropped.items())
@@ -158,7 +158,7 @@ def tune(
     write_atomically(out / METRICS_FILE, table.to_csv(index=False).encode())
     stages = {"zero_shot": mean_iou_by_prompt(before), "tuned": mean_iou_by_prompt(after)}
     scores = pd.DataFrame(stages).loc[list(settings.prompts)]
-    return TuneResult(checkpoint, out / METRICS_FILE, scores, held_out, tuple(pictures.skipped), data.dropped)
+    return TuneResult(checkpoint, out / METRICS_FILE, scores, held_out, tuple(skipped), data.dropped)
 
 
 def _training_config(

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from samtune.common.errors import InputError
 from samtune.data.entries import Entry, EntryDataset, Truth, content_root
@@ -34,7 +35,9 @@ def read_annotations(path: Path, annotations: list[dict], image: dict, file: Pat
     return Truth(masks, tuple(class_name(one, names) for one in objects), crowd)
 
 
-def list_entries(path: Path, images: Path, part: str, folders: tuple[str, ...] | None) -> tuple[list[Entry], Counter]:
+def list_entries(
+    path: Path, images: Path, part: str, folders: tuple[str, ...] | None, skipped: list[str] | None = None
+) -> tuple[list[Entry], Counter]:
     """Entries of one COCO-like json file, and how many images were left out, by reason.
 
     Ids are `<folder>/<stem>`. Images without an object are left out.
@@ -45,6 +48,7 @@ def list_entries(path: Path, images: Path, part: str, folders: tuple[str, ...] |
         part: the official split.
         folders: LVIS only: the image is in a folder of `images`, named at the end of `coco_url`; only these folders are
             used.
+        skipped: gets a line for each image that is not there, which is else an `InputError`.
     """
     listed, all_annotations, names = read_listing(path)
     annotations: dict[str, list[dict]] = defaultdict(list)
@@ -71,7 +75,12 @@ def list_entries(path: Path, images: Path, part: str, folders: tuple[str, ...] |
             present[place] = {_file_key(child.name): child for child in pictures(place)}
         file = present[place].get(_file_key(parts[-1]))
         if file is None:
-            raise InputError(f"{path} lists an image that is not there: expected {place / parts[-1]}")
+            absent = f"{path} lists an image that is not there: expected {place / parts[-1]}"
+            if skipped is None:
+                raise InputError(absent)
+            skipped.append(absent)
+            dropped["bad"] += 1
+            continue
         read = partial(read_annotations, path, found, image, file, names)
         entries.append(Entry(f"{place.name}/{readable(file.stem)}", file, read, path, part))
     dropped["annotation of an image that is not listed"] += sum(map(len, annotations.values()))
@@ -97,6 +106,25 @@ def coco2017(folder: Path, *, train: bool = False) -> EntryDataset:
         entries += found
         dropped += left
     return EntryDataset("coco2017", entries, dropped)
+
+
+def own_pictures(images: Path, annotations: Path, skip_bad: bool = False) -> tuple[EntryDataset, list[str]]:
+    """A folder of the user's images with one COCO file, all in the training split; and one line for each image that
+    cannot be used, which is an `InputError` without `skip_bad`.
+    """
+    skipped: list[str] = []
+    entries, dropped = list_entries(annotations, images, "train", None, skipped if skip_bad else None)
+    dataset, good = EntryDataset("pictures", entries, dropped, hold_out=False), []
+    if not skip_bad:
+        return dataset, skipped
+    for entry in tqdm(entries, "read masks", mininterval=2, delay=5, leave=False, disable=None):
+        try:
+            dataset.load(entry.id)
+            good.append(entry)
+        except InputError as error:
+            skipped.append(str(error))
+            dropped["bad"] += 1
+    return EntryDataset("pictures", good, dropped, hold_out=False), skipped
 
 
 def lvis(
