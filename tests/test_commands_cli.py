@@ -308,6 +308,12 @@ def test_tuning_into_a_folder_that_another_process_tunes_into(tmp_path: Path) ->
     assert tune(tmp_path)[0] == 0
 
 
+def test_the_folder_to_write_to_may_not_be_among_the_masks(tmp_path: Path) -> None:
+    _, masks = write_pictures(tmp_path)
+    status, _, error = tune(tmp_path, out="masks/tuned")
+    assert status == 2 and "is inside the folder of masks" in error and not (masks / "tuned").exists()
+
+
 def test_masks_named_as_their_pictures_and_a_suffix(tmp_path: Path) -> None:
     _, masks = write_pictures(tmp_path)
     for path in list(masks.iterdir()):

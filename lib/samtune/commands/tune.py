@@ -78,6 +78,8 @@ def tune(
     device = usable_device(device)
     precision = choose_precision(precision, device)
     check_is_no_file(out)
+    if out.resolve().is_relative_to(masks.resolve()):
+        raise InputError(f"{out} is inside the folder of masks, where it would be taken for masks: give another --out")
     sam = load_sam(settings.backbone)
     method = settings.build(sam)  # before the work: a value may be out of its range
     pictures, skipped = open_pictures(images, masks, settings, skip_bad)
