@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 
+from samtune.common.errors import InputError
 from samtune.data.polyps import TEST_SETS
 from samtune.losses import samed_loss, squared_dice_loss
 from samtune.methods import SamSP
@@ -13,6 +14,7 @@ from samtune.study.cells import EvaluationCell, plain_cell
 from samtune.study.execute import cell_method
 from samtune.study.profile import Profile
 from samtune.study.records import Record
+from samtune.study.runner import only_planned
 from samtune.study.sam_sp import (
     BESIDE,
     CONTROLS,
@@ -34,6 +36,18 @@ from small_sam import small_sam
 
 DATA = "synthetic-medical"
 pytestmark = pytest.mark.usefixtures("small_backbone")
+
+
+def test_a_row_of_ones_own(profile: Profile) -> None:
+    with only_planned() as cells:
+        run_main(profile, [DATA], [0, 1], ["unet"], {"temperature": 2.0, "learning_rate": 0.5})
+    own = [cell for cell in cells if "sam_sp_main:temperature 2.0, learning rate 0.5" in cell.tables]
+    assert [cell.training.seed for cell in own] == [0, 1]
+    for cell in own:
+        hyper = dict(cell.training.hyper)
+        assert (hyper["temperature"], hyper["learning_rate"], hyper["optimiser"]) == (2.0, 0.5, "adamw")
+    with pytest.raises(InputError, match="unknown option of sam_sp 'temprature'; known: temperature"):
+        run_main(profile, [DATA], [0], ["unet"], {"temprature": 2.0})
 
 
 def test_main_table_of_a_smoke_profile(profile: Profile) -> None:

@@ -4,7 +4,7 @@ Verdict: the interval above 0, or above what the claim's margin allows: reproduc
 inconclusive; no record: not run.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from samtune.report.claim_list import CLAIMS, KINDS, Claim
 from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, above, contrasts, interval, interval_text, measures
 from samtune.report.labels import label, prompt_label
 from samtune.report.readable_tables import MEAN, NOT_RUN, PaperNumbers, load_paper_numbers
+from samtune.report.sides import side_label
 from samtune.report.tables import differences, read_table
 from samtune.study import asam
 from samtune.study.records import Record, read_records
@@ -157,8 +158,9 @@ def _claim_rows(claim: Claim, records: Sequence[Record], profile: str, backbone:
     rows = []
     for words, chosen in places.items():
         row = shared | {"dataset": words} | judged({place: found[place] for place in chosen}, claim.margin)
-        if claim.beside and all(place in notes for place in chosen):
-            row["note"] = _note(claim, [notes[place] for place in chosen])
+        said = [_note(claim, [notes[p] for p in chosen])] if claim.beside and all(p in notes for p in chosen) else []
+        said += [_rates(claim, row["records"].split(), records)] if claim.rates else []
+        row["note"] = " ".join(filter(None, [*said, claim.caution]))
         rows.append(row if claim.reference else row | {"verdict": NO_REFERENCE})
     return rows
 
@@ -174,7 +176,7 @@ def _beside(claim: Claim, records: Sequence[Record], backbone: str) -> dict[Plac
 
 def _note(claim: Claim, pairs: Sequence[tuple[Contrast, Contrast]]) -> str:
     """What the measurement beside says of the first two terms, by rule."""
-    names = [label(side.method) for _, side in claim.terms[:2]]
+    names = [side_label(side) for _, side in claim.terms[:2]]
     other = label(claim.beside.method)
     found = [interval(side) for side in zip(*pairs, strict=True)]
     level = np.mean([pair[0].values[1].mean() for pair in pairs])
@@ -184,6 +186,20 @@ def _note(claim: Claim, pairs: Sequence[tuple[Contrast, Contrast]]) -> str:
     below = f"below {other}"
     verdict = f"both are {below}" if both else f"{one[0]} is {below}" if one else f"neither is demonstrably {below}"
     return f"Beside {other} ({level:.3f}): {' and '.join(said)}; {verdict}."
+
+
+def _rates(claim: Claim, keys: Collection[str], records: Sequence[Record]) -> str:
+    """The learning rates of the first two terms, where they are trained and differ; by rule."""
+    found: dict[str, set[float]] = {}
+    for record in records:
+        hyper = (record.cell.get("training") or {}).get("hyper", {})
+        if record.key in keys and "learning_rate" in hyper:
+            found.setdefault(record.method, set()).add(float(hyper["learning_rate"]))
+    rates = {side.method: found.get(side.method, set()) for _, side in claim.terms[:2]}
+    if not all(rates.values()) or len(set(map(frozenset, rates.values()))) == 1:
+        return ""
+    said = [f"{label(name)} {', '.join(f'{one:g}' for one in sorted(every))}" for name, every in rates.items()]
+    return f"Learning rates, each chosen on validation: {'; '.join(said)}."
 
 
 def _command(claim: Claim, used: frozenset[str], profile: str) -> str:

@@ -2,7 +2,7 @@
 
 from samtune.report.contrasts import Side
 from samtune.report.labels import row_label
-from samtune.study import sam_sp
+from samtune.study import sam_sp, spt
 
 
 def spt_main(method: str = "spt", prompt: str = "box", output: str = "final") -> Side:
@@ -43,6 +43,6 @@ FIRST_VERSION = sam_sp.TRUTH_ON_BOTH  # of the kit's SAM-SP
 
 def side_label(side: Side) -> str:
     """A side's row in few words, for the head of a column."""
-    called = {sam_sp.DICE: sam_sp.TAUGHT_DIRECTLY, sam_sp.ON_BOTH: sam_sp.TRUTH_ON_BOTH}
+    called = {sam_sp.DICE: sam_sp.TAUGHT_DIRECTLY, sam_sp.ON_BOTH: sam_sp.TRUTH_ON_BOTH} | spt.PARTS
     variant = next((name for name, options in called.items() if options == side.options), "")
     return "LoRA, Dice loss" if variant == sam_sp.DICE else row_label(side.method, variant)

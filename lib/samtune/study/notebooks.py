@@ -26,13 +26,13 @@ def _asam(profile: Profile, names: Sequence[str], seeds: Sequence[int], given: P
 ASKED: dict[str, Callable[[Profile, Sequence[str], Sequence[int], Parameters], list[Record]]] = {
     "00_start_here": lambda profile, names, seeds, given: baselines.run_baselines(profile, names, seeds),
     "10_spt": lambda profile, names, seeds, given: spt.run_main(
-        profile, names, seeds, given.get("controls", ()), bool(given.get("union"))
+        profile, names, seeds, given.get("controls", ()), bool(given.get("union")), given.get("changes", {})
     ),
     "11_spt_ablations": lambda profile, names, seeds, given: spt.run_ablations(
         profile, names, seeds, given.get("groups", ()), given.get("transfer", ())
     ),
     "20_sam_sp": lambda profile, names, seeds, given: sam_sp.run_main(
-        profile, names, seeds, given.get("baselines", ())
+        profile, names, seeds, given.get("baselines", ()), given.get("changes", {})
     ),
     "21_sam_sp_ablations": lambda profile, names, seeds, given: sam_sp.run_ablations(
         profile, names, seeds, given.get("groups", ())

@@ -57,6 +57,7 @@ def _known_group(study: str, name: str) -> str:
 ProfileName = Annotated[str, AfterValidator(_known_profile)]
 DatasetName = Annotated[str, AfterValidator(_known_dataset)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Changes = dict[str, bool | int | float | str | None]  # of a method's options
 
 
 class NotebookParameters(BaseModel):
@@ -65,8 +66,8 @@ class NotebookParameters(BaseModel):
         parameters = StartHere.from_notebook(globals())
 
     Types are strict: a number is no text, and text no number; an int may stand for a float. Only lists may be given as
-    text, JSON or YAML, because `papermill -p datasets '["magnetic-tile"]'` passes text. Where a parameter is empty ([]
-    or None), the profile's value for `notebook` is taken, if it has one: data sets, seeds and what it sets otherwise.
+    text, JSON or YAML, because `papermill -p datasets '["magnetic-tile"]'` passes text. Where a parameter is empty ([],
+    {} or None), the profile's value for `notebook` is taken, if it has one: data sets, seeds, and what else it sets.
     Where data sets are named, the profile's other lists of data sets keep those among them.
     """
 
@@ -99,7 +100,7 @@ class NotebookParameters(BaseModel):
             if isinstance(named := _listed(values.get("datasets")), list) and named:
                 lists = [k for k, field in cls.model_fields.items() if field.annotation == list[DatasetName]]
                 usual |= {k: [name for name in usual[k] if name in named] for k in lists if k in usual}
-            values |= {k: v for k, v in usual.items() if values.get(k) in (None, [])}
+            values |= {k: v for k, v in usual.items() if values.get(k) in (None, [], {})}
         try:
             return cls(**values)
         except ValidationError as error:
@@ -141,6 +142,7 @@ class Spt(NotebookParameters):
     seeds: list[Seed]
     controls: list[DatasetName]
     union: bool | None
+    changes: Changes
 
 
 class SptAblations(NotebookParameters):
@@ -162,6 +164,7 @@ class SamSp(NotebookParameters):
     datasets: list[DatasetName]
     seeds: list[Seed]
     baselines: list[Literal["decoder_tuning", "lora_samed", "unet"]]
+    changes: Changes
     speed: list[Annotated[str, AfterValidator(_known_backbone)]]
 
 

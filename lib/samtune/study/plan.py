@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from samtune.common.errors import unknown
 from samtune.common.paths import data_root
 from samtune.data.registry import open_dataset
 from samtune.methods import METHODS, Method
@@ -26,6 +27,23 @@ from samtune.study.runner import is_only_planned, run_cells
 BOX_AND_POINTS = ",".join(Method.prompts)
 SCORE_TIE = 0.005  # of mean IoU on validation
 ON_BOXES = "trained on boxes"
+
+
+# Options of a training that a row of one's own may change; the others are the profile's, or the study's.
+OF_TRAINING = ("learning_rate", "optimiser", "weight_decay", "schedule", "warm_up", "augmentation", "train_share")
+
+
+def own_variant(method: str, changes: Mapping[str, object]) -> str:
+    """The name of a row with changed options of `method` or its training: "rank 16, temperature 0.5"; "" without any.
+
+    Raises `InputError` for what is no such option.
+    """
+    known = [*inspect.signature(METHODS[method]).parameters, *OF_TRAINING]
+    known.remove("sam")
+    for name in changes:
+        if name not in known:
+            raise unknown(f"option of {method}", name, known)
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in changes.items())
 
 
 def backbone_hash(backbone: str) -> str:
@@ -317,6 +335,18 @@ class Plan:
         """Measurements on the test split of `dataset` with every prompt of the plan, shown in `tables`."""
         shared = {"max_images": self.profile.evaluation.max_images, "tables": tables} | options
         return [training.evaluation(dataset, **{"prompt": prompt} | shared) for prompt in self.prompts]
+
+    def changed(
+        self, method: str, changes: Mapping[str, object], datasets: Sequence[str], seeds: Sequence[int]
+    ) -> list[TrainingCell]:
+        """Trainings of `method` with `changes`, at learning rates of their own unless these name one; none without
+        changes.
+        """
+        if not own_variant(method, changes):
+            return []
+        if "learning_rate" not in changes:
+            self.choose_rates(datasets, variants=[(method, changes)], seeds=self.profile.seeds)
+        return [self.training(method, dataset, seed, **changes) for dataset in datasets for seed in seeds]
 
     def zero_shot(self, dataset: str, seed: int, *tables: str, **options: object) -> list[EvaluationCell]:
         """The same for the backbone without tuning."""

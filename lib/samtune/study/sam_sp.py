@@ -1,11 +1,12 @@
 """The cells of notebooks 20 and 21: SAM-SP's main table, its controls and its ablations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from samtune.data.polyps import POLYPS, TEST_SETS
 from samtune.methods.lora import LoraSamed
 from samtune.study.cells import EvaluationCell, TrainingCell
-from samtune.study.plan import Plan, images_seen, zero_shot_cell
+from samtune.study.plan import Plan, images_seen, own_variant, zero_shot_cell
 from samtune.study.profile import Profile
 from samtune.study.records import Record
 
@@ -106,11 +107,16 @@ def sam_sp_plan(
 
 
 def run_main(
-    profile: Profile, datasets: Sequence[str], seeds: Sequence[int], baselines: Sequence[str] = ()
+    profile: Profile,
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    baselines: Sequence[str] = (),
+    changes: Mapping[str, object] = MappingProxyType({}),
 ) -> list[Record]:
     """Table `sam_sp_main`: SAM-SP and `baselines` (none: all of `BASELINES`) without prompts; zero-shot SAM also with a
-    true box or click.
+    true box or click; and a row of one's own, SAM-SP with `changes` in its options or those of its training.
     """
+    name = f"{MAIN}:{own_variant('sam_sp', changes)}"  # its errors before the work
     tuned = (*(baselines or BASELINES), "sam_sp")
     plan = sam_sp_plan(profile, datasets, tuned, seeds=profile.seeds)
     beside = {
@@ -133,6 +139,8 @@ def run_main(
                 cells += plan.measured(plan.training(method, dataset, seed), tested, MAIN)
             for variant, other in beside.items():
                 cells += other.measured(other.training("sam_sp", dataset, seed), tested, f"{MAIN}:{variant}")
+    for own in plan.changed("sam_sp", changes, datasets, seeds):
+        cells += [cell for tested in measured_sets(own.train_datasets) for cell in plan.measured(own, tested, name)]
     return plan.run(cells)
 
 

@@ -1,13 +1,14 @@
 """The cells of notebooks 10 and 11: SPT's main table, its controls and its ablations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from samtune.data.registry import open_dataset
 from samtune.methods import trainable_parameters
 from samtune.study.cells import EvaluationCell
 from samtune.study.execute import NOTHING
-from samtune.study.plan import BOX_AND_POINTS, ON_BOXES, Plan, zero_shot_cell
+from samtune.study.plan import BOX_AND_POINTS, ON_BOXES, Plan, own_variant, zero_shot_cell
 from samtune.study.profile import Profile
 from samtune.study.records import Record
 
@@ -76,7 +77,12 @@ def matching_rank(backbone: str) -> int:
 
 
 def run_main(
-    profile: Profile, datasets: Sequence[str], seeds: Sequence[int], controls: Sequence[str] = (), union: bool = False
+    profile: Profile,
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    controls: Sequence[str] = (),
+    union: bool = False,
+    changes: Mapping[str, object] = MappingProxyType({}),
 ) -> list[Record]:
     """Table `spt_main`: SPT and its baselines, controls, the union, and the profile's other backbones.
 
@@ -86,12 +92,16 @@ def run_main(
         seeds: of the runs.
         controls: those of the sets on which the controls are run, see `run_controls`.
         union: also train one model on all sets together.
+        changes: options of SPT or its training, for a further row of one's own.
 
-    Controls and union are run with the first backbone alone.
+    Controls, union and one's own row are run with the first backbone alone.
     """
+    name = f"{MAIN}:{own_variant('spt', changes)}"  # its errors before the work
     plan = Plan(profile).choose_rates(datasets, TUNED, seeds=profile.seeds)
     truth = [cell for dataset in datasets for cell in plan.truth(dataset, seeds[0], MAIN)]
     records = plan.run([*truth, *main_cells(plan, datasets, seeds)])
+    own = plan.changed("spt", changes, datasets, seeds)
+    records += plan.run([cell for one in own for cell in plan.measured(one, one.train_datasets[0], name)])
     records += run_controls(plan, [name for name in datasets if name in controls], seeds)
     if union and len(datasets) > 1:
         records += run_union(plan, datasets, seeds)
