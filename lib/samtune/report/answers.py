@@ -118,8 +118,9 @@ QUESTIONS = (
         "ASAM", "Does ASAM make SAM better on sets that it was not tuned on?", "iou",
         [Comparison("ASAM minus SAM as it is, on sets that it was not tuned on, box",
                     above(asam_main(), asam_main("zero_shot")),
-                    "Tuning draws boxes, ten clicks and masks in turn, and its learning rate is the best in the mean of "
-                    "the three; this comparison is of boxes alone. Nano ASAM has 200 pictures of 128 pixels (the paper 11,186), whose ControlNet hardly holds the masks")],
+                    "Tuning draws boxes, ten clicks and masks in turn, and its learning rate is the best in the mean "
+                    "of the three; this comparison is of boxes alone. Nano ASAM has 200 pictures of 128 pixels (the "
+                    "paper 11,186), whose ControlNet hardly holds the masks")],
         "asam_forest",
         [
             Comparison("ASAM minus the same tuning on clean pictures", above(asam_main(), asam_main("clean_tuning"))),
