@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import samtune
 from fake_records import fake_cells, fake_execute
 from own_pictures import HEIGHT, QUICK, WIDTH, disc, run, tiny_sam, tune, use_tiny_sam, write_pictures
-from samtune.commands import notebooks, predict, search
+from samtune.commands import cli, notebooks, predict, search
 from samtune.commands.pictures import HeldOut
 from samtune.commands.predict import ObjectPrompt, overlay, read_points
 from samtune.commands.search import Progress
@@ -35,6 +35,7 @@ from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import METHODS, Lora
 from samtune.sam.build import BACKBONES, _build
 from samtune.sam.checkpoints import load_sam, weights_hash
+from samtune.study.profile import load_profile
 from samtune.study.runner import run_cells
 from small_sam import SIZES, official_twin, small_sam
 
@@ -350,6 +351,21 @@ def test_masks_of_a_coco_file(tmp_path: Path) -> None:
     assert status == 0 and "left out, 2 bad files" in error and "annotation 0 cannot be read" in error
     status, _, error = written("coded", "--mask-coding", "index")
     assert status == 2 and "is a COCO file" in error
+
+
+def test_cells_of_the_other_notebooks_are_run_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def ask(notebook: str, profile: object) -> None:
+        asked.append(notebook)
+        if notebook == "10_spt":
+            raise FloatingPointError("loss is nan at step 3\nmore")
+
+    monkeypatch.setattr("samtune.study.notebooks.ask_for_cells", ask)
+    monkeypatch.setattr(cli, "say_outlook", lambda profile: None)
+    status, _, error = run("results", "--profile", "smoke", "--cells-only")
+    assert status == 1 and error.splitlines()[-1] == "samtune: 10_spt: loss is nan at step 3"
+    assert asked == list(load_profile("smoke").notebooks)
 
 
 # ---------------------------------------------------------------- predict

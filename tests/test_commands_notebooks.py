@@ -158,6 +158,18 @@ def test_failing_cell_is_named_in_one_line_with_the_saved_notebook(tmp_path: Pat
     assert any(output.output_type == "error" for cell in saved.cells for output in cell.get("outputs", []))
 
 
+def test_a_notebook_that_was_cut_off_while_it_was_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(source: Path, output: Path, values: dict) -> tuple[int, list[str]]:
+        output.write_text('{"cells": [')  # the disk was full
+        return 1, ["OSError: [Errno 28] No space left on device"]
+
+    monkeypatch.setattr(notebooks, "_papermill", cut)
+    with pytest.raises(NotebookError, match="papermill failed: OSError: .* No space left on device; nothing was saved"):
+        run_notebook(write_notebook(tmp_path, "1"), output=tmp_path / "out.ipynb")
+
+
 def test_killed_kernel_is_called_out_of_memory_with_what_to_set(tmp_path: Path) -> None:
     source = write_notebook(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(NotebookError, match="killed, likely out of memory; set a smaller batch_size,") as caught:
@@ -213,6 +225,15 @@ def test_run_profile_keeps_the_order_hands_over_parameters(
     assert run_profile("tiny") == [Path("first"), Path("second")]
     assert calls == [("first", "tiny", {}), ("second", "tiny", {"steps": 9})]
     assert "profile tiny: first, second\n" in capsys.readouterr().out
+
+
+def test_a_wrong_parameter_in_a_profile_is_told_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    smoke = load_profile("smoke")
+    wrong = smoke.model_copy(update={"notebooks": smoke.notebooks | {"20_sam_sp": Notebook(parameters={"spead": []})}})
+    monkeypatch.setattr(notebooks, "load_profile", lambda name: wrong)
+    monkeypatch.setattr(notebooks, "run_notebook", lambda *given: pytest.fail("a notebook was run"))
+    with pytest.raises(InputError, match="unknown parameter 'spead'; known: speed"):
+        run_profile("smoke")
 
 
 def test_run_profile_runs_the_rest_after_a_failure_and_names_it(
@@ -290,7 +311,7 @@ def test_what_is_left_empty_is_the_profiles() -> None:
     assert SptAblations.from_notebook(given | {"profile": "cpu"}).groups == []  # there: all
     for one in (["neu-seg"], '["neu-seg"]'):  # not a model for each of the profile's three
         assert SptAblations.from_notebook(given | {"profile": "cpu", "datasets": one}).transfer == ["neu-seg"]
-    main = {"profile": "cpu", "datasets": [], "seeds": [], "controls": [], "union": False}
+    main = {"profile": "cpu", "datasets": [], "seeds": [], "controls": [], "union": False, "changes": {}}
     found = Spt.from_notebook(main)
     assert (found.controls, found.union) == (["magnetic-tile", "neu-seg"], False)
 
@@ -318,7 +339,7 @@ def test_what_a_profile_or_a_run_cannot_give_is_told_at_once(tmp_path: Path) -> 
     with pytest.raises(InputError, match=re.escape("parameter 'seeds'[0] = 2147483648 (int): input should be less")):
         StartHere.from_notebook(asked | {"seeds": [2**31]})
     with pytest.raises(InputError, match="^parameter 'speed': unknown backbone 'vit'; known: vit_"):
-        SamSp.from_notebook(asked | {"baselines": [], "speed": ["vit"]})
+        SamSp.from_notebook(asked | {"baselines": [], "changes": {}, "speed": ["vit"]})
     mine = load_profile("smoke").model_dump(mode="json")
     del mine["datasets"]["00_start_here"]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(mine))
@@ -328,7 +349,8 @@ def test_what_a_profile_or_a_run_cannot_give_is_told_at_once(tmp_path: Path) -> 
     mine = {"images": "pictures", "masks": "", "out": "tuned", "method": "lora", "backbone": "nano", "prompts": []}
     with pytest.raises(InputError, match="^images and masks belong together: name both folders, or none"):
         YourData.from_notebook(
-            mine | {"mask_coding": "binary255", "skip_bad": False, "train_images": 0, "learning_rate": 0}
+            mine
+            | {"mask_coding": "binary255", "mask_suffix": "", "skip_bad": False, "train_images": 0, "learning_rate": 0}
         )
     train = {"profile": "cpu", "datasets": [], "train": True, "ship": True}
     assert TrainNanoModels.from_notebook(train).ship
@@ -395,7 +417,7 @@ def test_notebook_has_a_parameters_cell_of_plain_lines_and_no_outputs(path: Path
     tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     assert len(tagged) == 1
     for line in tagged[0].source.splitlines():
-        assert re.fullmatch(r"\w+: (str|int|float|bool|list) = .+  # \S.*", line), line
+        assert re.fullmatch(r"\w+: (str|int|float|bool|list|dict) = .+  # \S.*", line), line
         (statement,) = ast.parse(line).body
         ast.literal_eval(statement.value)  # plain: nothing derived
         assert "=" not in ast.unparse(statement.value), f"papermill drops lines with = in the value: {line}"

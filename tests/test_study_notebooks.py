@@ -7,8 +7,10 @@ import pytest
 from samtune.common.errors import InputError
 from samtune.common.paths import repository_root
 from samtune.study import execute, plan
+from samtune.study.cells import Cell
 from samtune.study.notebooks import ASKED, ask_for_cells, outlook
 from samtune.study.profile import load_profile, profile_names
+from samtune.study.runner import only_planned
 
 
 def test_every_notebook_of_every_profile_is_known_and_is_a_file() -> None:
@@ -18,6 +20,20 @@ def test_every_notebook_of_every_profile_is_known_and_is_a_file() -> None:
     assert files == {*ASKED, "40_your_data"}  # of no profile: a user's own pictures
     with pytest.raises(InputError, match="unknown notebook '12_spt'; known: 1"):
         ask_for_cells("12_spt", load_profile("smoke"))
+
+
+def test_the_profiles_own_parameters_count_as_in_the_notebook(small_backbone: None, profile) -> None:
+    def asked(**parameters: object) -> list[Cell]:
+        notebook = profile.notebooks["10_spt"].model_copy(update={"parameters": parameters})
+        with only_planned() as cells:
+            ask_for_cells("10_spt", profile.model_copy(update={"notebooks": {"10_spt": notebook}}))
+        return cells
+
+    assert {cell.seed for cell in asked(seeds=[5], controls=[]) if "spt_main" in cell.tables} == {5}
+    changed = [cell for cell in asked(controls=[], changes={"rank": 2}) if "spt_main:rank 2" in cell.tables]
+    assert {dict(cell.training.hyper)["rank"] for cell in changed} == {2}
+    with pytest.raises(InputError, match="unknown parameter 'control'; known: controls"):
+        asked(control=[])
 
 
 def test_nothing_is_run_and_no_weights_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

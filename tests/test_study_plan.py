@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -142,6 +143,20 @@ def test_smallest_rate_within_half_a_point_of_the_best_on_validation_is_chosen(
     asked.clear()
     choose_learning_rates(profile, [place_of(DATA, "lora", {"rank": 2})], "hash")
     assert all(cell.tables[0].endswith(", rank 2") for cell in asked)  # other cells, so other rows
+
+
+def test_a_set_without_validation_pictures_is_told_before_anything_is_trained(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = SimpleNamespace(ids=lambda split: [] if split == "val" else ["a"])
+    monkeypatch.setattr(plan, "open_dataset", lambda name: empty)
+    monkeypatch.setattr(plan, "run_cells", lambda *given, **more: pytest.fail("something was run"))
+    two = profile.model_copy(update={"learning_rates": (1e-3, 1e-2)})
+    with pytest.raises(InputError, match=f"{DATA} has no val pictures"):
+        choose_learning_rates(two, [place_of(DATA, "lora")], backbone_hash("nano"))
+    wrong = two.model_copy(update={"rates": {"loraa": 0.1}})
+    with pytest.raises(InputError, match="unknown method in the profile's rates 'loraa'; known: lora"):
+        choose_learning_rates(wrong, [place_of(DATA, "lora")], backbone_hash("nano"))
 
 
 def test_a_rate_whose_loss_is_no_number_is_not_chosen(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:

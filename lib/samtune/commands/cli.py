@@ -23,7 +23,7 @@ from samtune.commands.texts import (
     worse_text,
 )
 from samtune.common.atomic import disk_full, is_disk_full
-from samtune.common.errors import InputError, counted
+from samtune.common.errors import InputError, counted, first_line
 
 BAD_INPUT, STOPPED = 2, 130
 
@@ -332,9 +332,14 @@ def results(
     if dry_run:
         return
     if cells_only:
+        failed = 0
         for notebook in chosen.notebooks:
-            ask_for_cells(notebook, chosen)
-        return
+            try:
+                ask_for_cells(notebook, chosen)
+            except Exception as error:  # of a cell, whatever it is: the other notebooks are asked for nevertheless
+                say_error(f"{notebook}: {first_line(error)}")
+                failed += 1
+        raise typer.Exit(int(failed > 0))
     failure = None
     try:
         run_profile(profile)

@@ -21,6 +21,7 @@ from samtune.common.errors import InputError, unknown
 from samtune.common.paths import repository_root, resolve, results_root
 from samtune.report.figures import PRIVATE, title_alt_and_width
 from samtune.report.notebook_page import write_page
+from samtune.study.parameters import BY_NOTEBOOK
 from samtune.study.profile import load_profile
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -84,8 +85,12 @@ def run_notebook(
 
     started = time.monotonic()
     code, tail = _papermill(source, output, values)
-    if output.is_file():
+    try:
         _tidy(output)
+    except FileNotFoundError:
+        pass
+    except ValueError:  # cut off: papermill found the disk full, or was killed
+        output.unlink()
     if code != 0:
         raise NotebookError(_failure(source, output, code, tail, known))
 
@@ -100,15 +105,18 @@ def run_profile(profile: str) -> list[Path]:
     Returns the executed notebooks. At the end raises `NotebookError` that names those that failed; before anything
     runs, `InputError` when a notebook is not known.
     """
-    listed = load_profile(profile).notebooks
-    for name in listed:
-        find_notebook(name)  # a misspelt name is said now, not after an hour
+    chosen = load_profile(profile)
+    listed = chosen.notebooks
+    for name in listed:  # what is misspelt is said now, not after an hour
+        find_notebook(name)
+        if name in BY_NOTEBOOK:
+            BY_NOTEBOOK[name].of_profile(chosen)
     print(f"profile {profile}: {', '.join(listed)}", flush=True)
     outputs, failures = [], []
     for name, entry in listed.items():
         try:
             outputs.append(run_notebook(name, profile, entry.parameters))
-        except NotebookError as error:
+        except InputError as error:
             print(error, flush=True)
             failures.append(str(error))
     if failures:

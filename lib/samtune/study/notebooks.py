@@ -1,60 +1,56 @@
 """The cells of each notebook: to count them beforehand, and to run them without the notebooks."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from samtune.common.errors import InputError, first_line, unknown
 from samtune.common.paths import results_root
 from samtune.study import asam, baselines, sam_sp, spt
 from samtune.study.estimate import disk_bytes, estimate_seconds
+from samtune.study.parameters import BY_NOTEBOOK, Asam
 from samtune.study.profile import Profile
 from samtune.study.records import Record, read_records
 from samtune.study.runner import missing_cells, only_planned
 
-Parameters = Mapping[str, object]
 
-
-def _asam(profile: Profile, names: Sequence[str], seeds: Sequence[int], given: Parameters) -> list[Record]:
+def _asam(profile: Profile, given: Asam) -> list[Record]:
     from samtune.study.generated import run_generated  # not above: it brings diffusers, seconds
 
-    return [*run_generated(profile), *asam.run_main(profile, names, seeds)]
+    return [*run_generated(profile), *asam.run_main(profile, given.datasets, given.seeds)]
 
 
-# As the notebooks call them: profile, data sets, seeds, and the parameters that the profile gives the notebook.
-ASKED: dict[str, Callable[[Profile, Sequence[str], Sequence[int], Parameters], list[Record]]] = {
-    "00_start_here": lambda profile, names, seeds, given: baselines.run_baselines(profile, names, seeds),
-    "10_spt": lambda profile, names, seeds, given: spt.run_main(
-        profile, names, seeds, given.get("controls", ()), bool(given.get("union")), given.get("changes", {})
+# As the notebooks call them.
+ASKED: dict[str, Callable[[Profile, Any], list[Record]]] = {
+    "00_start_here": lambda profile, given: baselines.run_baselines(profile, given.datasets, given.seeds),
+    "10_spt": lambda profile, given: spt.run_main(
+        profile, given.datasets, given.seeds, given.controls, bool(given.union), given.changes
     ),
-    "11_spt_ablations": lambda profile, names, seeds, given: spt.run_ablations(
-        profile, names, seeds, given.get("groups", ()), given.get("transfer", ())
+    "11_spt_ablations": lambda profile, given: spt.run_ablations(
+        profile, given.datasets, given.seeds, given.groups, given.transfer
     ),
-    "20_sam_sp": lambda profile, names, seeds, given: sam_sp.run_main(
-        profile, names, seeds, given.get("baselines", ()), given.get("changes", {})
+    "20_sam_sp": lambda profile, given: sam_sp.run_main(
+        profile, given.datasets, given.seeds, given.baselines, given.changes
     ),
-    "21_sam_sp_ablations": lambda profile, names, seeds, given: sam_sp.run_ablations(
-        profile, names, seeds, given.get("groups", ())
+    "21_sam_sp_ablations": lambda profile, given: sam_sp.run_ablations(
+        profile, given.datasets, given.seeds, given.groups
     ),
     "30_asam": _asam,
-    "31_asam_ablations": lambda profile, names, seeds, given: asam.run_ablations(
-        profile, names, seeds, given.get("groups", ())
-    ),
-    "90_train_nano_models": lambda profile, names, seeds, given: baselines.run_nano_sam(profile, names),
+    "31_asam_ablations": lambda profile, given: asam.run_ablations(profile, given.datasets, given.seeds, given.groups),
+    "90_train_nano_models": lambda profile, given: baselines.run_nano_sam(profile, given.datasets),
 }
 
 
 def ask_for_cells(notebook: str, profile: Profile) -> list[Record]:
     """The records of all cells of a notebook, as the profile runs it; cells without a record are run.
 
-    Raises `InputError` for a notebook without cells, or for which the profile has no data sets.
+    Raises `InputError` for a notebook without cells, and for wrong parameters, or none of data sets, in the profile.
     """
     if notebook not in ASKED:
         raise unknown("notebook", notebook, ASKED)
-    if notebook not in profile.datasets:
-        raise InputError(f"profile {profile.name} has no datasets for {notebook}: name some")
-    return ASKED[notebook](profile, profile.datasets[notebook], profile.seeds, profile.notebooks[notebook].parameters)
+    return ASKED[notebook](profile, BY_NOTEBOOK[notebook].of_profile(profile))
 
 
 @dataclass(frozen=True)

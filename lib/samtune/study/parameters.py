@@ -26,7 +26,7 @@ from pydantic import (
 
 from samtune.common.errors import InputError, unknown
 from samtune.data.registry import describe
-from samtune.study.profile import load_profile
+from samtune.study.profile import Profile, load_profile
 
 
 def _known_profile(name: str) -> str:
@@ -94,13 +94,32 @@ class NotebookParameters(BaseModel):
             profile = load_profile(values["profile"])
             if not values.get("datasets") and cls.notebook not in profile.datasets:
                 raise InputError(f"profile {profile.name} has no datasets for {cls.notebook}: name some")
-            given = profile.notebooks.get(cls.notebook)
-            usual = {"datasets": list(profile.datasets.get(cls.notebook, ())), "seeds": list(profile.seeds)}
-            usual = {k: v for k, v in usual.items() if k in cls.model_fields} | (given.parameters if given else {})
-            if isinstance(named := _listed(values.get("datasets")), list) and named:
-                lists = [k for k, field in cls.model_fields.items() if field.annotation == list[DatasetName]]
-                usual |= {k: [name for name in usual[k] if name in named] for k in lists if k in usual}
-            values |= {k: v for k, v in usual.items() if values.get(k) in (None, [], {})}
+            values = cls._filled(values, profile)
+        return cls._checked(values)
+
+    @classmethod
+    def of_profile(cls, profile: Profile) -> Self:
+        """The parameters with which a profile runs the notebook. Raises `InputError` as `from_notebook` does; the
+        field `profile` says nothing, as the profile may be of a file.
+        """
+        if cls.notebook not in profile.datasets:
+            raise InputError(f"profile {profile.name} has no datasets for {cls.notebook}: name some")
+        empty = {name: _empty(one.annotation) for name, one in cls.model_fields.items()}
+        return cls._checked(cls._filled(empty | {"profile": "smoke"}, profile))
+
+    @classmethod
+    def _filled(cls, values: dict[str, Any], profile: Profile) -> dict[str, Any]:
+        """`values`, those of the profile where they are empty."""
+        given = profile.notebooks.get(cls.notebook)
+        usual = {"datasets": list(profile.datasets.get(cls.notebook, ())), "seeds": list(profile.seeds)}
+        usual = {k: v for k, v in usual.items() if k in cls.model_fields} | (given.parameters if given else {})
+        if isinstance(named := _listed(values.get("datasets")), list) and named:
+            lists = [k for k, field in cls.model_fields.items() if field.annotation == list[DatasetName]]
+            usual |= {k: [name for name in usual[k] if name in named] for k in lists if k in usual}
+        return values | {k: v for k, v in usual.items() if values.get(k) in (None, [], {})}
+
+    @classmethod
+    def _checked(cls, values: dict[str, Any]) -> Self:
         try:
             return cls(**values)
         except ValidationError as error:
@@ -233,6 +252,14 @@ class TrainNanoModels(NotebookParameters):
         if self.ship and not (self.train and self.profile == "cpu"):
             raise ValueError("ship replaces the kit's weights: it wants profile cpu and train True, a run of hours")
         return self
+
+
+BY_NOTEBOOK = {one.notebook: one for one in NotebookParameters.__subclasses__() if one.notebook}
+
+
+def _empty(annotation: Any) -> Any:
+    """The value of a parameter that is not given."""
+    return {list: [], dict: {}, bool: False}.get(get_origin(annotation) or annotation)
 
 
 def _listed(value: Any) -> Any:

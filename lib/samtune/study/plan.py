@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from samtune.common.errors import unknown
-from samtune.common.paths import data_root
+from samtune.common.errors import InputError, counted, unknown
+from samtune.common.paths import data_root, results_root
 from samtune.data.registry import open_dataset
 from samtune.methods import METHODS, Method
 from samtune.sam.build import new_sam
 from samtune.sam.checkpoints import load_sam, must_be_downloaded, weights_hash
 from samtune.study.cells import NO_BACKBONE, EvaluationCell, TrainingCell
-from samtune.study.execute import TRUTH, executor
+from samtune.study.execute import NOTHING, TRUTH, executor
 from samtune.study.profile import Profile
 from samtune.study.records import Record
-from samtune.study.runner import is_only_planned, run_cells
+from samtune.study.runner import is_only_planned, missing_cells, run_cells
 
 BOX_AND_POINTS = ",".join(Method.prompts)
 SCORE_TIE = 0.005  # of mean IoU on validation
@@ -91,6 +91,9 @@ def choose_learning_rates(
     The table `learning_rates` shows the scores.
     """
     cells_of = cells_of or (lambda place, rate: rate_cells(profile, place, rate, hash, trained_with))
+    for name in profile.rates:
+        if name not in METHODS:
+            raise unknown("method in the profile's rates", name, METHODS)
     grid = sorted(profile.learning_rates)
     own = {place: profile.rates.get(place[1], METHODS[place[1]].learning_rate) for place in places}
     if len(grid) <= 1:
@@ -123,6 +126,9 @@ def _best_rates(
 
     while wanted := [tried for place in chosen for tried in untried(place)]:
         cells = [cells_of(*tried) for tried in wanted]
+        for (place, _), one in zip(wanted, cells, strict=True):
+            if not is_only_planned() and missing_cells(one, results_root(profile.name)):
+                _check_parts(place[0])
         with suppress(FloatingPointError):  # the rate is too large; the other rates are run nevertheless
             run_cells([cell for one in cells for cell in one], profile.name, executor(profile))
         for tried, one in zip(wanted, cells, strict=True):
@@ -139,6 +145,14 @@ def _best_rates(
             least = max(scores[place, rate] for rate in rates) - SCORE_TIE
             chosen[place] = min(rate for rate in rates if scores[place, rate] >= least)
     return chosen
+
+
+def _check_parts(datasets: str) -> None:
+    """Raises `InputError` where a set "a+b" has nothing to train on, or nothing to choose a learning rate by."""
+    for name in datasets.split("+"):
+        for split in ("train", "val"):
+            if not open_dataset(name).ids(split):
+                raise InputError(f"{name} has no {split} pictures: it can be measured, but nothing can be tuned on it")
 
 
 def _failed_with_another_seed(
@@ -361,8 +375,19 @@ class Plan:
         return [EvaluationCell(TRUTH, NO_BACKBONE, dataset, prompt=prompt, **shared) for prompt in self.prompts]
 
     def run(self, cells: Sequence[EvaluationCell]) -> list[Record]:
-        """The records of `cells`; cells without one are run."""
-        return run_cells(cells, self.profile.name, executor(self.profile))
+        """The records of `cells`; cells without one are run. Says where a record lacks a metric that the profile asks
+        for by now.
+        """
+        records = run_cells(cells, self.profile.name, executor(self.profile))
+        for metric in () if is_only_planned() else self.profile.evaluation.metrics:
+            lacking = [one for one in records if one.objects is not None and metric not in one.objects.columns]
+            lacking = [one.key for one in lacking if one.cell["target"] != NOTHING]
+            if lacking:
+                print(
+                    f"{counted(len(lacking), 'record')} without {metric}, which the profile did not ask for then; to "
+                    f"measure anew, remove from records/: {', '.join(lacking)}"
+                )
+        return records
 
 
 def mean_iou(record: Record) -> float:

@@ -46,7 +46,7 @@ class Evaluation(_Strict):
 
     max_images: Annotated[int, Field(ge=0)]
     batch_size: Count
-    prompts: Names
+    prompts: Annotated[Names, Field(min_length=1)]
     metrics: Names
     medical_metrics: Names
     camouflage_metrics: Names
@@ -175,7 +175,7 @@ class Profile(_Strict):
     evaluation: Evaluation
     pretraining: Pretraining
     generation: Generation = Generation()
-    datasets: dict[str, Names]
+    datasets: dict[str, Annotated[Names, Field(min_length=1)]]
     notebooks: dict[str, Notebook]
 
 

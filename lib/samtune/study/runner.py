@@ -89,6 +89,7 @@ def run_cells(
     if is_only_planned():
         _planned.extend(cells)
         return [record for cell in cells if (record := _read(cell, folder)) is not None]
+    provenance.git_state()  # asked now, and kept: a commit made while cells run is not of the code that runs
     remove_stale_partials(folder / "records")
     done = {cell.key(): _read(cell, folder) for cell in cells}
     queue = _queue([cell for cell in cells if done[cell.key()] is None], folder)

@@ -179,7 +179,7 @@ def run_ablations(
                     cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
             if "prompt quality" in groups:
                 for variant, share in SHARES.items():
-                    images = round(share * images_seen(profile, plan.trained_with, dataset))
+                    images = max(1, round(share * images_seen(profile, plan.trained_with, dataset)))
                     training = plan.training("sam_sp", dataset, seed, images)
                     cells += plan.measured(training, dataset, f"{ABLATION}:{variant}")
     for seed in few if "plateau" in groups and profile.plateau_images else ():
