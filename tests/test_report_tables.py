@@ -172,9 +172,11 @@ def test_rows_are_in_the_order_of_the_numbers_in_their_names(tmp_path):
 def test_two_cells_never_share_a_row(tmp_path):
     one = TrainingCell("lora", ("neu-seg",), "nano", hyper={"rank": 4})
     two = dataclasses.replace(one, hyper={"rank": 8})
-    same = [cell.evaluation("neu-seg", tables=("spt_ablation",)) for cell in (one, two)]
-    with pytest.raises(InputError, match=r"'rank': 4.*'rank': 8.*delete.*json\.gz.*spt_ablation:<variant>"):
+    same = [cell.evaluation(name, tables=("spt_ablation",)) for name in ("drive", "neu-seg") for cell in (one, two)]
+    with pytest.raises(InputError, match=r"'rank': 4.*'rank': 8.*delete.*'table:<variant>'.*older ones.*: ") as caught:
         build_tables(records_of(tmp_path / "same", same))
+    files = {f"{cell.key()}.json.gz" for cell in same}
+    assert len({name for name in files if name in str(caught.value)}) == 2  # one of each row, all at once
     apart = [cell.evaluation("neu-seg", tables=(f"spt_ablation:{name}",)) for cell, name in ((one, "4"), (two, "8"))]
     assert set(build_tables(records_of(tmp_path / "apart", apart))["spt_ablation"]["variant"]) == {"4", "8"}
 

@@ -93,18 +93,19 @@ def build_tables(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
     """
     records = list(records)
     named = {place.partition(":")[0] for record in records for place in record.tables}
-    tables = {}
+    tables, shared = {}, []
     for name in [*TABLES, *sorted(named - set(TABLES))]:
         chosen = [record for record in records if record.variants(name)]
         if name == "speed":
             tables[name] = speed_table(chosen)
             continue
-        groups = _groups(name, [record for record in chosen if record.objects is not None])
+        groups = _groups(name, [record for record in chosen if record.objects is not None], shared)
         tables[name] = _sorted(pd.DataFrame(_whole_rows(name, groups), columns=[*COLUMNS, *WHOLE]))
         for column in () if name == "learning_rates" or name.endswith("_choices") else ("size", "object_class"):
             broken_down = _sorted(pd.DataFrame(_rows(name, groups, column), columns=[*COLUMNS, column]))
             if len(broken_down) and set(broken_down[column]) != {""}:
                 tables[f"{name}_by_{column.removeprefix('object_')}"] = broken_down
+    _refuse_shared(shared)
     return tables
 
 
@@ -221,8 +222,12 @@ def check_tables(results: str | Path) -> list[str]:
     return found
 
 
-def _groups(table: str, records: Sequence[Record]) -> dict[tuple, list[Record]]:
-    """Records by row of `table`, one a seed, seeds ascending."""
+def _groups(
+    table: str, records: Sequence[Record], shared: list[tuple[str, Record, Record]]
+) -> dict[tuple, list[Record]]:
+    """Records by row of `table`, one a seed, seeds ascending. Where a second cell shares a row and seed, `shared` gets
+    the place, the older and the newer record.
+    """
     groups: dict[tuple, dict[int, Record]] = {}
     for record in records:
         for variant in record.variants(table):
@@ -231,13 +236,20 @@ def _groups(table: str, records: Sequence[Record]) -> dict[tuple, list[Record]]:
             row = (record.method, record.dataset, cell["prompt"], variant, record.backbone, trained_on, cell["split"])
             other = groups.setdefault(row, {}).setdefault(record.seed, record)
             if other.key != record.key:
-                older = min(other, record, key=lambda one: one.date)
-                raise InputError(
-                    f"table {table}: two different cells share the row {', '.join(filter(None, row))}, seed "
-                    f"{record.seed} ({_what_differs(other.cell, cell)}); delete what is outdated from the folder "
-                    f"`records` (here {older.key}{SUFFIX}), or name one '{table}:<variant>' in its `tables`"
-                )
+                words = f"the row {', '.join(filter(None, row))}, seed {record.seed}"
+                two = sorted((other, record), key=lambda one: one.date)
+                shared.append((f"table {table}: two different cells share {words}", *two))
     return {row: [seeds[seed] for seed in sorted(seeds)] for row, seeds in sorted(groups.items())}
+
+
+def _refuse_shared(shared: Sequence[tuple[str, Record, Record]]) -> None:
+    """Raises `InputError` with the first row that two cells share, and all older records of such rows."""
+    for place, older, newer in shared[:1]:
+        files = ", ".join(dict.fromkeys(f"{old.key}{SUFFIX}" for _, old, _ in shared))
+        raise InputError(
+            f"{place} ({_what_differs(older.cell, newer.cell)}); delete what is outdated from the folder `records`, or "
+            f"name one 'table:<variant>' in its `tables`. The older ones of all such rows: {files}"
+        )
 
 
 def _what_differs(one: dict[str, Any], other: dict[str, Any]) -> str:
