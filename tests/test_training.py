@@ -540,6 +540,21 @@ def test_out_of_memory_says_what_was_tried_and_what_to_set(raised: Exception, mo
     assert "\n" not in str(error.value)
 
 
+def test_to_save_memory_the_encoders_blocks_keep_nothing_and_learn_the_same() -> None:
+    def trained(save_memory: bool) -> tuple[dict[str, Tensor], int]:
+        """The weights, and how many numbers the encoder keeps for a backward pass."""
+        method, sizes = method_of("lora"), []
+        run(method, replace(CONFIG, save_memory=save_memory))
+        images = torch.zeros(1, 3, method.image_size, method.image_size)
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: sizes.append(one.numel()) or one, lambda one: one):
+            method.encode(images)
+        return method.trainable_state(), sum(sizes)
+
+    (plain, all_kept), (lean, kept) = trained(False), trained(True)
+    assert kept < all_kept / 3
+    assert all(torch.equal(value, lean[name]) for name, value in plain.items())
+
+
 def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     method = method_of()
 

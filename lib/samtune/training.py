@@ -26,12 +26,14 @@ from samtune.embeddings import EmbeddingCache
 from samtune.losses import at_size, low_resolution_iou
 from samtune.methods import Method
 from samtune.prompts import Prompts, make_prompts
+from samtune.sam.build import recompute_blocks
 from samtune.sam.checkpoints import read_progress, save_torch
 from samtune.sam.preprocess import Preprocess
 
 OPTIMISERS = ("adam", "adamw")
 LAST = "last.pt"  # the checkpoint to resume from
-OF_MACHINE = {"device", "precision", "workers", "checkpoint_every"}  # settings with which another machine may go on
+# Settings with which another machine may go on.
+OF_MACHINE = {"device", "precision", "workers", "save_memory", "checkpoint_every"}
 MOST_ROWS = 2000  # of a learning curve: longer trainings average batches
 LEAST_SIDE = 102.4  # jitter shrinks no image below this, in pixels: 0.1 of SAM's 1,024, 0.4 of the nano SAM's 256
 
@@ -61,6 +63,7 @@ class TrainingConfig:
         precision: "auto", "fp32" or "bf16".
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         workers: processes that load images.
+        save_memory: see `sam.build.recompute_blocks`; for methods that train the image encoder.
         checkpoint_every: steps between two checkpoints to resume from.
 
     Raises `InputError` on an unknown schedule, augmentation or optimiser.
@@ -85,6 +88,7 @@ class TrainingConfig:
     precision: str = "auto"
     device: str = "auto"
     workers: int = 0
+    save_memory: bool = False
     checkpoint_every: int = 50
 
     def __post_init__(self) -> None:
@@ -289,6 +293,8 @@ def train(
     plain: Method = accelerator.unwrap_model(method)
     plain.train()
     cached = cache if plain.frozen_encoder else None
+    if config.save_memory and plain.needs_sam and not plain.frozen_encoder:
+        recompute_blocks(plain.sam.image_encoder)
     bar = tqdm(
         iter(loader),  # in notebooks tqdm would ask the loader twice, and so start its processes twice
         f"train {plain.name}",
@@ -356,6 +362,7 @@ def _step(
     work = f"training at batch_size {config.batch_size}, {plain.image_size} px, {len(prompts)} prompts"
     smaller = f"batch_size {config.batch_size // 2} and accumulate {config.accumulate * 2}"
     smaller = smaller if config.batch_size > 1 else "a smaller backbone"
+    smaller += ", or save_memory (a third slower)" if plain.needs_sam and not plain.frozen_encoder else ""
     with explains_out_of_memory(work, smaller), accelerator.accumulate(method), accelerator.autocast():
         if cache is None:
             images = torch.stack([sample["image"].to(device, non_blocking=True) for sample in batch])

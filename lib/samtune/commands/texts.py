@@ -73,6 +73,7 @@ def names_as_flags() -> Iterator[None]:
     except InputError as error:
         words = re.sub(r"\bmask_(coding|suffix)(?:=| )'([^']+)'", r"--mask-\1 \2", str(error))
         words = re.sub(r"\b(batch_size|accumulate) (?=\d)", lambda found: f"--{found[1].replace('_', '-')} ", words)
+        words = words.replace("or save_memory (", "or --save-memory (")
         words = re.sub(f"^({'|'.join(RANGES)}) (?=is )", lambda found: f"--{found[1].replace('_', '-')} ", words)
         raise InputError(words) from error
 

@@ -60,6 +60,7 @@ def tune(
     skip_bad: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    save_memory: bool = False,
     say: Callable[[str], None] = print,
 ) -> TuneResult:
     """Tune SAM on a folder of pictures and a folder of masks; what is measured is said before and after.
@@ -122,7 +123,7 @@ def tune(
             say(f"already tuned, only measured again: {checkpoint}")
             method.load_trainable_state(read_tuned(checkpoint)[0], str(checkpoint))
         else:
-            config = _training_config(settings, for_training, device, precision, method)
+            config = _training_config(settings, for_training, device, precision, save_memory, method)
             total = sum(parameter.numel() for parameter in method.parameters())
             parameters = f"{method.count_trainable():,} of {total:,} parameters train"
             say(f"{settings.method} on {settings.backbone}: {parameters}, {device}, {precision}")
@@ -164,7 +165,7 @@ def tune(
 
 
 def _training_config(
-    settings: TuneSettings, pictures: int, device: str, precision: str, method: Method
+    settings: TuneSettings, pictures: int, device: str, precision: str, save_memory: bool, method: Method
 ) -> TrainingConfig:
     return TrainingConfig(
         images=settings.images(pictures),
@@ -178,6 +179,7 @@ def _training_config(
         seed=settings.seed,
         precision=precision,
         device=device,
+        save_memory=save_memory,
         workers=WORKERS if device.startswith("cuda") else 0,
         checkpoint_every=CHECKPOINT_EVERY,
         **method.recipe,

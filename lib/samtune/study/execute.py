@@ -82,6 +82,7 @@ def executor(profile: Profile) -> Execute:
             seed=cell.seed,
             device=device,
             precision=precision,
+            save_memory=profile.save_memory,
             workers=0 if isinstance(method, PGD) else profile.workers,  # no attack on a card in a forked process
             **{"batch_size": profile.batch_size, "learning_rate": method.learning_rate} | options,
         )
