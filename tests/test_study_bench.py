@@ -156,9 +156,9 @@ def test_compilation_and_bf16_are_tried_on_cuda_alone() -> None:
 
 
 def test_hours_come_from_the_bench_where_nothing_alike_was_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def timing(method: str, phase: str, speed: float, diffusion: str = "") -> Record:
-        cell = bench.TimingCell(method, "vit_b", phase, 1, "fp32", False, "x", diffusion=diffusion)
-        values = {"method": method, "backbone": "vit_b", "phase": phase, "batch": 1, "precision": "fp32"}
+    def timing(method: str, phase: str, speed: float, diffusion: str = "", batch: int = 1) -> Record:
+        cell = bench.TimingCell(method, "vit_b", phase, batch, "fp32", False, "x", diffusion=diffusion)
+        values = {"method": method, "backbone": "vit_b", "phase": phase, "batch": batch, "precision": "fp32"}
         values |= {"compiled": False, "device": "x", "diffusion": diffusion}
         return Record(cell.key(), "timing", values, seconds=1 / speed,
                       hardware=provenance.hardware(), extras={"images_per_second": speed})  # fmt: skip
@@ -168,6 +168,10 @@ def test_hours_come_from_the_bench_where_nothing_alike_was_run(monkeypatch: pyte
     assert cell_of(records[0]).key() == records[0].key
     training = TrainingCell("lora", ("neu-seg",), "vit_b", images=30)
     assert estimate_seconds([training], records) == pytest.approx(60)
+    faster = [*records, timing("lora", "train", 2.0, batch=8)]
+    for batch, seconds in ((1, 60), (4, 60), (8, 15), (16, 15)):  # at the largest batch that is no larger
+        asked = replace(training, hyper={"batch_size": batch})
+        assert estimate_seconds([asked], faster) == pytest.approx(seconds)
     measured = training.evaluation("neu-seg", max_images=8)
     assert estimate_seconds([measured], records) == pytest.approx(8 / 4 + 8 / 20)
     opened = []

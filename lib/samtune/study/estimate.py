@@ -1,6 +1,7 @@
 """How long cells will take here, and how much disk they need: from recorded cells, else from the bench."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from samtune.common import provenance
@@ -9,6 +10,8 @@ from samtune.methods import METHODS, trainable_parameters
 from samtune.study.cells import NO_BACKBONE, Cell, EvaluationCell, GenerationCell, TimingCell, TrainingCell
 from samtune.study.records import Record, cell_of
 
+# Images a second by batch size; by method, backbone (of an inversion or attack: diffusion model) and phase.
+Speeds = dict[tuple[str, str, str], dict[int, float]]
 CHECKPOINT_COPIES = 4  # the trained weights; and to resume, the same with Adam's two averages
 PICTURE_BYTES = 500_000  # of a generated picture, as PNG
 # Numbers that an inversion keeps of a picture at each denoising step, of Stable Diffusion 1.5 and of the nano pipeline.
@@ -27,14 +30,14 @@ def estimate_seconds(cells: Sequence[Cell], records: Sequence[Record]) -> float 
     """
     here = provenance.hardware()
     costs: dict[tuple, list[float]] = {}
-    speeds: dict[tuple[str, str, str], float] = {}
+    speeds: Speeds = {}
     for record in records:
         if record.hardware != here:
             continue
         cell = cell_of(record)
-        if isinstance(cell, TimingCell):
-            place = (cell.method, cell.diffusion or cell.backbone, cell.phase)
-            speeds[place] = max(speeds.get(place, 0.0), record.extras["images_per_second"])
+        if isinstance(cell, TimingCell) and not cell.compiled:  # the study compiles nothing
+            by_batch = speeds.setdefault((cell.method, cell.diffusion or cell.backbone, cell.phase), {})
+            by_batch[cell.batch] = max(by_batch.get(cell.batch, 0.0), record.extras["images_per_second"])
         for likeness in _likenesses(cell):
             costs.setdefault(likeness, []).append(record.seconds / max(_size(cell), 1))
     total = 0.0
@@ -66,8 +69,14 @@ def _size(cell: Cell) -> int:
     return cell.parts * max(_evaluations(cell), 1) if isinstance(cell, GenerationCell) else cell.parts
 
 
-def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | None:
-    """Seconds of a cell by the bench's images a second, if it timed this backbone (or diffusion model).
+def _speed(by_batch: Mapping[int, float], most: float = math.inf) -> float:
+    """Images a second in the best batch of at most `most` images, else in the smallest that was timed."""
+    return max((speed for batch, speed in by_batch.items() if batch <= most), default=by_batch[min(by_batch)])
+
+
+def _timed(cell: Cell, speeds: Speeds) -> float | None:
+    """Seconds of a cell by the bench's images a second, if it timed this backbone (or diffusion model); a training at
+    the cell's batch size, all else at the fastest.
 
     Of methods that it did not reach, each counts as the slowest that it did; a decoding that it did not reach, as a
     training step. Zero-shot SAM takes as long as decoder tuning does to measure. Baselines without a network count
@@ -75,22 +84,26 @@ def _timed(cell: Cell, speeds: dict[tuple[str, str, str], float]) -> float | Non
 
     Args:
         cell: of any kind.
-        speeds: by method, backbone (of an inversion or attack: diffusion model) and phase.
+        speeds: see `Speeds`.
     """
     if isinstance(cell, GenerationCell):
         what = "attack" if cell.method == "attack" else "inversion"
-        speed = speeds.get((what, cell.diffusion, "evaluate"))
+        speed = _speed(speeds.get((what, cell.diffusion, "evaluate"), {1: 0.0}))
         return cell.pictures * _evaluations(cell) / speed if speed else None
     if cell.method not in METHODS:
         return 0.0
     method = "decoder_tuning" if cell.method == "zero_shot" else cell.method
 
+    most = dict(cell.hyper).get("batch_size", math.inf) if isinstance(cell, TrainingCell) else math.inf
+
     def seconds(phase: str, images: int) -> float:
         if cell.backbone == NO_BACKBONE:
-            return images / min(speed for (name, _, what), speed in speeds.items() if (name, what) == (method, phase))
-        if (method, cell.backbone, phase) in speeds:
-            return images / speeds[method, cell.backbone, phase]
-        return images / min(speed for (_, *place), speed in speeds.items() if place == [cell.backbone, phase] and speed)
+            alike = [timed for (name, _, what), timed in speeds.items() if (name, what) == (method, phase)]
+        elif (method, cell.backbone, phase) in speeds:
+            alike = [speeds[method, cell.backbone, phase]]
+        else:
+            alike = [timed for (_, *place), timed in speeds.items() if place == [cell.backbone, phase]]
+        return images / min(speed for timed in alike if (speed := _speed(timed, most)))
 
     try:
         if isinstance(cell, TrainingCell):
