@@ -20,6 +20,7 @@ from samtune.common.errors import InputError, first_line, unknown
 from samtune.common.paths import asset, checkpoint_root, is_offline, names_a_file, resolve
 from samtune.sam.attention import merge_qkv, split_qkv
 from samtune.sam.build import BACKBONES, Sam, new_sam
+from samtune.sam.hugging_face import HUB_PATCHES, from_hugging_face
 from samtune.sam.mobile import MOBILE_PATCHES, from_mobile_sam
 
 # The suffix of an official name is the beginning of the file's MD5. The SHA-256 were listed by third parties.
@@ -39,7 +40,7 @@ BY_HAND = {
 }
 NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
 PATCHES = "image_encoder.patch_embed.proj.weight"  # the first layer: which SAM a state dict is
-FIRST_LAYERS = (PATCHES, MOBILE_PATCHES)
+FIRST_LAYERS = (PATCHES, MOBILE_PATCHES, HUB_PATCHES)
 MOST_LETTERS = 200  # of what torch says about a broken file: some of it goes on for pages
 
 
@@ -72,8 +73,8 @@ def sam_of_state(state: Mapping[str, Tensor], path: Path, backbone: str = "") ->
     """A SAM with the weights `state`, in eval mode.
 
     Args:
-        state: with q, k and v joined or separate. A prefix of all names ("module.", "model.", "sam."), as wrappers add,
-            is removed.
+        state: with q, k and v joined or separate, under SAM's names or those of transformers' `SamModel`. A prefix of
+            all names ("module.", "model.", "sam."), as wrappers add, is removed.
         path: where it was read, for messages.
         backbone: "": found by the width of the encoder.
 
@@ -81,6 +82,8 @@ def sam_of_state(state: Mapping[str, Tensor], path: Path, backbone: str = "") ->
     """
     prefix = next((name[: -len(one)] for name in state for one in FIRST_LAYERS if name.endswith(one)), "")
     state = {name.removeprefix(prefix): value for name, value in state.items()}
+    if HUB_PATCHES in state:
+        state = from_hugging_face(state)
     if MOBILE_PATCHES in state:  # q, k and v stay joined in its encoder
         backbone, state = backbone or "mobile_sam", from_mobile_sam(state)
     else:
