@@ -25,6 +25,7 @@ from samtune.diffusion.conditions import caption
 from samtune.diffusion.generation import sampled, scene
 from samtune.diffusion.pipeline import load_diffusion
 from samtune.report.tables import build_tables
+from samtune.sam.checkpoints import sha256
 from samtune.study.cells import Cell, GenerationCell, TrainingCell, cell_from_plain, plain_cell
 from samtune.study.estimate import disk_bytes, estimate_seconds
 from samtune.study.execute import executor
@@ -320,13 +321,21 @@ def test_the_table_of_inversions_may_have_steps_of_its_own(model: str) -> None:
     assert dict(adversarial_cells(small)["reconstructed"].options)["steps"] == 2
 
 
-def test_captions_are_those_of_the_profile(model: str) -> None:
-    usual = profile(model)
-    other = usual.model_copy(update={"generation": usual.generation.model_copy(update={"captions": "words.csv"})})
-    before, after = (adversarial_cells(one) for one in (usual, other))
-    for name in ("reconstructed", "generated"):
-        assert dict(after[name].options) == dict(before[name].options) | {"captions": "words.csv"}
-    assert after["asam"].inversion.key() == after["reconstructed"].key() != before["reconstructed"].key()
+def test_captions_are_those_of_the_profile_and_other_words_are_other_pictures(model: str, tmp_path: Path) -> None:
+    usual, file = profile(model), tmp_path / "words.csv"
+    other = usual.model_copy(update={"generation": usual.generation.model_copy(update={"captions": str(file)})})
+    with pytest.raises(InputError, match=f"no file of captions at {file}"):
+        adversarial_cells(other)
+    keys = {adversarial_cells(usual)["reconstructed"].key()}
+    for words in ("id,caption\na,a street", "id,caption\na,a road"):
+        file.write_text(words)
+        before, after = (adversarial_cells(one) for one in (usual, other))
+        for name in ("reconstructed", "generated"):
+            changed = {"captions": str(file), "captions_hash": sha256(file)[:12]}
+            assert dict(after[name].options) == dict(before[name].options) | changed
+        assert after["asam"].inversion.key() == after["reconstructed"].key()
+        keys.add(after["reconstructed"].key())
+    assert len(keys) == 3
 
 
 def test_planning_downloads_no_model(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,12 +43,13 @@ from samtune.sam.checkpoints import save_safetensors
 from samtune.sam.preprocess import Preprocess
 
 AUTOENCODER = "autoencoder"
+# `captions_hash` is of a file of captions: other captions are another cell.
 OPTIONS: dict[str, tuple[str, ...]] = {
-    "inversion": ("recipe", "guidance", "steps", "rounds", "controlnet", "captions"),
+    "inversion": ("recipe", "guidance", "steps", "rounds", "controlnet", "captions", "captions_hash"),
     "attack": tuple(field.name for field in fields(AttackConfig)),
     "random": (),
     "change": (),
-    "sample": ("guidance", "steps", "controlnet", "captions"),
+    "sample": ("guidance", "steps", "controlnet", "captions", "captions_hash"),
 }
 
 

@@ -8,10 +8,11 @@ from math import ceil
 import pandas as pd
 
 from samtune.common.errors import InputError, first_line
+from samtune.common.paths import resolve
 from samtune.diffusion.attack import AttackConfig
 from samtune.diffusion.generation import AUTOENCODER
 from samtune.diffusion.pipeline import load_diffusion
-from samtune.sam.checkpoints import weights_hash
+from samtune.sam.checkpoints import sha256, weights_hash
 from samtune.study.cells import GenerationCell
 from samtune.study.execute import executor
 from samtune.study.plan import backbone_hash
@@ -41,7 +42,7 @@ LONGER, MORE = f"{LEAN}, longer updates", f"{LEAN}, more and longer updates"
 class GenerationPlan:
     """The generation cells of a profile. Making one reads the weights of both models, for their hashes.
 
-    Raises `InputError` where the diffusion model, its ControlNet or the backbone is not here.
+    Raises `InputError` where the diffusion model, its ControlNet, the backbone or a file of captions is not here.
     """
 
     def __init__(self, profile: Profile) -> None:
@@ -53,6 +54,10 @@ class GenerationPlan:
         self.dataset = "+".join(profile.generation.sets)
         captions = profile.generation.captions
         self.captions = {} if captions == "classes" else {"captions": captions}
+        if captions not in ("classes", "blip2"):
+            if not resolve(captions).is_file():
+                raise InputError(f"no file of captions at {resolve(captions)}")
+            self.captions["captions_hash"] = sha256(resolve(captions))[:12]
 
     def inversion(self, pictures: int = 0, tables: Sequence[str] = (), **options: object) -> GenerationCell:
         """The profile's inversion, `options` changed, of so many pictures (0: all)."""
