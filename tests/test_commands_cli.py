@@ -316,12 +316,28 @@ def test_the_folder_to_write_to_may_not_be_among_the_masks(tmp_path: Path) -> No
 
 
 def test_masks_named_as_their_pictures_and_a_suffix(tmp_path: Path) -> None:
-    _, masks = write_pictures(tmp_path)
+    images, masks = write_pictures(tmp_path)
     for path in list(masks.iterdir()):
         path.rename(masks / f"{path.stem}_mask.png")
     status, _, error = tune(tmp_path)
     assert status == 2 and "is 0_mask.png its mask? then set --mask-suffix _mask" in error
     assert tune(tmp_path, "--mask-suffix", "_mask")[0] == 0
+    for path in masks.iterdir():  # the masks beside the pictures
+        shutil.copy(path, images)
+    one = ("tune", "--images", images, "--masks", images, *QUICK)
+    assert run(*one, "--out", tmp_path / "one", "--mask-suffix", "_mask")[0] == 0
+    status, _, error = run(*one, "--out", tmp_path / "none")
+    assert status == 2 and "the same folder" in error
+
+
+def test_a_run_of_an_earlier_version_without_a_setting_goes_on(tuned: Path, tmp_path: Path) -> None:
+    shutil.copytree(tuned, tmp_path / "earlier")
+    path = tmp_path / "earlier" / "out" / "settings.json"
+    settings = json.loads(path.read_text())
+    assert settings.pop("mask_suffix") == ""
+    path.write_text(json.dumps(settings))
+    status, text, error = tune(tmp_path / "earlier", "--learning-rate", "0.05")
+    assert status == 0 and "already tuned, only measured again" in text, error
 
 
 def test_masks_of_a_coco_file(tmp_path: Path) -> None:
@@ -341,7 +357,7 @@ def test_masks_of_a_coco_file(tmp_path: Path) -> None:
 
     assert written("whole")[0] == 0
     table = pd.read_csv(tmp_path / "whole" / "metrics.csv")
-    assert set(table["object_class"]) == {"plate"} and table["image"].iloc[0].startswith("images/")
+    assert set(table["object_class"]) == {"plate"} and set(table["image"].astype(str)) < set("01234")
     listing["images"].append({"id": 5, "file_name": "5.png"})
     listing["annotations"].append({"id": 5, "image_id": 5, "category_id": 1, "segmentation": [corners]})
     listing["annotations"][0]["segmentation"] = [[1, 2, 3]]
@@ -349,6 +365,15 @@ def test_masks_of_a_coco_file(tmp_path: Path) -> None:
     assert status == 2 and "lists an image that is not there" in error and str(images / "5.png") in error
     status, _, error = written("skipped", "--skip-bad")
     assert status == 0 and "left out, 2 bad files" in error and "annotation 0 cannot be read" in error
+    for number in range(5):  # folders of equal names
+        (images / f"part{number}" / "img").mkdir(parents=True)
+        shutil.copy(images / f"{number}.png", images / f"part{number}" / "img" / "a.png")
+        listing["images"][number]["file_name"] = f"part{number}/img/a.png"
+    status, _, error = written("folders", "--skip-bad")
+    assert status == 0, error
+    listing["annotations"] = []
+    status, _, error = written("empty")
+    assert status == 2 and f"no picture left of {images} with {file}: 6 without objects" in error
     status, _, error = written("coded", "--mask-coding", "index")
     assert status == 2 and "is a COCO file" in error
 
@@ -426,6 +451,17 @@ def test_predict_again_makes_only_what_is_not_there(
     assert run(*common, "--box", "0,0,20,20", "--box", "5,5,40,30")[0] == 0 and len(made) == 17
     assert not (tmp_path / "predicted_masks" / "3.png").exists()
     assert run(*common, *box)[0] == 0 and len(made) == 22 and not (tmp_path / "predicted_masks" / "3").exists()
+
+
+def test_predict_tells_of_what_it_cannot_read_after_the_others(tuned: Path, tmp_path: Path) -> None:
+    shutil.copytree(tuned / "images", tmp_path / "images")
+    table = tmp_path / "boxes.csv"
+    table.write_text("image,x0,y0,x1,y1\n" + "".join(f"{name}.png,5,5,40,30\n" for name in "01"))
+    common = ("predict", "--checkpoint", tuned / "out", "--images", tmp_path / "images", "--out", tmp_path / "out")
+    assert run(*common, "--device", "cpu", "--boxes", table)[0] == 0
+    (tmp_path / "images" / "1.png").write_bytes(b"not a picture any more")
+    status, text, error = run(*common, "--device", "cpu", "--box", "5,5,40,30")
+    assert status == 2 and "1.png" in error and "Traceback" not in error
 
 
 def test_predict_by_points_and_by_a_box_with_clicks(tuned: Path, tmp_path: Path) -> None:
@@ -686,7 +722,7 @@ def test_results_ends_with_the_report_even_when_a_notebook_fails(
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
-    options = ("tune", "--images", tmp_path / "none", "--masks", tmp_path, "--out", tmp_path / "out")
+    options = ("tune", "--images", tmp_path / "none", "--masks", tmp_path / "none", "--out", tmp_path / "out")
     assert run(*options) == (2, "", f"samtune: no such folder: {tmp_path / 'none'}\n")
     for arguments in (("--debug", *options), (*options, "--debug")):
         status, _, error = run(*arguments)

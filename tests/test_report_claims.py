@@ -131,6 +131,19 @@ def test_zero_shot_needs_one_seed_and_partial_runs_compare_common_seeds(tmp_path
     assert claims_of(tmp_path / "apart", apart).set_index("id").loc["S1a", "verdict"] == "not run"
 
 
+def test_a_row_of_ones_own_changes_no_claim(tmp_path: Path) -> None:
+    cells = fake_cells(("spt_main",), ("magnetic-tile",), ("lora", "spt"))
+    before = claims_of(tmp_path / "before", cells)
+    trainings = [dataclasses.replace(one.training, hyper={"learning_rate": 0.4}) for one in cells if one.training]
+    own = [one.evaluation("magnetic-tile", tables=("spt_main:own: learning rate 0.4",)) for one in trainings]
+
+    def worse(cell, folder):
+        result = fake_execute(cell, folder)
+        return Result(objects=result.objects.assign(iou=0.0)) if cell in own else result
+
+    pd.testing.assert_frame_equal(claims_of(tmp_path / "with", [*cells, *own], worse), before)
+
+
 @pytest.mark.parametrize(("few", "verdict"), [(9, "inconclusive"), (10, "reproduced"), ("groups", "inconclusive")])
 def test_fewer_than_ten_images_or_groups_say_nothing(tmp_path: Path, few: int | str, verdict: str) -> None:
     def execute(cell, folder):
@@ -233,7 +246,7 @@ def test_asam_on_unseen_sets_and_the_papers_own_effects(tmp_path):
     assert table.loc[("A2c", "mean of sets"), "verdict"] == "reproduced"
     for claim in ("A1", "A2a", "A2c"):  # not bsds500, which was tuned on
         assert table.loc[claim].index.tolist() == ["drive", "neu-seg", "mean of sets"]
-    rates = "Learning rates, each chosen on validation: ASAM 0.1; PGD tuning 0.003."
+    rates = "Learning rates: ASAM 0.1; PGD tuning 0.003."
     assert table.loc[("A2a", "drive"), "note"] == rates and table.loc[("A1", "drive"), "note"] == ""
     papers = load_paper_numbers()
     effects = {claim.id: paper_effect(claim, papers) for claim in CLAIMS}

@@ -30,7 +30,7 @@ def test_the_profiles_own_parameters_count_as_in_the_notebook(small_backbone: No
         return cells
 
     assert {cell.seed for cell in asked(seeds=[5], controls=[]) if "spt_main" in cell.tables} == {5}
-    changed = [cell for cell in asked(controls=[], changes={"rank": 2}) if "spt_main:rank 2" in cell.tables]
+    changed = [cell for cell in asked(controls=[], changes={"rank": 2}) if "spt_main:own: rank 2" in cell.tables]
     assert {dict(cell.training.hyper)["rank"] for cell in changed} == {2}
     with pytest.raises(InputError, match="unknown parameter 'control'; known: controls"):
         asked(control=[])

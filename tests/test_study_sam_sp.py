@@ -12,6 +12,7 @@ from samtune.report.claims import build_claims
 from samtune.report.tables import build_tables
 from samtune.study.cells import EvaluationCell, plain_cell
 from samtune.study.execute import cell_method
+from samtune.study.own_row import own_variant
 from samtune.study.profile import Profile
 from samtune.study.records import Record
 from samtune.study.runner import only_planned
@@ -41,13 +42,21 @@ pytestmark = pytest.mark.usefixtures("small_backbone")
 def test_a_row_of_ones_own(profile: Profile) -> None:
     with only_planned() as cells:
         run_main(profile, [DATA], [0, 1], ["unet"], {"temperature": 2.0, "learning_rate": 0.5})
-    own = [cell for cell in cells if "sam_sp_main:temperature 2.0, learning rate 0.5" in cell.tables]
+    own = [cell for cell in cells if "sam_sp_main:own: temperature 2.0, learning rate 0.5" in cell.tables]
     assert [cell.training.seed for cell in own] == [0, 1]
     for cell in own:
         hyper = dict(cell.training.hyper)
         assert (hyper["temperature"], hyper["learning_rate"], hyper["optimiser"]) == (2.0, 0.5, "adamw")
     with pytest.raises(InputError, match="unknown option of sam_sp 'temprature'; known: temperature"):
         run_main(profile, [DATA], [0], ["unet"], {"temprature": 2.0})
+    for changes, message in (
+        ({"rank": "abc"}, "rank is 'abc': it has to be a number"),
+        ({"learning_rate": -1}, "learning_rate is -1: it has to be above 0"),
+        ({"optimiser": "sgd"}, "unknown optimiser 'sgd'; known: adam"),
+        ({"augmentation": 3}, "sam_sp cannot be trained with {'augmentation': 3}"),
+    ):
+        with pytest.raises(InputError, match="^" + message):
+            own_variant("sam_sp", changes)
 
 
 def test_main_table_of_a_smoke_profile(profile: Profile) -> None:

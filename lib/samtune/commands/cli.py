@@ -153,7 +153,7 @@ def tune(
     device: Device = "auto",
     precision: Precision = "auto",
     save_memory: Annotated[
-        bool, typer.Option("--save-memory", help="Of LoRA and SAM-SP: less memory, a third more time, same result.")
+        bool, typer.Option("--save-memory", help="Of lora, lora_samed, spt, sam_sp: less memory, a third more time.")
     ] = False,
 ) -> None:
     """Tune SAM on a folder of pictures and masks.
@@ -340,6 +340,10 @@ def results(
             try:
                 ask_for_cells(notebook, chosen)
             except Exception as error:  # of a cell, whatever it is: the other notebooks are asked for nevertheless
+                if is_disk_full(error):
+                    raise
+                if not isinstance(error, InputError):
+                    traceback.print_exc()
                 say_error(f"{notebook}: {first_line(error)}")
                 failed += 1
         raise typer.Exit(int(failed > 0))

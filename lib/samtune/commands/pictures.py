@@ -35,7 +35,10 @@ def open_pictures(
             raise InputError(
                 f"{masks} is a COCO file: mask coding, void and mask suffix are of masks that are pictures"
             )
-        return own_pictures(images, masks, skip_bad)
+        try:
+            return own_pictures(images, masks, skip_bad)
+        except InputError as error:
+            raise error if skip_bad else InputError(f"{error} (--skip-bad leaves bad files out)") from error
     options = (settings.mask_coding, settings.void, skip_bad, "train", "pictures", settings.target)
     try:
         pictures = FolderDataset(images, masks, *options, settings.mask_suffix)

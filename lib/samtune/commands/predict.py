@@ -98,14 +98,14 @@ def predict(
     for name in tqdm(names, "predict", mininterval=2, leave=False):
         files, drawing = _files(out, name, prompts[name]), out / "overlays" / f"{name}.png"
         said = [(one.box, one.clicks, one.name) for one in prompts[name]]
-        key = hashlib.sha256(repr([*model, sha256(pictures[name]), said]).encode()).hexdigest()
-        if _made_from(drawing) == key and all(file.is_file() for file in files):
-            written += files
-            done += 1
-            continue
         try:
+            key = hashlib.sha256(repr([*model, sha256(pictures[name]), said]).encode()).hexdigest()
+            if _made_from(drawing) == key and all(file.is_file() for file in files):
+                written += files
+                done += 1
+                continue
             image = read_image(pictures[name], tuned.white)
-        except InputError as error:
+        except (InputError, OSError) as error:
             bad.append(str(error))
             continue
         height, width = image.shape[:2]
@@ -115,9 +115,8 @@ def predict(
         with explains_out_of_memory(work, "a smaller picture, or tune a smaller backbone"), halving:
             predictor.set_image(image)
             given = predictor.preprocess.prompts(as_prompts(prompts[name]), image.shape[:2])
-            _write(files, drawing, image, predictor.each_mask(given.to(device)), prompts[name], key)
-        for path in _earlier(out, name) - set(files):
-            path.unlink()
+            stale = _earlier(out, name) - set(files)
+            _write(files, drawing, image, predictor.each_mask(given.to(device)), prompts[name], key, stale)
         with suppress(OSError):  # still in use
             (out / "predicted_masks" / name).rmdir()
         written += files
@@ -314,8 +313,11 @@ def _write(
     masks: Iterable[np.ndarray],
     objects: Sequence[ObjectPrompt],
     key: str,
+    stale: Iterable[Path],
 ) -> None:
-    """The masks of one picture, then the overlay with `key` in it; one mask at a time in memory."""
+    """The masks of one picture in place of the `stale` ones, then the overlay with `key` in it; one mask at a time in
+    memory.
+    """
     drawing.unlink(missing_ok=True)  # else, after a break, it would vouch for masks of another run
 
     def written() -> Iterator[np.ndarray]:
@@ -324,6 +326,8 @@ def _write(
             yield mask
 
     pixels = _png(overlay(image, written(), objects)[..., ::-1])
+    for path in stale:
+        path.unlink()
     text = b"tEXt" + f"{MADE_FROM}\0{key}".encode()
     chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
     write_atomically(drawing, pixels[:PNG_HEADER] + chunk + pixels[PNG_HEADER:])

@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import pandas as pd
@@ -154,11 +154,11 @@ def tune(
                 (out / name).unlink(missing_ok=True)
         after = measure(method, data, "tuned")
         shutil.rmtree(out / CACHE, ignore_errors=True)
+        table = pd.concat([before, after])
+        first = ["stage", "prompt", "image", "object", "object_class"]
+        table = table[first + [name for name in table if name not in (*first, "group", "output")]].round(6)
+        write_atomically(out / METRICS_FILE, table.to_csv(index=False).encode())
 
-    table = pd.concat([before, after])
-    first = ["stage", "prompt", "image", "object", "object_class"]
-    table = table[first + [name for name in table if name not in (*first, "group", "output")]].round(6)
-    write_atomically(out / METRICS_FILE, table.to_csv(index=False).encode())
     stages = {"zero_shot": mean_iou_by_prompt(before), "tuned": mean_iou_by_prompt(after)}
     scores = pd.DataFrame(stages).loc[list(settings.prompts)]
     return TuneResult(checkpoint, out / METRICS_FILE, scores, held_out, tuple(skipped), data.dropped)
@@ -198,6 +198,7 @@ def _same_run(out: Path, settings: TuneSettings, weights: str, pictures: str) ->
             there = json.loads(path.read_text())
         if not isinstance(there, dict) or "weights_hash" not in there:
             raise InputError(f"{path} is not a file of samtune tune: give another --out, or remove that file")
+        there = {one.name: one.default for one in fields(TuneSettings)} | there  # those that a later version has added
     elif (out / METRICS_FILE).exists():
         raise InputError(f"{out / METRICS_FILE} is of no run of samtune tune: give another --out, or remove that file")
     other = [f"{name} {there.get(name)}, now {wanted[name]}" for name in wanted if there.get(name) != wanted[name]]

@@ -20,7 +20,7 @@ def resolve(path: str | Path) -> Path:
 
 def names_a_file(name: str) -> bool:
     """Is `name` a file name, with a suffix or a folder, and not one of the kit's own names ("vit_b")?"""
-    return bool(Path(name).suffix) or len(Path(name).parts) > 1
+    return bool(Path(name).suffix) or "/" in name or len(Path(name).parts) > 1
 
 
 def data_root() -> Path:

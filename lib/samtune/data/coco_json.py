@@ -1,6 +1,7 @@
 """Annotations in json: COCO 2017, LVIS (polygons and run-length codes by image) and SA-1B (one file an image)."""
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PureWindowsPath
 
@@ -114,17 +115,25 @@ def own_pictures(images: Path, annotations: Path, skip_bad: bool = False) -> tup
     """
     skipped: list[str] = []
     entries, dropped = list_entries(annotations, images, "train", None, skipped if skip_bad else None)
-    dataset, good = EntryDataset("pictures", entries, dropped, hold_out=False), []
-    if not skip_bad:
-        return dataset, skipped
-    for entry in tqdm(entries, "read masks", mininterval=2, delay=5, leave=False, disable=None):
+    entries = [replace(one, id=_place(one.image, images)) for one in entries]
+    dataset, good = EntryDataset("pictures", entries, dropped, hold_out=False), [] if skip_bad else entries
+    for entry in tqdm(entries, "read masks", mininterval=2, delay=5, leave=False, disable=None) if skip_bad else ():
         try:
             dataset.load(entry.id)
             good.append(entry)
         except InputError as error:
             skipped.append(str(error))
             dropped["bad"] += 1
+    if not good:
+        reasons = [f"{count} {reason}" for reason, count in dropped.items() if count] + skipped
+        raise InputError(f"no picture left of {images} with {annotations}: {'; '.join(reasons) or 'it lists none'}")
     return EntryDataset("pictures", good, dropped, hold_out=False), skipped
+
+
+def _place(image: Path, folder: Path) -> str:
+    """Where an image is in a folder, without the file type."""
+    inside = image.relative_to(folder) if image.is_relative_to(folder) else image
+    return readable(inside.with_suffix("").as_posix())
 
 
 def lvis(

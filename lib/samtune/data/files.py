@@ -32,13 +32,17 @@ def readable(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def by_name(paths: Iterable[Path], suffix: str = "") -> dict[str, Path]:
-    """Paths by their readable name, without the file type but for folders, and without `suffix` where it ends so; two
-    of one name are an `InputError`.
+def by_name(paths: Iterable[Path], ending: str = "") -> dict[str, Path]:
+    """Paths by their readable name, without the file type but for folders; two of one name are an `InputError`.
+
+    With an `ending`, only those that end so, by what stands before it.
     """
     found: dict[str, Path] = {}
     for path in paths:
-        name = readable(path.name if path.is_dir() else path.stem).removesuffix(suffix)
+        name = readable(path.name if path.is_dir() else path.stem)
+        if not name.endswith(ending):
+            continue
+        name = name.removesuffix(ending)
         if name in found:
             raise InputError(f"two files for {name!r}: {found[name]} and {path}; keep one")
         found[name] = path

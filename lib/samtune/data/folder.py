@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError, unknown
-from samtune.data.files import IMAGE_SUFFIXES, by_name, folders, pictures
+from samtune.data.files import IMAGE_SUFFIXES, by_name, folders, pictures, readable
 from samtune.data.listed import ListedDataset
 from samtune.data.pixels import check_same_size, image_size, read_image, read_index_map, read_mask
 from samtune.data.sample import TARGETS, CroppedMasks, Dataset, Sample, Target, cropped, pack_masks, stack_masks
@@ -69,10 +69,13 @@ class FolderDataset(ListedDataset):
             raise InputError(f"void={void} needs mask_coding='index' (it is {mask_coding!r})")
         self._images, self._masks = Path(images), Path(masks)
         self._coding, self._void, self._target = mask_coding, void, target
-        self._image_paths = by_name(pictures(self._images))
-        self._mask_paths = by_name(sorted(pictures(self._masks) + folders(self._masks)), mask_suffix)
-        if self._images.resolve() == self._masks.resolve():
-            raise InputError(f"images and masks are the same folder, {self._images}; keep them in two")
+        one_folder = self._images.resolve() == self._masks.resolve()
+        if one_folder and not mask_suffix:
+            raise InputError(f"images and masks are the same folder, {self._images}; keep two, or set mask_suffix")
+        ending = readable(mask_suffix)
+        self._mask_paths = by_name(sorted(pictures(self._masks) + folders(self._masks)), ending)
+        both = by_name(pictures(self._images))
+        self._image_paths = {id: path for id, path in both.items() if not (one_folder and id.endswith(ending))}
         if not self._image_paths:
             raise InputError(f"no picture in {self._images} (of the kinds {', '.join(IMAGE_SUFFIXES)})")
         self.skipped: list[str] = []
@@ -126,7 +129,7 @@ class FolderDataset(ListedDataset):
         """The end of a sentence on an image without mask, where a mask is named as the image and something more."""
         for name in self._mask_paths:
             suffix = name.removeprefix(id)
-            if id in self._image_paths and name != suffix and not suffix[0].isalnum():
+            if name != suffix and not suffix[0].isalnum() and name not in self._image_paths:
                 return f"; is {self._mask_paths[name].name} its mask? then set mask_suffix '{suffix}'"
         return ""
 

@@ -199,7 +199,7 @@ def _rates(claim: Claim, keys: Collection[str], records: Sequence[Record]) -> st
     if not all(rates.values()) or len(set(map(frozenset, rates.values()))) == 1:
         return ""
     said = [f"{label(name)} {', '.join(f'{one:g}' for one in sorted(every))}" for name, every in rates.items()]
-    return f"Learning rates, each chosen on validation: {'; '.join(said)}."
+    return f"Learning rates: {'; '.join(said)}."
 
 
 def _command(claim: Claim, used: frozenset[str], profile: str) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 from samtune.report.statistics import Interval, independent_units, paired_bootstrap
 from samtune.report.tables import image_values, seeds_by_images
 from samtune.study.cells import NO_BACKBONE
+from samtune.study.own_row import OWN
 from samtune.study.records import Record
 from samtune.study.varied import option_and_value, unusual, varied
 
@@ -123,7 +124,11 @@ def _measurements(side: Side, records: Sequence[Record], metric: str, backbone: 
                 record.method == side.method
                 and record.backbone in (backbone, NO_BACKBONE)
                 and record.cell["prompt"] == side.prompt
-                and any(option_and_value(varied(record, table, name)) == asked for name in record.variants(table))
+                and any(
+                    option_and_value(varied(record, table, name)) == asked
+                    for name in record.variants(table)
+                    if not name.startswith(OWN)
+                )
             ):
                 values = image_values(record, metric, side.output)
                 if len(values):

@@ -64,6 +64,8 @@ def load_sam(backbone: str, checkpoint: str | Path | None = None) -> Sam:
             path = checkpoint_root() / MOBILE
         else:
             path = asset(SHIPPED[backbone]) if backbone in SHIPPED else official_checkpoint(backbone)
+    if path.is_dir():  # as transformers writes it
+        path = path / "model.safetensors"
     if backbone in BY_HAND and not path.is_file():
         raise InputError(f"no weights of {backbone} at {path}: {BY_HAND[backbone]}")
     return sam_of_state(read_state(path), path, backbone)

@@ -57,6 +57,13 @@ def _known_group(study: str, name: str) -> str:
 ProfileName = Annotated[str, AfterValidator(_known_profile)]
 DatasetName = Annotated[str, AfterValidator(_known_dataset)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _known_changes(method: str, changes: dict[str, Any]) -> dict[str, Any]:
+    import_module("samtune.study.own_row").own_variant(method, changes)  # not above: it brings torch
+    return changes
+
+
 Changes = dict[str, bool | int | float | str | None]  # of a method's options
 
 
@@ -91,10 +98,7 @@ class NotebookParameters(BaseModel):
         declared = set(namespace.get("__annotations__", {})) | _injected_names(namespace)
         values = {name: namespace[name] for name in declared | set(cls.model_fields) if name in namespace}
         if cls.notebook and isinstance(values.get("profile"), str):
-            profile = load_profile(values["profile"])
-            if not values.get("datasets") and cls.notebook not in profile.datasets:
-                raise InputError(f"profile {profile.name} has no datasets for {cls.notebook}: name some")
-            values = cls._filled(values, profile)
+            values = cls._filled(values, load_profile(values["profile"]))
         return cls._checked(values)
 
     @classmethod
@@ -102,21 +106,22 @@ class NotebookParameters(BaseModel):
         """The parameters with which a profile runs the notebook. Raises `InputError` as `from_notebook` does; the
         field `profile` says nothing, as the profile may be of a file.
         """
-        if cls.notebook not in profile.datasets:
-            raise InputError(f"profile {profile.name} has no datasets for {cls.notebook}: name some")
         empty = {name: _empty(one.annotation) for name, one in cls.model_fields.items()}
         return cls._checked(cls._filled(empty | {"profile": "smoke"}, profile))
 
     @classmethod
     def _filled(cls, values: dict[str, Any], profile: Profile) -> dict[str, Any]:
-        """`values`, those of the profile where they are empty."""
+        """`values`, those of the profile where they are empty. Raises `InputError` where it has no data sets either."""
         given = profile.notebooks.get(cls.notebook)
         usual = {"datasets": list(profile.datasets.get(cls.notebook, ())), "seeds": list(profile.seeds)}
         usual = {k: v for k, v in usual.items() if k in cls.model_fields} | (given.parameters if given else {})
         if isinstance(named := _listed(values.get("datasets")), list) and named:
             lists = [k for k, field in cls.model_fields.items() if field.annotation == list[DatasetName]]
             usual |= {k: [name for name in usual[k] if name in named] for k in lists if k in usual}
-        return values | {k: v for k, v in usual.items() if values.get(k) in (None, [], {})}
+        values = values | {k: v for k, v in usual.items() if values.get(k) in (None, [], {})}
+        if not values["datasets"]:
+            raise InputError(f"profile {profile.name} has no datasets for {cls.notebook}: name some")
+        return values
 
     @classmethod
     def _checked(cls, values: dict[str, Any]) -> Self:
@@ -161,7 +166,7 @@ class Spt(NotebookParameters):
     seeds: list[Seed]
     controls: list[DatasetName]
     union: bool | None
-    changes: Changes
+    changes: Annotated[Changes, AfterValidator(partial(_known_changes, "spt"))]
 
 
 class SptAblations(NotebookParameters):
@@ -183,7 +188,7 @@ class SamSp(NotebookParameters):
     datasets: list[DatasetName]
     seeds: list[Seed]
     baselines: list[Literal["decoder_tuning", "lora_samed", "unet"]]
-    changes: Changes
+    changes: Annotated[Changes, AfterValidator(partial(_known_changes, "sam_sp"))]
     speed: list[Annotated[str, AfterValidator(_known_backbone)]]
 
 

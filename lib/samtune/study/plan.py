@@ -20,6 +20,7 @@ from samtune.sam.build import new_sam
 from samtune.sam.checkpoints import load_sam, must_be_downloaded, weights_hash
 from samtune.study.cells import NO_BACKBONE, EvaluationCell, TrainingCell
 from samtune.study.execute import NOTHING, TRUTH, executor
+from samtune.study.own_row import own_variant
 from samtune.study.profile import Profile
 from samtune.study.records import Record
 from samtune.study.runner import is_only_planned, missing_cells, run_cells
@@ -27,23 +28,6 @@ from samtune.study.runner import is_only_planned, missing_cells, run_cells
 BOX_AND_POINTS = ",".join(Method.prompts)
 SCORE_TIE = 0.005  # of mean IoU on validation
 ON_BOXES = "trained on boxes"
-
-
-# Options of a training that a row of one's own may change; the others are the profile's, or the study's.
-OF_TRAINING = ("learning_rate", "optimiser", "weight_decay", "schedule", "warm_up", "augmentation", "train_share")
-
-
-def own_variant(method: str, changes: Mapping[str, object]) -> str:
-    """The name of a row with changed options of `method` or its training: "rank 16, temperature 0.5"; "" without any.
-
-    Raises `InputError` for what is no such option.
-    """
-    known = [*inspect.signature(METHODS[method]).parameters, *OF_TRAINING]
-    known.remove("sam")
-    for name in changes:
-        if name not in known:
-            raise unknown(f"option of {method}", name, known)
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in changes.items())
 
 
 def backbone_hash(backbone: str) -> str:

@@ -6,7 +6,8 @@ from types import MappingProxyType
 from samtune.data.polyps import POLYPS, TEST_SETS
 from samtune.methods.lora import LoraSamed
 from samtune.study.cells import EvaluationCell, TrainingCell
-from samtune.study.plan import Plan, images_seen, own_variant, zero_shot_cell
+from samtune.study.own_row import own_variant
+from samtune.study.plan import Plan, images_seen, zero_shot_cell
 from samtune.study.profile import Profile
 from samtune.study.records import Record
 

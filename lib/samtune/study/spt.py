@@ -8,7 +8,8 @@ from samtune.data.registry import open_dataset
 from samtune.methods import trainable_parameters
 from samtune.study.cells import EvaluationCell
 from samtune.study.execute import NOTHING
-from samtune.study.plan import BOX_AND_POINTS, ON_BOXES, Plan, own_variant, zero_shot_cell
+from samtune.study.own_row import own_variant
+from samtune.study.plan import BOX_AND_POINTS, ON_BOXES, Plan, zero_shot_cell
 from samtune.study.profile import Profile
 from samtune.study.records import Record
 
