@@ -722,7 +722,7 @@ def test_results_ends_with_the_report_even_when_a_notebook_fails(
 
 
 def test_debug_shows_where_an_error_comes_from(tmp_path: Path) -> None:
-    options = ("tune", "--images", tmp_path / "none", "--masks", tmp_path / "none", "--out", tmp_path / "out")
+    options = ("tune", "--images", tmp_path / "none", "--masks", tmp_path / "masks", "--out", tmp_path / "out")
     assert run(*options) == (2, "", f"samtune: no such folder: {tmp_path / 'none'}\n")
     for arguments in (("--debug", *options), (*options, "--debug")):
         status, _, error = run(*arguments)

@@ -72,9 +72,8 @@ class FolderDataset(ListedDataset):
         one_folder = self._images.resolve() == self._masks.resolve()
         if one_folder and not mask_suffix:
             raise InputError(f"images and masks are the same folder, {self._images}; keep two, or set mask_suffix")
-        ending = readable(mask_suffix)
+        ending, both = readable(mask_suffix), by_name(pictures(self._images))
         self._mask_paths = by_name(sorted(pictures(self._masks) + folders(self._masks)), ending)
-        both = by_name(pictures(self._images))
         self._image_paths = {id: path for id, path in both.items() if not (one_folder and id.endswith(ending))}
         if not self._image_paths:
             raise InputError(f"no picture in {self._images} (of the kinds {', '.join(IMAGE_SUFFIXES)})")
