@@ -128,7 +128,7 @@ class FolderDataset(ListedDataset):
         """The end of a sentence on an image without mask, where a mask is named as the image and something more."""
         for name in self._mask_paths:
             suffix = name.removeprefix(id)
-            if name != suffix and not suffix[0].isalnum() and name not in self._image_paths:
+            if suffix not in ("", name) and not suffix[0].isalnum() and name not in self._image_paths:
                 return f"; is {self._mask_paths[name].name} its mask? then set mask_suffix '{suffix}'"
         return ""
 
