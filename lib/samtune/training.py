@@ -363,7 +363,7 @@ def _step(
     smaller = f"batch_size {config.batch_size // 2} and accumulate {config.accumulate * 2}"
     smaller = smaller if config.batch_size > 1 else "a smaller backbone"
     saves = plain.needs_sam and not plain.frozen_encoder and hasattr(plain.sam.image_encoder, "blocks")
-    smaller += ", or save_memory (a third slower)" if saves and not config.save_memory else ""
+    smaller += ", or save_memory (slower)" if saves and not config.save_memory else ""
     with explains_out_of_memory(work, smaller), accelerator.accumulate(method), accelerator.autocast():
         if cache is None:
             images = torch.stack([sample["image"].to(device, non_blocking=True) for sample in batch])

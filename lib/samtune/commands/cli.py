@@ -153,7 +153,10 @@ def tune(
     device: Device = "auto",
     precision: Precision = "auto",
     save_memory: Annotated[
-        bool, typer.Option("--save-memory", help="Of lora, lora_samed, spt, sam_sp: less memory, a third more time.")
+        bool,
+        typer.Option(
+            "--save-memory", help="Of lora, lora_samed, spt, sam_sp: less memory, a quarter to a third more time."
+        ),
     ] = False,
 ) -> None:
     """Tune SAM on a folder of pictures and masks.

@@ -1,4 +1,4 @@
-"""SAM as Hugging Face's transformers hold it (`SamModel`; MedSAM and others on the hub): other names, same weights."""
+"""SAM as Hugging Face's transformers hold it (`SamModel`): other names, the same weights."""
 
 import re
 from collections.abc import Mapping

@@ -183,6 +183,6 @@ def trained_method(record: Record, profile: Profile) -> Method:
     """
     cell, results = cell_of(record), results_root(profile.name)
     for need in needed_cells(cell, results):
-        print(f"{need.describe()}: its weights are not on this machine, so it is trained again", flush=True)
+        print(f"{need.describe()}: its files are not on this machine, so it is run again", flush=True)
         run_cell(need, results, executor(profile))
     return cell_method(cell, results)

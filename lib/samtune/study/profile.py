@@ -144,7 +144,7 @@ class Profile(_Strict):
         batch_size: in training.
         accumulate: batches for an optimiser step.
         workers: processes that load the pictures of a training, and threads that compute metrics while a card predicts.
-        save_memory: trainings of the image encoder take less memory and a third more time; the same results.
+        save_memory: trainings of the image encoder take less memory, more time; the same results.
         learning_rates: the grid, searched on validation for all methods; empty: no search.
         rates: by method, used without a grid in place of the method's own.
         evaluation: what is measured.
