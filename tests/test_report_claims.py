@@ -252,7 +252,7 @@ def test_asam_on_unseen_sets_and_the_papers_own_effects(tmp_path):
     effects = {claim.id: paper_effect(claim, papers) for claim in CLAIMS}
     assert effects["A1"] == pytest.approx(0.0136, abs=1e-4)  # +1.36 points, as in the sheet
     assert effects["A2a"] > 0.2 and effects["A2d"] > 0.2 and effects["A3"] > 0.1
-    points = {"P1a": 42.2, "P1b": 3.9, "P6": 15.8}  # of Dice on the five polyp sets, as in the sheet
+    points = {"P1a": 42.2, "P1b": 3.9, "P6a": 15.8}  # of Dice on the five polyp sets, as in the sheet
     assert {claim: round(100 * effects[claim], 1) for claim in points} == points
     others = {claim for claim in effects if claim.startswith("P")} - points.keys()
     assert all(effects[claim] is None for claim in others)  # what the paper does not compare, or not in numbers

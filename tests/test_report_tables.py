@@ -315,6 +315,21 @@ def test_the_last_pass_is_shown_once_as_the_final_output():
     ]
 
 
+def test_controls_stand_first_in_a_part_of_their_own():
+    rows = [("lora_samed", "Dice loss"), ("sam_sp", "rank 8"), ("sam_sp", "truth on the first pass alone")]
+    rows += [("sam_sp", "truth on both passes, rank 8")]
+    table = pd.DataFrame(rows, columns=["method", "variant"]).assign(
+        dataset="a", output="final", mean=0.5, prompt="none", metric="dice", backbone="nano", train_dataset="",
+        split="test", std=np.nan, seeds=1,
+    )  # fmt: skip
+    parts = pivots("sam_sp_ablation", table)
+    assert [part.title.partition(": ")[2] for part in parts] == ["controls", "one change at a time", "further rows"]
+    controls = [row[0] for row in parts[0].rows]
+    assert controls == ["LoRA (as SAMed), Dice loss", "LoRA (as SAMed), Dice loss, tested with two passes"]
+    choices = pivots("sam_sp_choices", table)
+    assert [len(part.rows) for part in choices] == [3, 1] and choices[1].title.endswith("further rows")
+
+
 def test_paper_numbers_are_those_of_the_sheet():
     values = load_paper_numbers()["asam"].values.pivot(index="dataset", columns="method", values="mean")
     assert values.shape == (14, 5) and not values.isna().any(axis=None)
@@ -396,7 +411,11 @@ def test_passes_by_box_says_where_the_second_pass_helps() -> None:
         for image, (box, *both) in scores.items()
         for output, dice in zip(("pass0", "pass1"), both, strict=True)
     ]
-    record = Record("key", "evaluation", {"dataset": "neu-seg"}, objects=pd.DataFrame(rows))
+    record = Record("key", "evaluation", {"dataset": "neu-seg", "seed": 0}, objects=pd.DataFrame(rows))
     table = passes_by_box([record, record]).loc["neu-seg"]
     assert list(table.index) == ["to 0.25", "to 1"] and list(table["images"]) == [4, 2]
-    assert table["difference"].round(6).to_list() == [0.1, -0.2]
+    assert table["over_pass0"].round(6).to_list() == [0.1, -0.2] and table["over_direct"].isna().all()
+    final = [{"image": image, "object": "1", "output": "final", "dice": 0.1} for image in (*scores, "d")]
+    direct = Record("key", "evaluation", {"dataset": "neu-seg", "seed": 0}, objects=pd.DataFrame(final))
+    table = passes_by_box([record], [direct]).loc["neu-seg"]
+    assert table["over_direct"].round(6).to_list() == [0.4, 0.5] and list(table["images"]) == [2, 1]

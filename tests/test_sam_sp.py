@@ -354,6 +354,19 @@ def test_without_iterations_it_is_the_same_as_lora_samed() -> None:
     assert not torch.equal(plain.loss(one, masks), build_method("lora_samed", small_sam()).loss(one, masks))
 
 
+def test_second_pass_without_a_prompt_is_the_first_again_taught_by_the_truth() -> None:
+    """Why an empty prompt is no control of its own: it would be LoRA by the Dice loss, at any alpha."""
+    masks = torch.zeros(3, 1, 64, 64)
+    masks[:, :, 16:40, 20:50] = 1
+    method = trained(self_prompt="given", distillation_weight=1.0)
+    prediction = method(images(), NOTHING)
+    assert torch.equal(prediction["pass0"], prediction["pass1"])
+    found = gradients(method, method.loss(prediction, masks))
+    first = decode_masks(method.sam, method.encode(images()), NOTHING)[0]
+    for name, gradient in gradients(method, dice(first, masks[:, :, ::2, ::2]).mean()).items():
+        assert torch.allclose(found[name], gradient, atol=1e-6), name
+
+
 # ---------------------------------------------------------------- export and options
 
 

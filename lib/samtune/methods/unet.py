@@ -1,6 +1,7 @@
-"""U-Net (Ronneberger et al. 2015): a network for one task, without SAM and without prompts. Claim P6 compares with it.
+"""U-Net (Ronneberger et al. 2015): a network for one task, without SAM and without prompts.
 
-segmentation_models_pytorch builds it. It trains from scratch, on as many images as the methods it is compared with.
+Claims P6a and P6b compare with it. segmentation_models_pytorch builds it. It trains from scratch, on as many
+images as the methods it is compared with.
 """
 
 import segmentation_models_pytorch

@@ -1,6 +1,6 @@
 """Answers: of each paper the question that a reader comes with, and what the records say, in words made by rule."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -48,16 +48,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared: the first two `terms`; `words` say it, `caution` what its result leaves open."""
+    """What is compared: the first two `terms`; `words` say it, `caution` what its result leaves open. `why`: what each
+    verdict tells of the question's own answer."""
 
     words: str
     terms: Terms
     caution: str = ""
+    why: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a reader asks of a paper. Of `comparisons` the first that was run answers; `more` stand beside it."""
+    """What a reader asks of a paper. Of `comparisons` the first that was run answers; `more` stand beside it, and tell
+    why."""
 
     paper: str
     words: str
@@ -97,11 +100,19 @@ QUESTIONS = (
             Comparison(f"SAM-SP minus {_SAMED}", above(sam_sp_main(), sam_sp_main("lora_samed"))),
             Comparison(f"SAM-SP minus {_UNTUNED}", above(sam_sp_main(), sam_sp_main("zero_shot"))),
             Comparison("SAM-SP's second pass minus its first",
-                       above(sam_sp_main(output="pass1"), sam_sp_main(output="pass0"))),
+                       above(sam_sp_main(output="pass1"), sam_sp_main(output="pass0")),
+                       why={GAIN: "its second mask is better than its first",
+                            NO_GAIN: "its second mask shows no gain over its first",
+                            LOSS: "its second mask is worse than its first"}),
             Comparison("SAM-SP minus SAM-SP with a random box in place of its own, in training and test",
-                       above(sam_sp_main(), sam_sp_part(self_prompt="random_box"))),
+                       above(sam_sp_main(), sam_sp_part(self_prompt="random_box")),
+                       why={GAIN: "its own box is better than a random one",
+                            NO_GAIN: "its own box shows no gain over a random one: the decoder hardly uses it",
+                            LOSS: "its own box is worse than a random one"}),
             Comparison("SAM-SP given the true box at test, minus SAM-SP with its own box",
-                       above(SAM_SP_IN_TRUE_BOX, sam_sp_main())),
+                       above(SAM_SP_IN_TRUE_BOX, sam_sp_main()),
+                       why={GAIN: "the true box in its place gains", LOSS: "the true box in its place loses",
+                            NO_GAIN: "the true box in its place shows no gain either"}),
             Comparison("SAM-SP with alpha 1 (here 0.1) minus LoRA by the same Dice loss",
                        above(sam_sp_main(**_ALPHA_1), SAMED_DICE)),
             Comparison("SAM-SP with distillation, minus without",
@@ -123,9 +134,15 @@ QUESTIONS = (
                     "paper 11,186), whose ControlNet hardly holds the masks")],
         "asam_forest",
         [
-            Comparison("ASAM minus the same tuning on clean pictures", above(asam_main(), asam_main("clean_tuning"))),
+            Comparison("ASAM minus the same tuning on clean pictures", above(asam_main(), asam_main("clean_tuning")),
+                       why={GAIN: "the same tuning on clean pictures is below it",
+                            NO_GAIN: "it shows no gain over the same tuning on clean pictures",
+                            LOSS: "the same tuning on clean pictures is above it"}),
             Comparison("ASAM minus the same tuning on its pictures before the attack (reconstructions)",
-                       above(asam_main(), asam_main("reconstructed"))),
+                       above(asam_main(), asam_main("reconstructed")),
+                       why={GAIN: "the attack adds to the reconstructions that it starts from",
+                            NO_GAIN: "the attack shows no gain over the reconstructions that it starts from",
+                            LOSS: "the attack takes from the reconstructions that it starts from"}),
         ],
         transfer=True,
     ),
@@ -176,15 +193,22 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
     where = f"in the mean over {_number(len(found), 'set')}" if several else f"on {names[0]}"
     said = effect_in_points(list(found.values())).replace(" ", f" points of {metric} ", 1)
     parts = [f"{chosen.words}: {said} {where}: {verdict} with the {backbone} SAM"]
-    if several:
-        ends = [choose(by_name, key=lambda name: by_name[name].effects.mean()) for choose in (max, min)]
+    judged = [name for name in by_name if verdict_of([by_name[name]]) != FEW]
+    if len(judged) > 1:
+        ends = [choose(judged, key=lambda name: by_name[name].effects.mean()) for choose in (max, min)]
         both = [f"{name}, {effect_in_points([by_name[name]])} ({verdict_of([by_name[name]])})" for name in ends]
         parts.append(f"best on {both[0]}, worst on {both[1]}")
+    more = [(one, list(measured(one).values())) for one in question.more if one.terms != chosen.terms]
+    why = [
+        f"{one.why[verdict_of(every)]} ({effect_in_points(every)})"
+        for one, every in more
+        if verdict_of(every) in one.why
+    ]
+    parts += [f"why: {'; '.join(why)}"] if why else []
     parts += [chosen.caution] if chosen.caution else []
     sentence = ". ".join(f"{part[:1].upper()}{part[1:]}" for part in parts) + "."
     table = _table(chosen, by_name, metric)
     measured_on = _measured_on(chosen, by_name, backbone)
-    more = [(one, list(measured(one).values())) for one in question.more if one.terms != chosen.terms]
     beside = _beside(more, metric)
     return Answer(
         question.paper, question.words, sentence, verdict, said, where, measured_on, question.figure, table, beside

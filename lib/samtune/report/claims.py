@@ -31,6 +31,7 @@ NOTEBOOKS = {
     "sam_sp_ablation": "21_sam_sp_ablations", "asam_main": "30_asam", "asam_inversion": "30_asam",
     "asam_ablation": "31_asam_ablations",
 }  # fmt: skip
+IN_PAPER = "in the paper, on its own sets"  # head of a column: a mean over sets of which the kit may have none
 ABSENT = "not in this version"  # in place of the command, where no notebook measures the claim yet
 
 
@@ -59,7 +60,7 @@ def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
     reported = {row["id"]: paper_effect(claims[row["id"]], papers) for row in chosen}
     columns = ["claim", "data", "pictures, seeds", "effect [95% interval]"]
     columns += ["allowed"] if any(row["margin"] for row in chosen) else []
-    columns += ["paper"] if any(effect is not None for effect in reported.values()) else []
+    columns += [IN_PAPER] if any(effect is not None for effect in reported.values()) else []
     columns += ["verdict"]
     lines: list[str] = []
     for kind, (words, _) in KINDS.items():
@@ -72,8 +73,8 @@ def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
             cells = [row["id"], row["dataset"], counts_text(row), effect_text(row)]
             if "allowed" in columns:
                 cells.append(f"-{row['margin']:.3f}" if row["margin"] else "")
-            if "paper" in columns:
-                effect = reported[row["id"]] if row is last[row["id"]] else None  # a mean over the paper's own sets
+            if IN_PAPER in columns:
+                effect = reported[row["id"]] if row is last[row["id"]] else None
                 cells.append("" if effect is None else f"{effect:+z.3f}")
             lines.append(f"| {' | '.join([*cells, row['verdict']])} |")
         lines += [f"\n{row['id']}, {row['dataset']}: {row['note']}" for row in last.values() if row["note"]]

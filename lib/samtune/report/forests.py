@@ -119,7 +119,7 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
             ("SPT, box prompt", "iou", above(spt_main("spt"), spt_main("zero_shot")), False),
             ("SAM-SP, no prompt", "dice", above(sam_sp_main(), sam_sp_main("zero_shot")), False),
             (
-                "SAM-SP's first version, no prompt", "dice",
+                "SAM-SP, truth on both passes, no prompt", "dice",
                 above(sam_sp_main(**FIRST_VERSION), sam_sp_main("zero_shot")), False,
             ),
             ("ASAM, sets not tuned on, box prompt", "iou", above(asam_main("asam"), asam_main("zero_shot")), True),

@@ -107,6 +107,7 @@ def prompt_label(prompt: str) -> str:
 # Variants that would not be understood beside the method's name.
 _VARIANTS = {
     sam_sp.SAM_SP: "as in the main table",
+    "iterations": "three self-prompts at test",
     f"{sam_sp.ON_BOTH}, {sam_sp.SAM_SP}": f"{sam_sp.ON_BOTH}, as in the main table",
     "starting point": "starting point (alpha 1)",
     "SAM": "as it is",
@@ -115,6 +116,8 @@ _VARIANTS = {
 
 def row_label(method: str, variant: str = "", output: str = "final", trained: str = "") -> str:
     """What a table's row shows, in words: method, what it varies, which of its masks, how else it was trained."""
+    if variant == sam_sp.FIRST_ALONE:
+        method, variant = "lora_samed", f"{sam_sp.DICE}, tested with two passes"
     variant = _VARIANTS.get(variant, variant)
     return ", ".join(filter(None, (label(method), variant, OUTPUTS.get(output, output), trained)))
 

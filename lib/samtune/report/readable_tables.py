@@ -14,6 +14,7 @@ from samtune.common.paths import asset
 from samtune.methods import METHODS
 from samtune.report.labels import in_order, label, prompt_label, rate_label, row_label
 from samtune.report.tables import LOOK_AT, MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
+from samtune.study import sam_sp
 from samtune.study.bench import EVALUATE, PHASES
 from samtune.study.cells import NO_BACKBONE
 from samtune.study.plan import SCORE_TIE
@@ -28,6 +29,10 @@ METRIC_LABELS = {
     "false_alarm_area": "false-alarm area", "box_area": "area of the prompt box", "psnr": "PSNR, dB", "ssim": "SSIM",
     "iou_drop": "loss of IoU",
 }  # fmt: skip
+# Rows that a table shows first, in a part of their own.
+FIRST = {
+    "sam_sp_ablation": (sam_sp.DICE, sam_sp.FIRST_ALONE, *sam_sp.CONTROLS, *sam_sp.BOUNDS),
+}
 TOGETHER, UNSEEN = "one model for all sets", "tuned on"  # and not on what is measured
 WIDEST = 8  # columns of a table for people
 DASH = "–"  # of what could not be run
@@ -123,11 +128,16 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
             reported = reported[reported["backbone"] == backbone] if several else reported
             title = f"{METRIC_LABELS.get(metric, metric.replace('_', ' '))}, {prompt_label(prompt)}"
             title += f", {backbone}" if several and backbone != NO_BACKBONE else ""
-            open_rows = np.ones(len(rows), bool)  # of choices, one question, all
-            if not name.endswith("_choices"):
+            if name.endswith("_choices"):
+                open_rows = ~rows["variant"].str.startswith(ON_BOTH).to_numpy()
+            else:
                 open_rows = _as_it_is(rows, (table["variant"] == "").any())
-            if open_rows.any():
-                parts += _methods_by_sets(title, rows[open_rows], reported)
+            first_rows = open_rows & rows["variant"].isin(FIRST.get(name, ())).to_numpy()
+            if first_rows.any():
+                parts += _methods_by_sets(f"{title}: controls", rows[first_rows], reported[:0])
+            if (others := open_rows & ~first_rows).any():
+                words = ": one change at a time" if first_rows.any() else ""
+                parts += _methods_by_sets(f"{title}{words}", rows[others], reported)
             if not open_rows.all():
                 parts += _methods_by_sets(f"{title}: further rows", rows[~open_rows], reported[:0])
     return [replace(part, folded=place > 0) for place, part in enumerate(parts)]
@@ -300,7 +310,8 @@ def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | Non
         cells = [NOT_AVAILABLE if value is None else _number({"mean": value}, metric) for value in found]
         rows.append([dataset, measure, *cells])
     caption = (
-        f"The paper's own numbers ({', '.join(sorted(rest['backbone'].unique()))}) on sets that were not run here."
+        f"The paper's own numbers (backbone: {', '.join(sorted(rest['backbone'].unique()))}) on sets that were not run "
+        "here."
     )
     return Pivot(["set", "measure", *map(label, methods)], rows, set(), 2, caption)
 

@@ -52,7 +52,8 @@ LOOK_AT = {
     "loss, the comparison that decides, stands in the table of what each part contributes.",
     "sam_sp_ablation": "LoRA (as SAMed), Dice loss, is the comparison that decides: SAM-SP's loss, but one pass. True "
     "box: what a perfect prompt of its own would bring.",
-    "sam_sp_choices": "Each row changes one thing at the starting point. More than half a point counts.",
+    "sam_sp_choices": "Each row changes one thing at the starting point (alpha 1, squared Dice). More than half a "
+    "point counts, between rows of as many seeds. Further rows: the kit's first version, truth on both passes.",
     "asam_main": "ASAM against zero-shot SAM, and against clean tuning, which has all but the adversarial pictures.",
     "asam_ablation": "Zero-shot SAM on adversarial and on reconstructed pictures: does what fools one fool another?",
     "asam_choices": "ASAM against clean tuning in each row: do the pictures help, or the recipe?",
@@ -156,22 +157,27 @@ def paired_differences(
     return pd.DataFrame(rows, columns=columns)
 
 
-def passes_by_box(records: Iterable[Record]) -> pd.DataFrame:
+def passes_by_box(records: Iterable[Record], direct: Iterable[Record] = ()) -> pd.DataFrame:
     """Dice of SAM-SP's two passes by how good its own box is: where does the second pass help, and where does it harm?
 
-    `records` are SAM-SP's measurements. One row a data set and quarter of the box's IoU with the true box: the mean
-    Dice of `pass0` and of `pass1`, their `difference`, and `images` (an image counts once a seed).
+    `records` are SAM-SP's measurements, `direct` those of the model whose only pass was taught the truth, where it was
+    run. One row a data set and quarter of the box's IoU with the true box: the mean Dice of `pass0`, of `pass1` and of
+    `direct`, what is gained over each (`over_pass0`, `over_direct`), and `images` (an image counts once a seed).
     """
     parts, quarters = [], ["to 0.25", "to 0.5", "to 0.75", "to 1"]
+    only = {(record.dataset, record.seed): image_values(record, "dice", "final") for record in direct}
     for record in records:
         dice = {output: image_values(record, "dice", output) for output in ("pass0", "pass1")}
+        not_run = pd.Series(np.nan, dice["pass1"].index)
+        dice["direct"] = only.get((record.dataset, record.seed), not_run).reindex(not_run.index)
         box = pd.cut(
             image_values(record, "box_iou", "pass0"), np.linspace(0, 1, 5), labels=quarters, include_lowest=True
         )
         parts.append(pd.DataFrame(dice | {"box_iou": box}).assign(dataset=record.dataset))
     groups = pd.concat(parts).groupby(["dataset", "box_iou"], observed=True)
-    means = groups[["pass0", "pass1"]].mean()
-    return means.assign(difference=means["pass1"] - means["pass0"], images=groups.size())
+    means = groups[["pass0", "pass1", "direct"]].mean()
+    gains = {f"over_{name}": means["pass1"] - means[name] for name in ("pass0", "direct")}
+    return means.assign(**gains, images=groups.size())
 
 
 def write_tables(tables: dict[str, pd.DataFrame], folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The cells of notebooks 20 and 21: SAM-SP's main table, its controls and its ablations."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from types import MappingProxyType
 
 from samtune.data.polyps import POLYPS, TEST_SETS
@@ -232,8 +233,9 @@ def iteration_cells(plan: Plan, dataset: str, seeds: Sequence[int]) -> list[Eval
     return [
         cell
         for seed in seeds
+        for tested in measured_sets([dataset])
         for cell in plan.measured(
-            plan.training("sam_sp", dataset, seed), dataset, f"{ABLATION}:iterations", options=more
+            plan.training("sam_sp", dataset, seed), tested, f"{ABLATION}:iterations", options=more
         )
     ]
 
@@ -249,29 +251,29 @@ def control_cells(plan: Plan, dataset: str, seeds: Sequence[int]) -> list[Evalua
     - "true box" gives the true box to the second pass at test: an upper bound.
     """
     cells = []
-    for seed in seeds:
+    for seed, tested in product(seeds, measured_sets([dataset])):
         for variant, changes in CONTROLS.items():
-            cells += plan.measured(plan.training("sam_sp", dataset, seed, **changes), dataset, f"{ABLATION}:{variant}")
+            cells += plan.measured(plan.training("sam_sp", dataset, seed, **changes), tested, f"{ABLATION}:{variant}")
         direct = plan.training("lora_samed", dataset, seed, **TAUGHT_DIRECTLY)
-        cells += plan.measured(direct, dataset, f"{ABLATION}:{DICE}")
-        cells += plan.measured(direct, dataset, f"{ABLATION}:{FIRST_ALONE}", method="sam_sp")
+        cells += plan.measured(direct, tested, f"{ABLATION}:{DICE}")
+        cells += plan.measured(direct, tested, f"{ABLATION}:{FIRST_ALONE}", method="sam_sp")
         usual = plan.training("sam_sp", dataset, seed)
-        cells += plan.measured(usual, dataset, f"{ABLATION}:{SAM_SP}")
-        cells.append(in_true_boxes(plan, usual, TRUE_BOX))
+        cells += plan.measured(usual, tested, f"{ABLATION}:{SAM_SP}")
+        cells.append(in_true_boxes(plan, usual, tested, TRUE_BOX))
     return cells
 
 
 def taught_cells(plan: Plan, dataset: str, seeds: Sequence[int]) -> list[EvaluationCell]:
     """Does a decoder that is taught with true boxes in the second pass follow its own box, and a true one?"""
     cells = []
-    for seed in seeds:
+    for seed, tested in product(seeds, measured_sets([dataset])):
         boxes = plan.training("sam_sp", dataset, seed, prompt="box", self_prompt="given")
-        cells += plan.measured(boxes, dataset, f"{ABLATION}:{TAUGHT}", options={"self_prompt": "box"})
-        cells.append(in_true_boxes(plan, boxes, TAUGHT_AND_TESTED))
+        cells += plan.measured(boxes, tested, f"{ABLATION}:{TAUGHT}", options={"self_prompt": "box"})
+        cells.append(in_true_boxes(plan, boxes, tested, TAUGHT_AND_TESTED))
     return cells
 
 
-def in_true_boxes(plan: Plan, training: TrainingCell, variant: str) -> EvaluationCell:
+def in_true_boxes(plan: Plan, training: TrainingCell, tested: str, variant: str) -> EvaluationCell:
     """The measurement with the true box as prompt of the second pass."""
     given = {"prompt": "box", "options": {"self_prompt": "given"}, "max_images": plan.profile.evaluation.max_images}
-    return training.evaluation(training.train_datasets[0], **given, tables=(f"{ABLATION}:{variant}",))
+    return training.evaluation(tested, **given, tables=(f"{ABLATION}:{variant}",))
