@@ -246,6 +246,7 @@ def test_no_network_and_partial_downloads(folder: Path, monkeypatch: pytest.Monk
         (("--prompt", "box,pont1"), "unknown prompt 'pont1'; known: point1, "),
         (("--option", "rnak=4"), "unknown option of lora 'rnak'; known: rank, alpha"),
         (("--option", "rank=two"), "--option rank=two: expected int"),
+        (("--option", "sam=1"), "unknown option of lora 'sam'; known: rank, alpha"),
         (("--method", "spt", "--option", "draft=maybe"), "--option draft=maybe: expected bool"),
         (("--method", "sam_sp", "--prompt", "box"), "sam_sp takes no prompt: it is tuned and used with none, not box"),
         (("--method", "sam_sp", "--target", "instances"), "target instances needs box or points"),

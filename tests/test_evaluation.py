@@ -420,8 +420,18 @@ def test_mask_prompt_lies_where_the_picture_does(size: tuple[int, int], mode: st
     there = preprocess.masks(mask, 32)[0, 0] > 0.5
     found = moved[0, 0] > 0
     assert (found & there).sum() / (found | there).sum() > 0.7  # its edges are noisy
-    height, width = (side // 2 for side in preprocess.inner_size(*size))
+    height, width = Preprocess(32, mode).inner_size(*size)
     assert not found[height:].any() and not found[:, width:].any()
+
+
+def test_mask_prompt_drawn_at_its_own_size_is_not_resampled() -> None:
+    """A picture whose sides are rounded otherwise at 1,024 pixels than at 256."""
+    mask = np.random.default_rng(0).random((1, 298, 400)) > 0.5
+    low = Preprocess(256).inner_size(298, 400)
+    given = make_prompts("mask", mask, "key", low_resolution=low)
+    moved = model_prompts(given, Preprocess(1024), (298, 400), 256).masks
+    assert low != tuple(side // 4 for side in Preprocess(1024).inner_size(298, 400))
+    assert torch.equal(moved[:, :, : low[0], : low[1]], given.masks)
 
 
 def test_mask_prompt_of_a_very_long_picture() -> None:

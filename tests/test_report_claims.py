@@ -10,6 +10,7 @@ import pytest
 
 from fake_records import LEVELS, fake_cells, fake_execute, fake_objects
 from samtune.common.paths import repository_root
+from samtune.data.polyps import TEST_SETS
 from samtune.report.claim_list import KINDS
 from samtune.report.claims import (
     CLAIMS,
@@ -173,6 +174,8 @@ def test_one_model_on_several_sets_draws_its_seeds_once_and_so_it_is_with_the_pi
 
     assert of([(("a", "b"), str(n)) for n in range(4)]) == drawn([("one model", n) for n in range(4)])
     assert of([((str(n),), "a") for n in range(4)]) == drawn([(n, "one set") for n in range(4)])
+    polyps = list(TEST_SETS)[:4]  # of one training set
+    assert of([((name,), name) for name in polyps]) == drawn([("one model", name) for name in polyps])
     assert of([((), str(n)) for n in range(4)]) == drawn([(n, n) for n in range(4)])  # prompts alone: a set's own
 
 

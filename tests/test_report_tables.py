@@ -122,6 +122,12 @@ def test_paired_differences_take_the_same_images_and_seeds(tmp_path):
     assert first["difference"] == pytest.approx(np.mean(both), abs=1e-4)  # a record holds four digits
     # images are hard alike for both methods: the paired interval is far narrower than their spread
     assert first["low"] < first["difference"] < first["high"] < first["low"] + 0.02
+    both = [  # one model for two sets, which stands beside none
+        dataclasses.replace(cell, training=dataclasses.replace(cell.training, train_datasets=("drive", "neu-seg")))
+        for cell in cells
+        if cell.training
+    ]
+    assert paired_differences(records_of(tmp_path, cells + both), "baselines", "spt", ["lora"]).equals(found[:1])
     assert paired_differences([], "baselines", "spt", ["lora"]).empty
     assert paired_differences(records_of(tmp_path, cells), "baselines", "spt", ["lora"], "ssim").empty  # not measured
 
@@ -366,6 +372,24 @@ def test_the_papers_other_methods_stand_as_reported():
     assert rows["SAM-SP"] == ["0.500", "0.906"] and rows["PraNet"] == ["–", "0.898"]
 
 
+def test_a_papers_numbers_are_of_one_backbone():
+    values = load_paper_numbers()["sam_sp"].values
+    larger = values.assign(backbone="vit_h", mean=0.999)
+    paper = dataclasses.replace(
+        load_paper_numbers()["sam_sp"], values=pd.concat([values.assign(backbone="vit_b"), larger])
+    )
+    run = pd.DataFrame([dict.fromkeys(COLUMNS, "") | {"dataset": "polyps-kvasir", "method": "sam_sp", "metric": "dice",
+                        "prompt": "none", "output": "final", "split": "test", "mean": 0.5, "std": np.nan,
+                        "seeds": 1}])  # fmt: skip
+    for backbone, number in (("vit_b", "0.906"), ("vit_h", "0.999"), ("nano", "0.906")):
+        shown = pivots("sam_sp_main", run.assign(backbone=backbone), paper)[0]
+        assert {line[0]: line[2] for line in shown.rows}["SAM-SP"] == number
+    elsewhere = reported_elsewhere("sam_sp_main", pd.DataFrame(columns=COLUMNS), paper)
+    assert len(elsewhere.rows) == 2 * 2 * 5 and ["polyps-kvasir", "Dice · no prompt · vit_b", "0.615"] in [
+        row[:3] for row in elsewhere.rows
+    ]
+
+
 def test_learning_rates_name_what_was_varied_as_elsewhere(tmp_path):
     training = TrainingCell("spt", ("drive",), "nano", hyper={"learning_rate": 0.001, "relation": False})
     cells = [training.evaluation("drive", split="val", tables=("learning_rates:0.001, relation False",))]
@@ -373,6 +397,30 @@ def test_learning_rates_name_what_was_varied_as_elsewhere(tmp_path):
     chosen, tried = pivots("learning_rates", build_tables(records)["learning_rates"])
     assert chosen.rows[0][:3] == tried.rows[0][:3] == ["SPT, SDT", "drive", "0.001"]
     assert table_records.records_of("learning_rates", records)["row"].tolist() == ["SPT, 0.001, SDT"]
+    rates = {"box": 0.3, "point10": 0.5, "none": 0.9}  # trained with box and clicks, and in another study without
+    cells = [
+        TrainingCell("decoder_tuning", ("drive",), "nano", prompt=trained, hyper={"learning_rate": rate}).evaluation(
+            "drive", prompt=prompt, split="val", tables=(f"learning_rates:{rate:g}",)
+        )
+        for prompt in rates
+        for trained in ("none" if prompt == "none" else "box,point10",)
+        for rate in (0.001, 0.01)
+    ]
+
+    def execute(cell, folder):
+        result = fake_execute(cell, folder)
+        if result.objects is None:
+            return result
+        best = 0.001 if cell.prompt == "none" else 0.01
+        score = rates[cell.prompt] * (dict(cell.training.hyper)["learning_rate"] == best)
+        return Result(objects=result.objects.assign(iou=score))
+
+    run_cells(cells, tmp_path / "both", execute, say=lambda line: None)
+    chosen, _ = pivots("learning_rates", build_tables(read_records(tmp_path / "both" / "records"))["learning_rates"])
+    assert sorted(row[:4] for row in chosen.rows) == [
+        ["decoder tuning", "drive", "0.01 (largest tried)", "0.400"],
+        ["decoder tuning, no prompt", "drive", "0.001 (smallest tried)", "0.900"],
+    ]
     both = sorted((sam_sp.SAMED | sam_sp.TRUTH_ON_BOTH | {"image_size": 256}).items())
     assert rate_label("0.01" + "".join(f", {name} {value}" for name, value in both)) == "0.01, truth on both passes"
     assert rate_label("0.01, rank 12") == "0.01, rank 12"

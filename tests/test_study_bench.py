@@ -18,7 +18,7 @@ from samtune.study.profile import Notebook, load_profile
 from samtune.study.records import Record, cell_of, read_records, write_record
 from small_sam import ListedSamples, disc_sample, small_sam
 
-STEPS = {(name, phase) for name in bench_methods() for phase in bench.PHASES}
+STEPS = {(name, phase) for name in bench_methods("nano") for phase in bench.PHASES}
 
 
 @pytest.fixture
@@ -49,6 +49,8 @@ def test_every_method_is_timed_once_and_read_afterwards(tmp_path: Path, small: l
 def test_any_backbone_can_be_timed_and_a_wrong_name_is_told(tmp_path: Path, small: list[str]) -> None:
     table = speed_table(run_bench(tmp_path, ["mobile_sam", "nano"], 1.0, "cpu", say=lambda line: None))
     assert list(dict.fromkeys(table["backbone"])) == ["nano", "mobile_sam"]
+    methods = {backbone: set(rows["method"]) for backbone, rows in table.groupby("backbone")}
+    assert methods["nano"] - methods["mobile_sam"] == {"lora", "lora_samed", "spt", "sam_sp"}  # its encoder is no ViT
     with pytest.raises(InputError, match="unknown backbone 'vit_x'; known: "):
         run_bench(tmp_path, ["vit_x"], 1.0, "cpu", say=lambda line: None)
 
@@ -148,6 +150,17 @@ def test_a_cards_first_step_never_counts(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(bench, "ROUNDS", rounds)
         bench._Bench("nano", device, False, float("inf")).time(cells, {("lora", "train"): 1.0}, found)
         assert [result.extras["images_per_second"] for result in found.values()] == expected
+
+
+def test_a_method_that_does_not_fit_itself_is_0_pictures_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(self: bench._Bench, name: str) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(bench._Bench, "method", too_large)
+    cells = {("lora", "train"): bench.TimingCell("lora", "nano", "train", 4, "fp32", False, "x")}
+    found: dict = {}
+    bench._Bench("nano", "cpu", False, float("inf")).time(cells, {("lora", "train"): 1.0}, found)
+    assert [result.extras["images_per_second"] for result in found.values()] == [0.0]
 
 
 def test_compilation_and_bf16_are_tried_on_cuda_alone() -> None:

@@ -202,6 +202,17 @@ def test_a_rate_at_which_another_seed_ends_with_empty_masks_is_not_chosen(
     assert choose_learning_rates(profile, [place], "hash", seeds=(0, 1, 2)) == {place: 3e-4}
 
 
+def test_the_search_goes_on_past_rates_that_are_left_out(profile: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = profile.model_copy(update={"learning_rates": (1e-4, 3e-4, 1e-3, 3e-3), "rates": {"lora": 3e-3}})
+    monkeypatch.setattr(plan, "run_cells", faked_records({1e-4: 0.2, 3e-4: 0.4, 1e-3: 0.5, 3e-3: 0.6}, []))
+    monkeypatch.setattr(
+        plan, "_failed_with_another_seed",
+        lambda profile, chosen, *rest: {one for one in chosen.items() if one[1] >= 1e-3},
+    )  # fmt: skip
+    place = place_of(DATA, "lora")
+    assert choose_learning_rates(profile, [place], "hash") == {place: 3e-4}
+
+
 def test_without_a_number_of_images_training_takes_the_papers_epochs(profile: Profile) -> None:
     paper = profile.model_copy(update={"images": None})
     epoch = len(plan.open_dataset(DATA).ids("train"))

@@ -51,6 +51,7 @@ def test_a_row_of_ones_own(profile: Profile) -> None:
         run_main(profile, [DATA], [0], ["unet"], {"temprature": 2.0})
     for changes, message in (
         ({"rank": "abc"}, "rank is 'abc': it has to be a number"),
+        ({"temperature": float("inf")}, "temperature is inf: it has to be a finite number"),
         ({"learning_rate": -1}, "learning_rate is -1: it has to be above 0"),
         ({"optimiser": "sgd"}, "unknown optimiser 'sgd'; known: adam"),
         ({"augmentation": 3}, "sam_sp cannot be trained with {'augmentation': 3}"),

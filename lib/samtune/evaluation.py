@@ -326,8 +326,7 @@ def model_prompts(prompts: Prompts, preprocess: Preprocess, size: tuple[int, int
     """Prompts from pixels of an image of `size` (H, W) to model pixels; mask prompts to `mask_size`."""
     moved = preprocess.prompts(prompts, size)
     if moved.masks is not None:
-        height, width = (max(1, side * mask_size // preprocess.size) for side in preprocess.inner_size(*size))
-        masks = F.interpolate(moved.masks, (height, width), mode="nearest")
+        masks = F.interpolate(moved.masks, Preprocess(mask_size, preprocess.mode).inner_size(*size), mode="nearest")
         moved = moved.with_masks(masks).with_padded_masks(mask_size, mask_size, MASK_VALUES[0])
     return moved
 

@@ -119,7 +119,7 @@ class TrainingResult:
         idle: batches that trained nothing, as no mask was left.
         seconds: wall time, with earlier, interrupted parts.
         precision: "fp32" or "bf16"; "bf16, then fp32" where a run was resumed on another machine.
-        dropped: images without a mask after preprocessing.
+        dropped: views of images without a mask after preprocessing; an image counts once an epoch.
     """
 
     curve: list[dict[str, float]] = field(default_factory=list)

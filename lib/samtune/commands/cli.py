@@ -15,7 +15,6 @@ from typer.core import TyperGroup
 from samtune import __version__
 from samtune.commands.texts import (
     coordinates,
-    duration_text,
     file_as_absolute,
     method_options,
     names_as_flags,
@@ -23,7 +22,7 @@ from samtune.commands.texts import (
     worse_text,
 )
 from samtune.common.atomic import disk_full, is_disk_full
-from samtune.common.errors import InputError, counted, first_line
+from samtune.common.errors import InputError, counted, duration_text, first_line
 
 BAD_INPUT, STOPPED = 2, 130
 
@@ -397,7 +396,7 @@ def _cost(seconds: float | None, size: int) -> str:
     """The time and disk that cells still need, as the end of a sentence; "" where there is nothing to run."""
     if not size:
         return ""
-    time = "time unknown (`samtune bench` measures it)" if seconds is None else f"about {duration_text(seconds / 60)}"
+    time = "time unknown (`samtune bench` measures it)" if seconds is None else f"about {duration_text(seconds)}"
     return f": {time} on this machine in one process, {size / 1e9:.1f} GB"
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from samtune.common.errors import InputError, counted
+from samtune.common.errors import InputError
 from samtune.common.paths import names_a_file
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def method_options(options: list[str], method: str) -> dict[str, Any]:
     """
     from samtune.methods import METHODS
 
-    parameters = inspect.signature(METHODS[method]).parameters if method in METHODS else {}
+    parameters = dict(inspect.signature(METHODS[method]).parameters) if method in METHODS else {}
+    parameters.pop("sam", None)  # no option
     pairs: dict[str, Any] = {}
     for one in options:
         name, equals, value = (part.strip() for part in one.partition("="))
@@ -53,7 +54,7 @@ def coordinates(flag: str, text: str, counts: tuple[int, ...]) -> tuple[float, .
     """Numbers separated by commas, as many as one of `counts`. Raises `InputError` with the flag and
     the form expected.
     """
-    form = {4: "x0,y0,x1,y1", 2: "x,y", 3: "x,y,label"}[counts[0]]
+    form = "x0,y0,x1,y1" if 4 in counts else "x,y or x,y,label"
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -100,8 +101,3 @@ def worse_text(scores: "pd.DataFrame", settings: "TuneSettings") -> str:
     if settings.learning_rate is not None:
         advice = "to leave --learning-rate out, so that a better one is searched"
     return f"tuning has made it WORSE than SAM untuned, with {', '.join(worse)}: try {advice}"
-
-
-def duration_text(minutes: float) -> str:
-    """ "5 minutes"; in hours from an hour and a half."""
-    return counted(round(minutes) or 1, "minute") if minutes < 90 else counted(round(minutes / 60), "hour")

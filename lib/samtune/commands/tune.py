@@ -12,11 +12,10 @@ import pandas as pd
 from samtune.commands.pictures import HeldOut, alike_text, look_through, open_pictures, small_objects_text
 from samtune.commands.search import SEARCH, mean_iou_by_prompt, search
 from samtune.commands.settings import TuneSettings
-from samtune.commands.texts import duration_text
 from samtune.commands.tuned import TUNED, read_tuned, save_tuned
 from samtune.common.atomic import alone, write_atomically
 from samtune.common.devices import choose_precision, refuse_several_processes, usable_device
-from samtune.common.errors import InputError, counted
+from samtune.common.errors import InputError, counted, duration_text
 from samtune.common.paths import check_is_no_file
 from samtune.data.listed import ListedDataset
 from samtune.data.pixels import white_of_folder
@@ -132,7 +131,7 @@ def tune(
             seconds = 0.0  # a batch; not known without a search
             if settings.learning_rate is None:
                 config, seconds = search(config, settings, sam, data, measure, out, cache, say)
-            time = f", about {duration_text(seconds * config.steps / 60)}" if seconds else ""
+            time = f", about {duration_text(seconds * config.steps)}" if seconds else ""
             say(f"{config.steps} batches of {config.batch_size}, learning rate {config.learning_rate:g}{time}")
             if (out / LAST).is_file():
                 say(f"going on from {out / LAST}")

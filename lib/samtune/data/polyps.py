@@ -22,10 +22,17 @@ TEST_SETS = {
     "polyps-cvc-colondb": ("CVC-ColonDB", 380),
     "polyps-etis": ("ETIS-LaribPolypDB", 196),
 }
-TRAINING = tuple(
+TRAINING = tuple(  # the layouts of the training set
     (Pairing("train", f"TrainDataset/{images}", f"TrainDataset/{masks}"),)
     for images, masks in (("image", "mask"), ("images", "masks"))
 )
+
+
+def training_set(dataset: str) -> str:
+    """The set whose training pictures a model that is measured on `dataset` has seen: its own, but for PraNet's test
+    sets.
+    """
+    return POLYPS if dataset in TEST_SETS else dataset
 
 
 def polyps(folder: Path) -> EntryDataset:

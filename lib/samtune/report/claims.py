@@ -95,7 +95,9 @@ def counts_text(row: Mapping) -> str:
 
 
 def paper_effect(claim: Claim, papers: Mapping[str, PaperNumbers]) -> float | None:
-    """The same contrast of the paper's own numbers, averaged over the sets that all terms have; None: not at hand."""
+    """The same contrast of the paper's own numbers, averaged over the sets that all terms have
+    (of ViT-B, or of the backbone that the paper does not name); None: not at hand.
+    """
     values = papers[claim.paper].values if claim.paper in papers else pd.DataFrame()
     if values.empty or claim.margin or claim.backbone:
         return None
@@ -104,6 +106,7 @@ def paper_effect(claim: Claim, papers: Mapping[str, PaperNumbers]) -> float | No
         wanted = {"table": side.table, "method": side.method, "prompt": side.prompt, "output": side.output}
         wanted["metric"] = claim.metric
         chosen = values[np.logical_and.reduce([values[column] == value for column, value in wanted.items()])]
+        chosen = chosen[chosen["backbone"].isin(["vit_b", "not named"])]
         if side.options or chosen.empty:
             return None
         term = weight * chosen.set_index("dataset")["mean"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
+from samtune.data.polyps import training_set
 from samtune.report.statistics import Interval, independent_units, paired_bootstrap
 from samtune.report.tables import image_values, seeds_by_images
 from samtune.study.cells import NO_BACKBONE
@@ -66,7 +67,7 @@ class Contrast:
 def interval(contrasts: Sequence[Contrast]) -> Interval:
     """Effect and interval of one place, or the unweighted mean over several."""
     # Nothing trained: the seeds drew each set's prompts alone.
-    places = [(one.place[0] or one.place, one.place[1]) for one in contrasts]
+    places = [(tuple(map(training_set, one.place[0])) or one.place, one.place[1]) for one in contrasts]
     return paired_bootstrap([one.effects for one in contrasts], [one.groups for one in contrasts], places)
 
 

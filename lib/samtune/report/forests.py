@@ -69,13 +69,13 @@ FORESTS: dict[str, tuple[str, list[tuple]]] = {
             ("minus the same LoRA, tested with two passes", "dice", above(sam_sp_part(), SAMED_TWICE), False),
             *(
                 (f"{words} {name}", "dice", above(sam_sp_part(**first), sam_sp_part(**first | changes)), False)
-                for words, first in (("minus", {}), ("first version minus", FIRST_VERSION))
+                for words, first in (("minus", {}), ("truth on both passes, minus", FIRST_VERSION))
                 for name, changes in sam_sp.CONTROLS.items()
             ),
             *(
                 (f"{words} its second pass in the true box", "dice",
                  above(sam_sp_part(**first), sam_sp_part(prompt="box", **first, test_self_prompt="given")), False)
-                for words, first in (("minus", {}), ("first version minus", FIRST_VERSION))
+                for words, first in (("minus", {}), ("truth on both passes, minus", FIRST_VERSION))
             ),
         ],
     ),

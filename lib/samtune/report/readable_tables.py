@@ -125,7 +125,7 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
             rows = measured[measured["backbone"].isin([backbone, NO_BACKBONE])]
             reported = _reported(name, paper)
             reported = reported[(reported["prompt"] == prompt) & (reported["metric"] == metric)]
-            reported = reported[reported["backbone"] == backbone] if several else reported
+            reported = _of_backbone(reported, backbone, or_else=not several)
             title = f"{METRIC_LABELS.get(metric, metric.replace('_', ' '))}, {prompt_label(prompt)}"
             title += f", {backbone}" if several and backbone != NO_BACKBONE else ""
             if name.endswith("_choices"):
@@ -146,6 +146,12 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
 def _backbones(table: pd.DataFrame) -> list[str]:
     """Those of a table's rows, the most frequent first; `NO_BACKBONE` alone where no row has one."""
     return [one for one in table["backbone"].value_counts().index if one != NO_BACKBONE] or [NO_BACKBONE]
+
+
+def _of_backbone(reported: pd.DataFrame, backbone: str, or_else: bool) -> pd.DataFrame:
+    """The paper's numbers of `backbone`; `or_else`: where it has none, those of the first backbone that it names."""
+    named = reported["backbone"]
+    return reported[named == (named.iloc[0] if or_else and len(named) and backbone not in set(named) else backbone)]
 
 
 def _as_it_is(rows: pd.DataFrame, variants: bool) -> np.ndarray:
@@ -225,6 +231,10 @@ def _learning_rates(table: pd.DataFrame) -> list[Pivot]:
     options, of = names[2], rows["backbone"].where(rows["backbone"] != NO_BACKBONE)
     if of.nunique() > 1:
         options = (options + ", " + of.fillna("")).str.strip(", ")
+    # A method that is trained with prompts in one study and without in another has a rate of its own in each.
+    unprompted = rows["prompt"] == "none"
+    both = rows["method"].isin(set(rows["method"][unprompted]) & set(rows["method"][~unprompted]))
+    options = options.where(~(unprompted & both), (options + ", no prompt").str.strip(", "))
     rows = rows.assign(rate=names[0], options=options)
     scores = rows.groupby(["method", "options", "train_dataset", "rate"], sort=False)["mean"].mean()
     chosen, tried = [], []
@@ -300,7 +310,9 @@ def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | Non
     rest = reported[~reported["dataset"].isin(table["dataset"])]
     if rest.empty:
         return None
-    rest = rest.assign(measure=[_measure_label(*pair) for pair in zip(rest["prompt"], rest["metric"], strict=True)])
+    names = rest["backbone"] if rest["backbone"].nunique() > 1 else [""] * len(rest)
+    measures = zip(rest["prompt"], rest["metric"], names, strict=True)
+    rest = rest.assign(measure=[_measure_label(*measure) for measure in measures])
     methods = in_order(rest["method"].unique())
     places = rest[["dataset", "measure", "metric"]].drop_duplicates().sort_values(["measure", "dataset"])
     values = {(row["dataset"], row["measure"], row["method"]): row["mean"] for row in rest.to_dict("records")}
@@ -381,9 +393,9 @@ def _without_last_pass(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(passes.index[passes["output"] == passes.groupby(alike)["output"].transform("max")])
 
 
-def _measure_label(prompt: str, metric: str) -> str:
-    label = METRIC_LABELS.get(metric, metric.replace("_", " "))
-    return f"{label} · {prompt}" if prompt else label
+def _measure_label(prompt: str, metric: str, backbone: str = "") -> str:
+    words = (METRIC_LABELS.get(metric, metric.replace("_", " ")), prompt and prompt_label(prompt), backbone)
+    return " · ".join(filter(None, words))
 
 
 def _number(row: Mapping, metric: str) -> str:

@@ -77,8 +77,7 @@ def _is_table(differences: np.ndarray | Sequence[np.ndarray]) -> bool:
 def _by_unit(table: np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Sums over the images of each unit `(seeds, units)`, and the number of these images `(units,)`."""
     units = independent_units(groups)
-    members = np.eye(units.max() + 1)[units]  # (images, units)
-    return table @ members, members.sum(axis=0)
+    return np.stack([np.bincount(units, row) for row in table]), np.bincount(units)
 
 
 def _draw_counts(side: int, n: int, generator: np.random.Generator) -> np.ndarray:

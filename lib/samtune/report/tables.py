@@ -16,6 +16,7 @@ import pandas as pd
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError
 from samtune.common.paths import results_root
+from samtune.data.polyps import training_set
 from samtune.metrics import size_class
 from samtune.report.labels import method_order
 from samtune.report.statistics import paired_bootstrap
@@ -134,11 +135,13 @@ def paired_differences(
     """`method` minus each of `against` on the same images, prompts and seeds, with the 95% paired bootstrap interval.
 
     One row a data set, prompt and other method: dataset, prompt, method, against, difference, low, high, images. Of
-    what `table` shows under `variant`, output "final"; a pair without common seeds and images has no row.
+    what `table` shows under `variant`, output "final", of models that are trained on the set itself or not at all; a
+    pair without common seeds and images has no row.
     """
     found: dict[tuple[str, str, str], dict[int, pd.Series]] = {}
     for record in records:
-        if record.objects is not None and variant in record.variants(table):
+        own = record.train_datasets in ((), (record.dataset,))
+        if record.objects is not None and own and variant in record.variants(table):
             place = (record.dataset, record.cell["prompt"], record.method)
             found.setdefault(place, {})[record.seed] = image_values(record, metric, "final")
     rows = []
@@ -298,8 +301,10 @@ def _whole_rows(table: str, groups: dict[tuple, list[Record]]) -> list[dict[str,
             continue
         values[len(rows)] = [values[number][0] for number in numbers]
         arrays = [seeds_by_images(list(values[number][0].values())) for number in numbers]
-        # Models tested on sets that none of them was trained on are the same models everywhere.
-        shared = [(row["dataset"] if trained in ("", MEAN) else trained, row["dataset"]) for row in chosen]
+        # Models tested on sets that none of them was trained on are the same models everywhere; so is that of polyps.
+        sets = [row["dataset"] for row in chosen]
+        models = map(training_set, sets) if trained == MEAN else [trained or name for name in sets]
+        shared = list(zip(models, sets, strict=True))
         interval = paired_bootstrap(*zip(*arrays, strict=True), shared)
         by_seed = np.mean([array.mean(axis=1) for array, _ in arrays], axis=0)
         described = {"dataset": MEAN, "train_dataset": trained, "mean_of": "+".join(row["dataset"] for row in chosen)}

@@ -9,6 +9,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -16,9 +17,9 @@ import torch
 
 from samtune.common import provenance
 from samtune.common.devices import choose_precision, usable_device
-from samtune.common.errors import is_out_of_memory, unknown
+from samtune.common.errors import InputError, is_out_of_memory, unknown
 from samtune.common.paths import results_root
-from samtune.methods import METHODS, Method, build_method
+from samtune.methods import METHODS, Method, build_method, trainable_parameters
 from samtune.prompts import Prompts
 from samtune.sam.build import BACKBONES, Sam, new_sam
 from samtune.study.cells import TimingCell
@@ -40,9 +41,17 @@ Place = tuple[str, str]  # method, phase
 Step = Callable[[], object]
 
 
-def bench_methods() -> list[str]:
-    """What is timed: every method that trains something, the papers' first."""
-    return [*FIRST, *(name for name in METHODS if name not in (*FIRST, "zero_shot"))]
+def bench_methods(backbone: str) -> list[str]:
+    """What is timed: every method that trains something on `backbone` (LoRA none on MobileSAM's kind), the papers'
+    first.
+    """
+
+    def fits(name: str) -> bool:
+        with suppress(InputError):
+            return trainable_parameters(name, backbone) > 0
+        return False
+
+    return [name for name in dict.fromkeys((*FIRST, *METHODS)) if name != "zero_shot" and fits(name)]
 
 
 def run_bench(
@@ -95,8 +104,9 @@ def _bench_setting(
     """The records of one backbone in one setting, until the time `until` (of `time.perf_counter`)."""
     bench = _Bench(backbone, device, compiled, until)
     name = provenance.device_name(device)
-    growing = {(one, "train"): 0.0 for one in FIRST}  # pictures a second at the batch before
-    growing |= {(one, phase): 0.0 for phase in PHASES for one in bench_methods()}
+    methods = bench_methods(backbone)
+    growing = {(one, "train"): 0.0 for one in methods if one in FIRST}  # pictures a second at the batch before
+    growing |= {(one, phase): 0.0 for phase in PHASES for one in methods}
     records: list[Record] = []
     for batch in BATCHES:
         cells = {
@@ -172,7 +182,7 @@ class _Bench:
                     a_picture = (time.perf_counter() - start) / cell.batch
                     self.slowest[cell.phase] = max(self.slowest.get(cell.phase, 0.0), a_picture)
                 if len(seconds[place]) != 1 or self.device == "cpu":  # a card's first step compiles and fills caches
-                    timed[cell.key()] = _result(cell, seconds[place], memory, self.methods[place[0]])
+                    timed[cell.key()] = _result(cell, seconds[place], memory)
 
     def expected(self, cell: TimingCell, speed: float) -> float:
         """About how many seconds the first step of a cell takes: from its smaller batch, else from other methods' steps
@@ -214,13 +224,13 @@ def _seconds_a_product(device: str) -> float:
     return seconds / (512 * 768 * 768)
 
 
-def _result(cell: TimingCell, seconds: Sequence[float], memory: float | None, method: Method) -> Result:
+def _result(cell: TimingCell, seconds: Sequence[float], memory: float | None) -> Result:
     """Of the rounds' `seconds` (none: did not fit) the median; the first, to warm up, counts where it is the only."""
     taken = statistics.median(seconds[1:] or seconds) if seconds else None
     extras = {
         "images_per_second": cell.batch / taken if taken else 0.0,
         "peak_memory_mb": memory,
-        "trainable_parameters": method.count_trainable(),
+        "trainable_parameters": trainable_parameters(cell.method, cell.backbone),
     }
     return Result(precision=cell.precision, seconds=taken or 0.0, extras=extras)
 

@@ -100,7 +100,7 @@ def executor(profile: Profile) -> Execute:
         save_safetensors(method.trainable_state(), folder / TUNED, torch.float32, {"cell": cell.key()})
         extras = {
             "trainable_parameters": method.count_trainable(),
-            "dropped": {"images without an object after preprocessing": result.dropped},
+            "dropped": {"views without an object after preprocessing": result.dropped},
             "counts": dict(method.counts),
         }
         return Result(curve=result.curve, precision=result.precision, seconds=result.seconds, extras=extras)

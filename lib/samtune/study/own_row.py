@@ -1,6 +1,7 @@
 """A row of one's own in a table: a method with changed options, checked before the work."""
 
 import inspect
+import math
 from collections.abc import Mapping
 
 from samtune.common.errors import InputError, check_range, first_line, unknown
@@ -24,6 +25,8 @@ def own_variant(method: str, changes: Mapping[str, object]) -> str:
     for name, value in changes.items():
         if name not in known:
             raise unknown(f"option of {method}", name, known)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} is {value}: it has to be a finite number (1e9, say)")
         if name in OF_TRAINING:
             least, most = OF_TRAINING[name]
             check_range(name, value, least, most, above=name in ("learning_rate", "train_share"))

@@ -60,7 +60,7 @@ def choose_learning_rates(
     The mean is over the prompts trained with, and over the sets of a union. On another prompt, such as a single click,
     a rate would win that is so large that the model ignores its prompt. One seed cannot separate rates within half a
     point, and of these the smallest changes SAM least. A rate is never chosen if its loss becomes infinite or not a
-    number, or if its training with another of the study's seeds ends with empty masks.
+    number, or if its training with another of the study's seeds ends with empty masks (the smallest, if all are so).
 
     Args:
         profile: its grid. With one rate nothing is trained; with none each method has the rate of `profile.rates`, or
@@ -106,6 +106,8 @@ def _best_rates(
     def untried(place: Place) -> list[tuple[Place, float]]:
         index = grid.index(chosen[place])
         nearest = [grid[index], *grid[index + 1 : index + 2], *grid[max(index - 1, 0) : index]]
+        if (place, chosen[place]) in left_out:  # search on until one is left
+            nearest = sorted(grid, key=lambda rate: (abs(grid.index(rate) - index), -rate))
         return [(place, rate) for rate in nearest if (place, rate) not in scores][:1]
 
     while wanted := [tried for place in chosen for tried in untried(place)]:

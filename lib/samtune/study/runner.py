@@ -26,7 +26,7 @@ from samtune.common.atomic import (
     remove_stale_partials,
     write_atomically,
 )
-from samtune.common.errors import counted
+from samtune.common.errors import counted, duration_text
 from samtune.common.paths import results_root
 from samtune.study.cells import KINDS, Cell, EvaluationCell, plain_cell
 from samtune.study.estimate import estimate_seconds
@@ -117,8 +117,8 @@ def run_cells(
             continue
         known.append(_read(cell, folder))
         left = estimate_seconds(queue, known)
-        ending = f"; {_duration(left)} left" if left else ""
-        say(f"[{number}/{total}] {cell.describe()}: {_duration(time.perf_counter() - start)}{ending}")
+        ending = f"; {duration_text(left)} left" if left else ""
+        say(f"[{number}/{total}] {cell.describe()}: {duration_text(time.perf_counter() - start)}{ending}")
         if earlier and (warning := _ended_elsewhere(earlier, known)):
             say(warning)
     if errors:
@@ -282,7 +282,7 @@ def _announce(asked: Mapping[str, Record | None], queue: Sequence[Cell], known: 
         return f"{text}, nothing to run"
     kinds = Counter(cell.kind for cell in queue)
     seconds = estimate_seconds(queue, known)
-    duration = "time unknown until the first are done" if seconds is None else f"about {_duration(seconds)}"
+    duration = "time unknown until the first are done" if seconds is None else f"about {duration_text(seconds)}"
     return f"{text}, to run: {' and '.join(f'{kinds[kind]} {kind}s' for kind in KINDS if kinds[kind])}, {duration}"
 
 
@@ -313,9 +313,3 @@ def _shown_in(cell: Cell, folder: Path) -> Record:
 
 def _union(first: Iterable[str], second: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({*first, *second}))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -205,16 +205,13 @@ def run_choices(
     """
     if not groups:
         return []
-    own_rate = [
-        ("sam_sp", changes)
-        for group in groups
-        for changes in GROUPS[group].values()
-        if changes.keys() & {"distillation_weight", "mask_loss"}
-    ]
+    variants = {"starting point": {}} | {name: changes for group in groups for name, changes in GROUPS[group].items()}
+    own_rate = [name for name, changes in variants.items() if changes.keys() & {"distillation_weight", "mask_loss"}]
     every = list(dict.fromkeys([*few, *seeds]))
     plan = sam_sp_plan(profile, datasets, ("sam_sp",), seeds=profile.seeds, **START)
-    plan.choose_rates(datasets, variants=own_rate)
-    variants = {"starting point": {}} | {name: changes for group in groups for name, changes in GROUPS[group].items()}
+    for trained_with in (profile.seeds, ()):  # of what is repeated all seeds count in the choice of its rate
+        chosen = [name for name in own_rate if (name in REPEATED) == bool(trained_with)]
+        plan.choose_rates(datasets, variants=[("sam_sp", variants[name]) for name in chosen], seeds=trained_with)
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in every:
