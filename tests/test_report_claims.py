@@ -24,7 +24,7 @@ from samtune.report.claims import (
     paper_effect,
 )
 from samtune.report.contrasts import Contrast, Place, Side, above, contrasts, interval
-from samtune.report.readable_tables import load_paper_numbers
+from samtune.report.paper_numbers import load_paper_numbers
 from samtune.report.statistics import Interval, paired_bootstrap
 from samtune.report.tables import TABLES, write_tables
 from samtune.study.cells import EvaluationCell, GenerationCell, TrainingCell

@@ -12,10 +12,9 @@ from samtune.common.errors import InputError
 from samtune.common.paths import repository_root
 from samtune.report import table_records
 from samtune.report.labels import rate_label
+from samtune.report.paper_numbers import load_paper_numbers, paper_of
 from samtune.report.readable_tables import (
-    load_paper_numbers,
     markdown,
-    paper_of,
     pivots,
     reported_elsewhere,
     table_page,

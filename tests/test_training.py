@@ -21,7 +21,8 @@ from samtune.methods import Method, build_method
 from samtune.methods.decoder_tuning import DecoderTuning
 from samtune.metrics import iou
 from samtune.prompts import Prompts
-from samtune.training import TrainingConfig, TrainingResult, TrainingSamples, learning_rate_factor, train
+from samtune.training import TrainingResult, TrainingSamples, train
+from samtune.training_config import TrainingConfig, learning_rate_factor
 from small_sam import ListedSamples, disc_sample, small_sam
 
 DISCS = ListedSamples([disc_sample(number) for number in range(5)])

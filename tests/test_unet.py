@@ -10,7 +10,8 @@ from samtune.common.errors import InputError
 from samtune.methods import build_method
 from samtune.methods.unet import UNet
 from samtune.prompts import Prompts
-from samtune.training import TrainingConfig, train
+from samtune.training import train
+from samtune.training_config import TrainingConfig
 from small_sam import ListedSamples, disc_sample, small_sam, some_prompts
 
 CONFIG = TrainingConfig(images=24, batch_size=4, prompts=("none",), device="cpu", precision="fp32", checkpoint_every=2)

@@ -15,7 +15,8 @@ from samtune.common.errors import InputError
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import METHODS, build_method
 from samtune.prompts import Prompts
-from samtune.training import TrainingConfig, train
+from samtune.training import train
+from samtune.training_config import TrainingConfig
 from small_sam import ListedSamples, disc_sample, small_sam
 
 DEVICE = os.environ.get("SAMTUNE_TEST_DEVICE", "cuda" if torch.cuda.is_available() else "cpu")

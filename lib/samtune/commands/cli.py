@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from samtune import __version__
+from samtune.commands import data
 from samtune.commands.texts import (
     coordinates,
     file_as_absolute,
@@ -58,10 +59,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(
-    help="Data sets: what is known, what is here, fetch, check.", no_args_is_help=True, rich_markup_mode=None
-)
-app.add_typer(data_app, name="data")
+app.add_typer(data.app, name="data")
 
 
 def say_error(message: str) -> None:
@@ -238,63 +236,6 @@ def export(
     from samtune.commands import tuned
 
     tuned.export(checkpoint, out, backbone and file_as_absolute(backbone), typer.echo)
-
-
-# ---------------------------------------------------------------- data sets
-
-
-@data_app.command("list")
-def data_list() -> None:
-    """List all data sets, and which are here (in the folder SAMTUNE_DATA)."""
-    from samtune.common.paths import data_root
-    from samtune.data.registry import list_datasets
-
-    rows = list_datasets()
-    width, domains = max(len(row.name) for row in rows), ""
-    for row in rows:
-        if row.domain != domains:
-            typer.echo(f"{row.domain}")
-            domains = row.domain
-        here = "here" if row.present else "-"
-        if row.images is not None:
-            here = "train {train}, val {val}, test {test}".format(**row.images)
-        elif row.present:
-            here = "cannot be opened (see samtune data check)"
-        typer.echo(f"  {row.name:{width}}  {here:34}  {row.title}")
-    typer.echo(f"(looked for in {data_root()}; set SAMTUNE_DATA for another folder)")
-
-
-@data_app.command("info")
-def data_info(name: str) -> None:
-    """Show licence, citation, splits, how to get it."""
-    from samtune.data.registry import info
-
-    typer.echo(info(name))
-
-
-@data_app.command("download")
-def data_download(name: str) -> None:
-    """Fetch a data set from its authors.
-
-    It is put into the folder SAMTUNE_DATA.
-    """
-    from samtune.data.download import download
-
-    download(name, say=typer.echo)
-
-
-@data_app.command("check")
-def data_check(name: str) -> None:
-    """Open every sample and report what is wrong.
-
-    Look-alikes across splits are listed too. Exit status 1 when something is wrong.
-    """
-    from samtune.data.download import check
-
-    report = check(name)
-    typer.echo(report.text())
-    if not report.ok:
-        raise typer.Exit(1)
 
 
 # ---------------------------------------------------------------- the study

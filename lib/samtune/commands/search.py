@@ -21,7 +21,8 @@ from samtune.embeddings import EmbeddingCache
 from samtune.methods import Method, build_method
 from samtune.sam.build import Sam
 from samtune.sam.checkpoints import save_safetensors
-from samtune.training import TrainingConfig, train
+from samtune.training import train
+from samtune.training_config import TrainingConfig
 
 SEARCH = "search.safetensors"
 FACTORS = (1, 3, 10, 30)  # of the method's own rate, which is meant for thousands of steps

@@ -24,7 +24,8 @@ from samtune.embeddings import EmbeddingCache
 from samtune.evaluation import EvaluationConfig, evaluate, predict_with
 from samtune.methods import Method, build_method
 from samtune.sam.checkpoints import load_sam, weights_hash
-from samtune.training import LAST, TrainingConfig, train
+from samtune.training import LAST, train
+from samtune.training_config import TrainingConfig
 
 SETTINGS, METRICS_FILE = "settings.json", "metrics.csv"
 CACHE = ".samtune-cache"  # deleted at the end; its name is one that no user's folder has

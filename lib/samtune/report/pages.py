@@ -37,6 +37,7 @@ from samtune.report.contrasts import FEWEST_UNITS, interval_text
 from samtune.report.figures import DPI, title_alt_and_width
 from samtune.report.labels import GLOSSARY
 from samtune.report.notebook_page import write_page
+from samtune.report.paper_numbers import load_paper_numbers, paper_of
 from samtune.report.readable_tables import (
     MEAN,
     METRIC_LABELS,
@@ -44,8 +45,6 @@ from samtune.report.readable_tables import (
     SPREAD,
     WITHOUT_SPREAD,
     Pivot,
-    load_paper_numbers,
-    paper_of,
     pivots,
     reported_elsewhere,
     title,

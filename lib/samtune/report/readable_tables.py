@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from samtune.common.atomic import write_atomically
-from samtune.common.errors import InputError
-from samtune.common.paths import asset
 from samtune.methods import METHODS
 from samtune.report.labels import in_order, label, prompt_label, rate_label, row_label
+from samtune.report.paper_numbers import PaperNumbers, load_paper_numbers, paper_of, reported_in
 from samtune.report.tables import LOOK_AT, MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
 from samtune.study import sam_sp
 from samtune.study.bench import EVALUATE, PHASES
@@ -39,48 +37,6 @@ DASH = "–"  # of what could not be run
 SPREAD = "Mean ± standard deviation over seeds; 95% intervals are in"
 WITHOUT_SPREAD = ("speed", "learning_rates")  # tables of numbers measured once
 COARSE = 0.8  # IoU of the truth with itself, drawn on SAM's low-resolution grid
-_PAPER_COLUMNS = ["table", "backbone", "prompt", "metric", "output", "method", "dataset", "mean"]
-
-
-@dataclass(frozen=True)
-class PaperNumbers:
-    """What a paper reports: `values` one row a number (fractions), `source` where it was read, `note` what to know."""
-
-    paper: str
-    source: str
-    note: str
-    values: pd.DataFrame
-
-    def describe(self) -> str:
-        """Which paper, what to know of its numbers, where they were read."""
-        return f"Paper: {self.paper}. {self.note}" + (f" Read from: {self.source}." if self.source else "")
-
-
-def load_paper_numbers(folder: Path | None = None) -> dict[str, PaperNumbers]:
-    """Every `paper_numbers/*.yaml` by its name; raises `InputError` naming a file that is not as it should be."""
-    numbers = {}
-    for path in sorted((folder or asset("paper_numbers")).glob("*.yaml")):
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-            rows = []
-            for table, blocks in data["tables"].items():
-                for block in blocks:
-                    scale = {"percent": 0.01, "fraction": 1.0, "pixels": 1.0}[block["unit"]]
-                    shared = [table, *(block[name] for name in ("backbone", "prompt", "metric", "output"))]
-                    for method, sets in block["methods"].items():
-                        rows += [[*shared, method, name, round(value * scale, 6)] for name, value in sets.items()]
-            values = pd.DataFrame(rows, columns=_PAPER_COLUMNS)
-            numbers[path.stem] = PaperNumbers(data["paper"], data["source"], data["note"], values)
-        except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path}: not as paper numbers should be ({type(error).__name__}: {error})") from error
-    return numbers
-
-
-def paper_of(table: str, papers: Mapping[str, PaperNumbers]) -> PaperNumbers | None:
-    """The paper that `table` reproduces ("spt_main": spt), if any; a validation of our own choices reproduces none."""
-    if table.endswith("_choices"):
-        return None
-    return next((papers[name] for name in papers if table.startswith(f"{name}_")), None)
 
 
 @dataclass(frozen=True)
@@ -123,7 +79,7 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
         measured = table[(table["prompt"] == prompt) & (table["metric"] == metric)]
         for backbone in _backbones(measured):
             rows = measured[measured["backbone"].isin([backbone, NO_BACKBONE])]
-            reported = _reported(name, paper)
+            reported = reported_in(name, paper)
             reported = reported[(reported["prompt"] == prompt) & (reported["metric"] == metric)]
             reported = _of_backbone(reported, backbone, or_else=not several)
             title = f"{METRIC_LABELS.get(metric, metric.replace('_', ' '))}, {prompt_label(prompt)}"
@@ -304,7 +260,7 @@ def _speeds(table: pd.DataFrame, title: str, caption: str, equal: bool = False) 
 
 def reported_elsewhere(name: str, table: pd.DataFrame, paper: PaperNumbers | None) -> Pivot | None:
     """What the paper reports on sets that `table` has not: a row a set, a column a method; None: nothing."""
-    reported = _reported(name, paper)
+    reported = reported_in(name, paper)
     if reported.empty:
         return None
     rest = reported[~reported["dataset"].isin(table["dataset"])]
@@ -380,10 +336,6 @@ def write_pages(tables: Mapping[str, pd.DataFrame], folder: Path) -> None:
     papers = load_paper_numbers()
     for name, table in tables.items():
         write_atomically(folder / f"{name}.md", table_page(name, table, papers).encode())
-
-
-def _reported(name: str, paper: PaperNumbers | None) -> pd.DataFrame:
-    return pd.DataFrame(columns=_PAPER_COLUMNS) if paper is None else paper.values[paper.values["table"] == name]
 
 
 def _without_last_pass(table: pd.DataFrame) -> pd.DataFrame:

@@ -35,7 +35,8 @@ from samtune.study.false_alarms import false_alarms
 from samtune.study.profile import Profile
 from samtune.study.records import Record, cell_of
 from samtune.study.runner import Execute, Result, files_folder, needed_cells, run_cell
-from samtune.training import TrainingConfig, train
+from samtune.training import train
+from samtune.training_config import TrainingConfig
 
 TUNED = "trainable.safetensors"
 TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from samtune.common.errors import InputError, check_range, first_line, unknown
 from samtune.methods import METHODS, trainable_parameters
-from samtune.training import TrainingConfig
+from samtune.training_config import TrainingConfig
 
 OWN = "own: "  # begins the variant of a row of one's own, which claims and answers leave out
 # Options of a training that such a row may change; the others are the profile's, or the study's.

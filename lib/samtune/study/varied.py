@@ -10,7 +10,7 @@ from samtune.evaluation import EvaluationConfig
 from samtune.methods import METHODS
 from samtune.study import asam, sam_sp, spt
 from samtune.study.records import Record
-from samtune.training import TrainingConfig
+from samtune.training_config import TrainingConfig
 
 # Not varied: chosen by a rule, or what the profile and the backbone ask for.
 NEVER = {"learning_rate", "batch_size", "accumulate", "image_size", "mask_size"}
