@@ -38,7 +38,7 @@ def test_baselines_of_a_smoke_profile_run_once(profile: Profile, tmp_path: Path,
     for method, record in trainings.items():
         assert [row["images"] for row in record.curve] == [2, 4] and record.images == 4
         assert record.extras["trainable_parameters"] == build_method(method, small_sam()).count_trainable()
-        assert (folder / "checkpoints" / record.key / execute.TUNED).is_file()
+        assert (folder / "checkpoints" / record.key / execute.WEIGHTS).is_file()
     capsys.readouterr()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     again = run_baselines(profile, [DATA], [0])

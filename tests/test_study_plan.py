@@ -71,10 +71,10 @@ def test_training_resumes_in_its_folder(profile: Profile, tmp_path: Path, monkey
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(execute, "train", interrupted)
         executor(profile)(cell, tmp_path / "part")
-    assert (part / "last.pt").is_file() and not (part / execute.TUNED).exists()
+    assert (part / "last.pt").is_file() and not (part / execute.WEIGHTS).exists()
     found = executor(profile)(cell, tmp_path / "part")
     assert found.curve == expected.curve
-    assert (part / execute.TUNED).read_bytes() == (whole / execute.TUNED).read_bytes()
+    assert (part / execute.WEIGHTS).read_bytes() == (whole / execute.WEIGHTS).read_bytes()
     run_cell(cell, tmp_path / "part", executor(profile))
     assert not (part / "last.pt").exists()  # what is recorded and run again, runs from the start
 

@@ -107,9 +107,9 @@ def _no_caption(source: str, dataset: str, id: str, known: Mapping[str, str]) ->
 
 
 @torch.no_grad()
-def blip2_captions(samples: Sequence[Sample], device: str = "cpu", source: str = BLIP2) -> list[str]:
+def blip2_captions(samples: Sequence[Sample], device: str = "cpu") -> list[str]:
     """What BLIP-2 says of each picture, greedily. Raises `InputError` when its files are not there."""
-    processor, model = _blip2(source, torch.float16 if device.startswith("cuda") else torch.float32)
+    processor, model = _blip2(torch.float16 if device.startswith("cuda") else torch.float32)
     model.to(device)
     inputs = processor(images=[Image.fromarray(sample.image) for sample in samples], return_tensors="pt")
     words = model.generate(**inputs.to(device, model.dtype), max_new_tokens=30, do_sample=False)
@@ -118,18 +118,18 @@ def blip2_captions(samples: Sequence[Sample], device: str = "cpu", source: str =
 
 
 @cache
-def _blip2(source: str, dtype: torch.dtype) -> tuple:
+def _blip2(dtype: torch.dtype) -> tuple:
     from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
-    folder = checkpoint_root() / source.rpartition("/")[2]
-    place = folder if folder.is_dir() else source
+    folder = checkpoint_root() / BLIP2.rpartition("/")[2]
+    place = folder if folder.is_dir() else BLIP2
     options = {"local_files_only": folder.is_dir() or is_offline()}
     try:
         processor = Blip2Processor.from_pretrained(place, **options)
         model = Blip2ForConditionalGeneration.from_pretrained(place, dtype=dtype, **options)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
-            f"no BLIP-2 in {place} ({first_line(error)}): fetch {source} and put it at {folder}, or name a file of "
+            f"no BLIP-2 in {place} ({first_line(error)}): fetch {BLIP2} and put it at {folder}, or name a file of "
             "captions"
         ) from error
     return processor, model.eval()

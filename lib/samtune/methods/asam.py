@@ -10,7 +10,7 @@ from samtune.common.errors import check_range, unknown
 from samtune.methods.method import Method
 from samtune.sam.build import Sam
 
-TUNED = {  # by the option's name: what trains, parts of the mask decoder ("": all of it)
+PARTS = {  # by the option's name: what trains, parts of the mask decoder ("": all of it)
     "tokens": ("mask_tokens", "iou_token"),
     "mask_tokens": ("mask_tokens",),
     "iou_token": ("iou_token",),
@@ -26,7 +26,7 @@ class ASAM(Method):
 
     Args:
         sam: changed in place.
-        tuned: one of `TUNED`: "tokens" is ASAM; "decoder" is for the claim that 1,280 parameters suffice.
+        tuned: one of `PARTS`: "tokens" is ASAM; "decoder" is for the claim that 1,280 parameters suffice.
 
     Raises `InputError` on an unknown `tuned`.
     """
@@ -42,9 +42,9 @@ class ASAM(Method):
 
     def __init__(self, sam: Sam, tuned: str = "tokens") -> None:
         super().__init__(sam)
-        if tuned not in TUNED:
-            raise unknown("part to tune", tuned, TUNED)
-        for part in TUNED[tuned]:
+        if tuned not in PARTS:
+            raise unknown("part to tune", tuned, PARTS)
+        for part in PARTS[tuned]:
             self.sam.mask_decoder.get_submodule(part).requires_grad_(True)
 
 

@@ -67,9 +67,7 @@ def some_of_each(pictures: Pictures, count: int) -> Pictures:
 
 
 @torch.no_grad()
-def box_ious(
-    model: LatentDiffusion, victim: Victim, pictures: Pictures, steps: int = STEPS, guidance: float = GUIDANCE
-) -> dict[str, float]:
+def box_ious(model: LatentDiffusion, victim: Victim, pictures: Pictures, steps: int = STEPS) -> dict[str, float]:
     """Mean IoU of the victim's masks from true boxes, by kind of picture.
 
     The kinds: "pictures", "reconstructions" (autoencoder alone), and samples from noise with the pictures' captions:
@@ -87,7 +85,7 @@ def box_ious(
         generator = torch.Generator().manual_seed(number)
         noise = torch.randn(len(rows), model.unet.config.in_channels, side, side, generator=generator)
         for name, condition in (("samples", conditions[rows]), ("samples without ControlNet", None)):
-            plan = Denoising(text, condition, empty.expand(steps, -1, -1, -1), guidance, steps=steps)
+            plan = Denoising(text, condition, empty.expand(steps, -1, -1, -1), GUIDANCE, steps=steps)
             kinds[name] = model.decode(denoise(model, noise, plan))
         for name, images in kinds.items():
             found.setdefault(name, []).append(victim_iou(victim, images.clamp(0, 1), prompts, masks))

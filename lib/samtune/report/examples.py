@@ -36,7 +36,6 @@ def of_pictures(
     prompt: str = "box",
     target: str = "union",
     mode: str = "stretch",
-    seed: int = 0,
     metric: str = "iou",
 ) -> list[Example]:
     """A row of a qualitative figure for each of `ids` (note -> id): its largest object, prompted, by every method,
@@ -49,7 +48,7 @@ def of_pictures(
         sample = dataset.load(id)
         masks = target_masks(sample, target)
         largest = int(np.argmax([np.count_nonzero(mask) for mask in masks]))
-        prompts = make_prompts(prompt, masks, f"{dataset.name}/{id}", seed)[largest : largest + 1]
+        prompts = make_prompts(prompt, masks, f"{dataset.name}/{id}")[largest : largest + 1]
         predictions, own_prompts = {}, {}
         for name, method in methods.items():
             outputs = predict_masks(method, sample, prompts, mode)

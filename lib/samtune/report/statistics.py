@@ -20,9 +20,8 @@ def paired_bootstrap(
     places: Sequence[tuple[Hashable, Hashable]] | None = None,
     n: int = 2000,
     seed: int = 0,
-    level: float = 0.95,
 ) -> Interval:
-    """Mean and percentile bootstrap interval of per-image values, resampling images AND seeds.
+    """Mean and 95% percentile bootstrap interval of per-image values, resampling images AND seeds.
 
     `differences (seeds, images)`: value of one method minus that of the other on the same image with the same seed
     (or one method's values). A sequence of such arrays stands for several data sets: the unweighted mean of their
@@ -59,7 +58,7 @@ def paired_bootstrap(
         totals = np.einsum("nu,nu->n", rows @ sums, units)
         means.append(totals / (len(table) * (units @ sizes)))
     resampled = np.mean(means, axis=0)
-    low, high = np.percentile(resampled, [50 * (1 - level), 50 * (1 + level)])
+    low, high = np.percentile(resampled, [2.5, 97.5])
     return Interval(float(np.mean([table.mean() for table in tables])), float(low), float(high))
 
 

@@ -38,7 +38,7 @@ from samtune.study.runner import Execute, Result, files_folder, needed_cells, ru
 from samtune.training import train
 from samtune.training_config import TrainingConfig
 
-TUNED = "trainable.safetensors"
+WEIGHTS = "trainable.safetensors"
 TRUTH = "truth"  # the yardstick of `predict_truth`, in the place of a method
 NOTHING = "nothing"  # the target of a cell that counts false alarms on pictures without an object
 TRAINING_OPTIONS = {field.name for field in fields(TrainingConfig)}
@@ -98,7 +98,7 @@ def executor(profile: Profile) -> Execute:
         sources = [(dataset, "train") for dataset in opened]
         folder = files_folder(results, cell)
         result = train(method, sources, config, folder, EmbeddingCache(results / "cache"))
-        save_safetensors(method.trainable_state(), folder / TUNED, torch.float32, {"cell": cell.key()})
+        save_safetensors(method.trainable_state(), folder / WEIGHTS, torch.float32, {"cell": cell.key()})
         extras = {
             "trainable_parameters": method.count_trainable(),
             "dropped": {"views without an object after preprocessing": result.dropped},
@@ -172,7 +172,7 @@ def cell_method(cell: TrainingCell | EvaluationCell | GenerationCell, results: P
     # What a cell does not name was as `options_before` says.
     method = build_method(cell.method, sam, **{**METHODS[cell.method].options_before, **given})
     if training is not cell and training is not None and results is not None:
-        weights = files_folder(results, training) / TUNED
+        weights = files_folder(results, training) / WEIGHTS
         method.load_trainable_state(read_state(weights), str(weights))
     return method
 
