@@ -221,6 +221,9 @@ def objects_of(sample: Sample) -> np.ndarray | CroppedMasks:
 
 
 def _rows(sample: Sample, truth: np.ndarray | CroppedMasks, outputs: Outputs, metrics: Sequence[str]) -> list[dict]:
+    """A row an output and object: which it is, and every metric of its mask; of several masks of an output,
+    the one that is best by the truth.
+    """
     boxes = tight_boxes(truth)
     rows = []
     for output, logits in outputs.items():

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Terms, above, contrasts, in_points, interval
-from samtune.report.labels import label, prompt_label
-from samtune.report.readable_tables import METRIC_LABELS, NOT_RUN
+from samtune.report.labels import label, metric_label, prompt_label
+from samtune.report.readable_tables import NOT_RUN
 from samtune.report.sides import (
     FIRST_VERSION,
     SAM_SP_IN_TRUE_BOX,
@@ -180,7 +180,7 @@ def _answer(question: Question, records: Sequence[Record], backbone: str) -> Ans
             chosen = comparison
             break
     verdict = verdict_of(list(found.values()))
-    metric = METRIC_LABELS[question.metric]
+    metric = metric_label(question.metric)
     if not found:
         sentence = f"{chosen.words}: not run."
         nothing = pd.DataFrame()

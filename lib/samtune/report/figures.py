@@ -22,8 +22,7 @@ from PIL import ExifTags, Image
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import counted
 from samtune.data import registry
-from samtune.report.labels import PROMPTS, colours, in_order, label
-from samtune.report.readable_tables import METRIC_LABELS
+from samtune.report.labels import PROMPTS, colours, in_order, label, metric_label
 from samtune.report.statistics import paired_bootstrap
 from samtune.study.records import Record
 
@@ -101,7 +100,7 @@ def image_scatter(a: pd.Series, b: pd.Series, names: tuple[str, str], title: str
     axis.plot(limits, limits, color=SOFT, linewidth=1, zorder=1)
     axis.scatter(both[:, 0], both[:, 1], s=14, color=colours(list(names))[names[1]], alpha=0.55, linewidth=0, zorder=2)
     axis.set(xlim=limits, ylim=limits, aspect="equal")
-    measure = METRIC_LABELS.get(metric, metric)
+    measure = metric_label(metric)
     axis.set_xlabel(f"{measure}, {label(names[0])}")
     axis.set_ylabel(f"{measure}, {label(names[1])}")
     if len(both):
@@ -143,7 +142,7 @@ def robustness_curve(frame: pd.DataFrame, title: str, x_label: str, metric: str 
         axis.set_xlabel(x_label)
         if bands:
             axis.set_title(label(bold[0]))
-    axes[0].set_ylabel(METRIC_LABELS.get(metric, metric))
+    axes[0].set_ylabel(metric_label(metric))
     if bands:
         words = "band: 95% interval" + ("; grey: the other panels' lines" if len(shown) > 1 else "")
         figure.supxlabel(words, x=0.012, ha="left", fontsize=7.5, color=SOFT)

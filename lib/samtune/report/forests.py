@@ -11,8 +11,8 @@ from samtune.common.errors import counted
 from samtune.methods import METHODS
 from samtune.report.contrasts import FEWEST_UNITS, Side, above, contrasts, in_points, interval
 from samtune.report.figures import INK, SOFT, STYLE, panels
-from samtune.report.labels import label
-from samtune.report.readable_tables import MEAN, METRIC_LABELS
+from samtune.report.labels import label, metric_label
+from samtune.report.readable_tables import MEAN
 from samtune.report.sides import (
     FIRST_VERSION,
     SAMED_DICE,
@@ -192,7 +192,7 @@ def forest(rows: pd.DataFrame, title: str) -> Figure:
         axis.set_title(f"{one['comparison'].iloc[0]}, {seeds}")
         metric = one["metric"].iloc[0]
         if one is shown[-1] or metric != shown[number + 1]["metric"].iloc[0]:
-            axis.set_xlabel(f"points of {METRIC_LABELS[metric]}")
+            axis.set_xlabel(f"points of {metric_label(metric)}")
     key = {
         "line: 95% interval; grey band: within one point": len(rows),
         "diamond: mean of sets": (rows["dataset"] == MEAN).any(),
@@ -223,5 +223,5 @@ def forest_words(rows: pd.DataFrame, title: str) -> str:
         last: Mapping = one.iloc[-1]
         sets = f"mean of {len(one) - 1} sets" if last["dataset"] == MEAN else last["dataset"]
         effect, bounds = in_points(last["effect"], last["low"], last["high"]).split(" ", 1)
-        said.append(f"{comparison}, {sets}: {effect} points of {METRIC_LABELS[last['metric']]} {bounds}")
+        said.append(f"{comparison}, {sets}: {effect} points of {metric_label(last['metric'])} {bounds}")
     return f"{title}. " + ("; ".join(said) or "Not run") + "."

@@ -47,6 +47,14 @@ PROMPTS = {
     "point1": "one click", "point2": "two clicks", "point5": "five clicks", "point10": "ten clicks",
     "point20": "twenty clicks", "mask": "mask", "none": "no prompt",
 }  # fmt: skip
+METRIC_LABELS = {
+    "iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice", "box_iou": "box IoU",
+    "hd95_transunet": "HD95 (TransUNet), px", "hd95_strict": "HD95 (strict), px", "s_measure": "S-measure",
+    "e_measure_max": "E-measure (max)", "e_measure_mean": "E-measure (mean)",
+    "e_measure_adaptive": "E-measure (adaptive)", "weighted_f": "weighted F", "mae": "MAE",
+    "false_alarm_area": "false-alarm area", "box_area": "area of the prompt box", "psnr": "PSNR, dB", "ssim": "SSIM",
+    "iou_drop": "loss of IoU",
+}  # fmt: skip
 OUTPUTS = {
     "final": "", "draft": "draft", "pass0": "first pass", "pass1": "second pass (its own prompt)",
     "pass2": "third pass", "pass3": "fourth pass", "best_of_3": "best of its three masks, picked by the truth",
@@ -102,6 +110,11 @@ GLOSSARY = [
 def prompt_label(prompt: str) -> str:
     """A prompt's name for people."""
     return PROMPTS.get(prompt, prompt.replace("_", " "))
+
+
+def metric_label(metric: str) -> str:
+    """A measure's name for people."""
+    return METRIC_LABELS.get(metric, metric.replace("_", " "))
 
 
 # Variants that would not be understood beside the method's name.

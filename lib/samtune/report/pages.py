@@ -35,12 +35,11 @@ from samtune.report.claims import (
 )
 from samtune.report.contrasts import FEWEST_UNITS, interval_text
 from samtune.report.figures import DPI, title_alt_and_width
-from samtune.report.labels import GLOSSARY
+from samtune.report.labels import GLOSSARY, metric_label
 from samtune.report.notebook_page import write_page
 from samtune.report.paper_numbers import load_paper_numbers, paper_of
 from samtune.report.readable_tables import (
     MEAN,
-    METRIC_LABELS,
     NOT_AVAILABLE,
     SPREAD,
     WITHOUT_SPREAD,
@@ -234,7 +233,7 @@ def _context(
         "answers": answers(records, name),
         "kinds": KINDS,
         "glossary": dict(GLOSSARY),
-        "metric_labels": METRIC_LABELS,
+        "metric_label": metric_label,
         "description": _sentence(profile.description),
         "stand_in": STAND_IN if profile.backbone == "nano" else "",
         "facts": facts(records),

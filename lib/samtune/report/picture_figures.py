@@ -16,8 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 from samtune.data.sample import Sample
 from samtune.prompts import Prompts
 from samtune.report.figures import INK, SOFT, STYLE, Picture, set_title
-from samtune.report.labels import OTHERS, label
-from samtune.report.readable_tables import METRIC_LABELS
+from samtune.report.labels import OTHERS, label, metric_label
 
 BLACK, SKY, GREEN, YELLOW, RED = "#000000", "#56B4E9", "#009E73", "#F0E442", "#D55E00"  # Okabe and Ito's
 HIT, FALSE_ALARM, MISSED = GREEN, RED, SKY
@@ -78,7 +77,7 @@ def qualitative_grid(examples: Sequence[Example], title: str, metric: str = "iou
     ]
     small = any(window is not None for window in windows)
     figure, axes = picture_grid(title, len(examples), 2 + len(columns), images, (0.6, 0.85), small)
-    measure, said = METRIC_LABELS[metric], []
+    measure, said = metric_label(metric), []
     for row, example, window in zip(axes, examples, windows, strict=True):
         show_picture(row[0], example.image, window)
         if example.prompt is not None:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from samtune.common.atomic import write_atomically
 from samtune.methods import METHODS
-from samtune.report.labels import in_order, label, prompt_label, rate_label, row_label
+from samtune.report.labels import METRIC_LABELS, in_order, label, metric_label, prompt_label, rate_label, row_label
 from samtune.report.paper_numbers import PaperNumbers, load_paper_numbers, paper_of, reported_in
 from samtune.report.tables import LOOK_AT, MEAN, METRIC_ORDER, NUMBERS, PROMPT_ORDER, TABLES
 from samtune.study import sam_sp
@@ -19,19 +19,12 @@ from samtune.study.plan import SCORE_TIE
 from samtune.study.sam_sp import ON_BOTH
 
 NOT_RUN, NOT_AVAILABLE = "not run", "not available"
-METRIC_LABELS = {
-    "iou": "IoU", "boundary_iou": "boundary IoU", "dice": "Dice", "box_iou": "box IoU",
-    "hd95_transunet": "HD95 (TransUNet), px", "hd95_strict": "HD95 (strict), px", "s_measure": "S-measure",
-    "e_measure_max": "E-measure (max)", "e_measure_mean": "E-measure (mean)",
-    "e_measure_adaptive": "E-measure (adaptive)", "weighted_f": "weighted F", "mae": "MAE",
-    "false_alarm_area": "false-alarm area", "box_area": "area of the prompt box", "psnr": "PSNR, dB", "ssim": "SSIM",
-    "iou_drop": "loss of IoU",
-}  # fmt: skip
 # Rows that a table shows first, in a part of their own.
 FIRST = {
     "sam_sp_ablation": (sam_sp.DICE, sam_sp.FIRST_ALONE, *sam_sp.CONTROLS, *sam_sp.BOUNDS),
 }
-TOGETHER, UNSEEN = "one model for all sets", "tuned on"  # and not on what is measured
+TOGETHER = "one model for all sets"
+UNSEEN = "tuned on"  # before the name of sets: on those, and not on what is measured
 WIDEST = 8  # columns of a table for people
 DASH = "–"  # of what could not be run
 SPREAD = "Mean ± standard deviation over seeds; 95% intervals are in"
@@ -82,7 +75,7 @@ def pivots(name: str, table: pd.DataFrame, paper: PaperNumbers | None = None) ->
             reported = reported_in(name, paper)
             reported = reported[(reported["prompt"] == prompt) & (reported["metric"] == metric)]
             reported = _of_backbone(reported, backbone, or_else=not several)
-            title = f"{METRIC_LABELS.get(metric, metric.replace('_', ' '))}, {prompt_label(prompt)}"
+            title = f"{metric_label(metric)}, {prompt_label(prompt)}"
             title += f", {backbone}" if several and backbone != NO_BACKBONE else ""
             if name.endswith("_choices"):
                 open_rows = ~rows["variant"].str.startswith(ON_BOTH).to_numpy()
@@ -157,7 +150,7 @@ def _methods_by_sets(title: str, table: pd.DataFrame, reported: pd.DataFrame) ->
     def best(name: str, place: str) -> bool:
         return ours.get((name, place), {}).get("best") == "yes"
 
-    caption = _caption(table, ["size"] if split_by else [])
+    caption = _caption(table, whole=not split_by)
     caption += "".join(f" All are {UNSEEN} {name}, but for zero-shot SAM." for name in unseen)
     caption += (
         " Bold: above all others of this table by the paired interval." if any(best(*key) for key in ours) else ""
@@ -346,7 +339,7 @@ def _without_last_pass(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _measure_label(prompt: str, metric: str, backbone: str = "") -> str:
-    words = (METRIC_LABELS.get(metric, metric.replace("_", " ")), prompt and prompt_label(prompt), backbone)
+    words = (metric_label(metric), prompt and prompt_label(prompt), backbone)
     return " · ".join(filter(None, words))
 
 
@@ -373,17 +366,18 @@ def _measure_rank(measure: tuple[str, str]) -> tuple:
     )  # fmt: skip
 
 
-def _caption(table: pd.DataFrame, labels: list[str]) -> str:
-    """What all rows share, in one sentence; and where the backbone's grid is too coarse for what is to be found."""
-    columns = [column for column in ("variant", "backbone", "split", "output") if column not in labels]
+def _caption(table: pd.DataFrame, whole: bool) -> str:
+    """What all rows share, in one sentence; of `whole` tables (not broken down) also where the backbone's grid is too
+    coarse for what is to be found.
+    """
+    columns = ["variant", "backbone", "split", "output"]
     shared = {column: [value for value in table[column].unique() if value != NO_BACKBONE] for column in columns}
     parts = [f"{column} {values[0]}" for column, values in shared.items() if len(values) == 1 and values[0]]
-    if len(table):
-        seeds = sorted(set(table["seeds"].astype(int)))
-        parts.append(f"{' or '.join(map(str, seeds))} seed{'s' if seeds != [1] else ''}")
+    seeds = sorted(set(table["seeds"].astype(int)))
+    parts.append(f"{' or '.join(map(str, seeds))} seed{'s' if seeds != [1] else ''}")
     text = ", ".join(parts)
     text = f"{text[:1].upper()}{text[1:]}." if text else ""
-    if "size" in labels or "object_class" in labels:
+    if not whole:
         return text
     truth = table[(table["output"] == "at_mask_size") & (table["metric"] == "iou") & (table["mean"] < COARSE)]
     return text + "".join(

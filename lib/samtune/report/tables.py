@@ -69,7 +69,8 @@ COLUMNS = [
 WHOLE = ["mean_of", "best", "records"]  # further columns of tables that are not broken down
 NUMBERS = ["mean", "std", "low", "high"]
 MEAN = "mean of sets"
-NOT_BETTER = {"box_area", "hd95_transunet"}  # the prompt's own; a measure that counts a missed object as perfect
+# Never marked as best: the one describes the prompt, the other rewards a missed object.
+NOT_BETTER = {"box_area", "hd95_transunet"}
 LOWER_IS_BETTER = {"hd95_strict", "mae", "false_alarm_area"}
 METRIC_ORDER = [
     "iou_drop", "evaluations", "seconds",
@@ -374,9 +375,9 @@ def _rows(table: str, groups: dict[tuple, list[Record]], column: str = "") -> li
             described = _described(table, row, records[0])
             described |= dict(zip(by, kind if column else [kind], strict=False))
             for metric in metrics:
-                values, groups = seeds_by_images([part[metric].dropna() for part in parts if metric in part])
-                if groups:
-                    rows.append(described | {"metric": metric} | _summary(values, None if column else groups))
+                values, units = seeds_by_images([part[metric].dropna() for part in parts if metric in part])
+                if units:
+                    rows.append(described | {"metric": metric} | _summary(values, None if column else units))
     return rows
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from samtune.evaluation import CLASSICAL
-from samtune.study.cells import EvaluationCell
+from samtune.study.cells import NO_BACKBONE, EvaluationCell
 from samtune.study.execute import executor
 from samtune.study.plan import ON_BOXES, Plan, backbone_hash
 from samtune.study.profile import Profile
@@ -50,5 +50,5 @@ def run_nano_sam(profile: Profile, datasets: Sequence[str]) -> list[Record]:
             cells.append(
                 EvaluationCell("zero_shot", "nano", weights_hash=hash, prompt=prompt, options=options, **shared)
             )
-        cells += [EvaluationCell(name, "none", options={"min_side": 16}, **shared) for name in CLASSICAL]
+        cells += [EvaluationCell(name, NO_BACKBONE, options={"min_side": 16}, **shared) for name in CLASSICAL]
     return run_cells(cells, profile.name, executor(profile))
