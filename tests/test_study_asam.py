@@ -64,7 +64,7 @@ def test_every_rival_has_the_same_pictures_steps_and_parameters(asam_profile: Pr
     for variant, dataset in (("", UNSEEN), (SEEN, SETS[0])):
         rows = {(cell.method, cell.seed, cell.prompt, cell.dataset) for cell in shown[variant]}
         assert rows == {(method, seed, prompt, dataset) for method in methods for seed in (0, 1)
-                        for prompt in ("box", "point1")}  # fmt: skip
+                        for prompt in asam_profile.evaluation.prompts}  # fmt: skip
     trainings = {cell.training.method: cell.training for cell in shown[""] if cell.training and cell.seed == 0}
     alike = {(one.images, one.prompt, one.target, one.preprocess, one.backbone) for one in trainings.values()}
     assert len(alike) == 1 and len(trainings) == len(methods) - 1
@@ -180,8 +180,8 @@ def test_pictures_made_otherwise_differ_in_what_the_row_says_alone(asam_profile:
         "guidance 1": ({"guidance": 1}, {}),
         "guidance 3": ({"guidance": 3}, {}),
         "embedding loss 0.5": ({}, {"embedding": 0.5}),
-        "through the last 1 steps": ({}, {"last_steps": 1}),
-        "through the last 3 steps": ({}, {"last_steps": 3}),
+        "through the last 1 steps": ({}, {"last_steps": 2}),
+        "through the last 3 steps": ({}, {"last_steps": 4}),
         "attacked with ten clicks": ({}, {"prompt": "point10"}),
     }
     for _, changed in asam.PICTURES["eps"].values():
@@ -223,7 +223,7 @@ def test_remedies_have_clean_and_adversarial_pictures_or_boxes_alone(
         raise InterruptedError
 
     monkeypatch.setattr(execute, "train", spy)
-    plan = asam.tuning(asam_profile)[0]
+    plan = asam.tuning(asam_profile, [])[0]
     arms = {(arm.variant, arm.method): arm for arm in asam.remedy_arms(asam_profile)}
     mixed = plan.training(arms[asam.MIXED, "asam"], 0, 1e-3)
     folder, run = tmp_path / asam_profile.name, executor(asam_profile)

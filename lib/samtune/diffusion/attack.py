@@ -37,7 +37,8 @@ class AttackConfig:
         distance: beta of the loss. The norm is over all pixels of the victim's input: at 256 pixels a side it, and so
             the weight of beta, is about a quarter of that at SAM's 1,024.
         embedding: weight of the squared error between the image embeddings of x_adv and x (ASAM's later code: 0.5).
-        last_steps: denoising steps that the gradient really goes back through, at most all; 0 is the shortcut.
+        last_steps: denoising steps that the gradient really goes back through, at most all; 0 is the shortcut, and so
+            is 1, as the last step (t = 0) leaves the latent as it is.
     """
 
     steps: int = 10

@@ -131,7 +131,7 @@ QUESTIONS = (
                     above(asam_main(), asam_main("zero_shot")),
                     "Tuning draws boxes, ten clicks and masks in turn, and its learning rate is the best in the mean "
                     "of the three; this comparison is of boxes alone. Nano ASAM has 200 pictures of 128 pixels (the "
-                    "paper 11,186), whose ControlNet hardly holds the masks")],
+                    "paper 11,186), and the nano ControlNet hardly keeps objects inside their masks")],
         "asam_forest",
         [
             Comparison("The same tuning on clean pictures minus SAM as it is",

@@ -155,13 +155,15 @@ def _asam_claims() -> list[Claim]:
     return [
         Claim("A1", "ASAM is above SAM on sets that it was not tuned on", "iou",
               above(asam, plain), table, **unseen),
-        Claim("A2a", "ASAM is above tuning on pixel-attacked (PGD) images", "iou", above(asam, pgd), table, **unseen),
-        Claim("A2b", "ASAM is above DAT tuning", "iou", above(asam, dat), table, beside=plain, **unseen),
+        Claim("A2a", "ASAM is above tuning on pixel-attacked (PGD) images", "iou", above(asam, pgd), table, **unseen,
+              caution="How far PGD's images fool SAM is not measured."),
+        Claim("A2b", "ASAM is above DAT tuning", "iou", above(asam, dat), table, beside=plain, **unseen,
+              caution="Attacks of unlike strength: see *loss of IoU* in the table of inversions and attacks."),
         # Clean tuning beside them: where it falls below SAM too, the fall is not PGD's or DAT's doing.
         Claim("A2c", "SAM is above PGD tuning", "iou", above(plain, pgd), table, beside=clean, **unseen),
         Claim("A2d", "SAM is above DAT tuning", "iou", above(plain, dat), table, beside=clean, **unseen),
         Claim("A3", "ASAM is above tuning on plain generated images", "iou", above(asam, main("generated")), table,
-              **unseen),
+              **unseen, caution="The nano ControlNet's images hardly follow their masks."),
         Claim("A4a", "SAM's IoU is lower on latent adversarial images than on them before the attack", "iou", fooled,
               "ASAM, method", "sanity"),
         Claim("A4b", "With the mask ControlNet adversarial images stay nearer to the originals", "ssim",

@@ -24,7 +24,6 @@ MAIN, ABLATION, CHOICES = "asam_main", "asam_ablation", "asam_choices"
 SEEN = "seen set"  # the main table's rows of sets that were tuned on; its means are of the others
 INSTANCES = "instances"
 TRAINED_WITH = ",".join(ASAM.prompts)
-PROMPTS = ("box", "point1")
 ON_CLEAN = ("clean_tuning", "classical_augmentation", "pgd")  # need no generated pictures
 ON_GENERATED = ("dat", "generated", "reconstructed", "asam")
 WITHOUT, FEW, WHOLE_DECODER = "without ControlNet", "few pictures", "whole decoder"
@@ -56,7 +55,8 @@ PICTURES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
     },
     "guidance": {f"guidance {weight:g}": ({"guidance": weight}, {}) for weight in (1.0, 3.0)},
     "embedding": {"embedding loss 0.5": ({}, {"embedding": 0.5})},
-    "gradient": {f"through the last {steps} steps": ({}, {"last_steps": steps}) for steps in (1, 3)},
+    # The very last step, at t = 0, leaves the latent as it is: one step more is one that changes it.
+    "gradient": {f"through the last {steps} steps": ({}, {"last_steps": steps + 1}) for steps in (1, 3)},
     "attacked prompt": {"attacked with ten clicks": ({}, {"prompt": "point10"})},
 }
 # What may help in a small model, one change each. Its autoencoder loses detail: what the attack changed is added to the
@@ -168,14 +168,14 @@ class Tuning:
         self.rates |= choose_learning_rates(self.profile, list(known), self.hash, TRAINED_WITH, cells_of, seeds)
 
     def measured(
-        self, training: TrainingCell, datasets: Sequence[str], table: str, prompts: Sequence[str] = PROMPTS
+        self, training: TrainingCell, datasets: Sequence[str], table: str, prompts: Sequence[str] = ()
     ) -> list[EvaluationCell]:
-        """The test part of each set."""
+        """The test part of each set, by each of `prompts`; none: the profile's."""
         most = self.profile.evaluation.max_images
         return [
             training.evaluation(name, prompt=prompt, max_images=most, tables=(self._shown(table, name),))
             for name in datasets
-            for prompt in prompts
+            for prompt in prompts or self.profile.evaluation.prompts
         ]
 
     def validated(self, arm: Arm, rate: float, table: str) -> list[EvaluationCell]:
@@ -184,7 +184,7 @@ class Tuning:
         return [replace(cell, split="val") for cell in cells]
 
     def zero_shot(
-        self, datasets: Sequence[str], seed: int, table: str, prompts: Sequence[str] = PROMPTS
+        self, datasets: Sequence[str], seed: int, table: str, prompts: Sequence[str] = ()
     ) -> list[EvaluationCell]:
         """The same of the backbone as it is."""
         shared = {"max_images": self.profile.evaluation.max_images, "target": INSTANCES}
@@ -193,7 +193,7 @@ class Tuning:
                 self.profile, name, seed, self.hash, prompt=prompt, tables=(self._shown(table, name),), **shared
             )
             for name in datasets
-            for prompt in prompts
+            for prompt in prompts or self.profile.evaluation.prompts
         ]
 
     def fooled(self, seed: int) -> list[EvaluationCell]:
@@ -215,10 +215,10 @@ class Tuning:
         return f"{table}:{SEEN}" if table == MAIN and dataset in self.sets else table
 
 
-def tuning(profile: Profile) -> tuple[Tuning, str]:
-    """The profile's tuning, and why nothing can be generated here, or ""."""
+def tuning(profile: Profile, datasets: Sequence[str]) -> tuple[Tuning, str]:
+    """The profile's tuning, and why nothing can be generated here, or "". `datasets`: to be measured on."""
     plan = Tuning(profile)
-    for name in plan.sets:
+    for name in dict.fromkeys([*plan.sets, *datasets]):
         open_dataset(name)  # one that is not here is said now, not after hours
     try:
         from samtune.study.generated import adversarial_cells  # not above: it brings diffusers, seconds
@@ -232,11 +232,11 @@ def tuning(profile: Profile) -> tuple[Tuning, str]:
 
 def run_main(profile: Profile, datasets: Sequence[str], seeds: Sequence[int]) -> list[Record]:
     """Table `asam_main`: SAM, ASAM and its rivals at equal steps. Where nothing can be generated, those without it."""
-    plan, lacking = tuning(profile)
+    plan, lacking = tuning(profile, datasets)
     if lacking:
         print(f"not run: {', '.join(ON_GENERATED)}: {lacking}")
     plan.choose_rates(plan.arms(), profile.seeds)
-    cells: list[Cell] = []
+    cells: list[Cell] = [] if lacking else plan.fooled(seeds[0])
     for seed in seeds:
         cells += plan.zero_shot(datasets, seed, MAIN)
         for arm in plan.arms():
@@ -254,7 +254,7 @@ def run_ablations(
     the remedies on validation, beside SAM, ASAM and clean tuning.
     """
     groups = list(groups) or group_names()
-    plan, lacking = tuning(profile)
+    plan, lacking = tuning(profile, datasets)
     if lacking:
         left = [group for group in groups if group in (*PICTURES, REMEDIES)]
         print(f"not run: {', '.join(['asam', *left])}: {lacking}")
