@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from samtune.common.errors import InputError
 from samtune.common.paths import asset
 from samtune.diffusion.pipeline import NANO, load_diffusion
 from samtune.methods import build_method
@@ -68,6 +69,29 @@ def test_the_card_says_how_far_every_stage_came(tmp_path: Path) -> None:
     assert "60 of 80" in text and "psnr here 24.50 dB" in text and "| samples | 0.500 |" in text
     figure = diffusion_card.learning_curve(logs, window=10)
     assert [axis.get_title(loc="left") for axis in figure.axes[: len(STAGES)]] == list(STAGES)
+
+
+def test_a_stage_that_was_not_trained_anew_keeps_its_log(
+    pictures: Pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped, work = tmp_path / "shipped", tmp_path / "work"
+    shipped.mkdir()
+    (shipped / "model_index.json").write_text("{}")
+    (work / "pipeline").mkdir(parents=True)
+    log = LOG | {"validation": [{"step": 60, "psnr here": 24.5, "noise error": 0.25}]}
+    (work / "controlnet.json").write_text(json.dumps(log | {"step": 77}))
+    monkeypatch.setattr(diffusion_card, "asset", lambda name: shipped)
+    monkeypatch.setattr(diffusion_card, "load_diffusion", lambda name: None)
+    monkeypatch.setattr(diffusion_card, "load_sam", lambda name: small_sam())
+    scores = {"samples": 0.5, "samples without ControlNet": 0.45}
+    monkeypatch.setattr(diffusion_card, "box_ious", lambda model, victim, pictures: scores)
+    with pytest.raises(InputError, match=r"autoencoder\.json, and none of an earlier one: train stage autoencoder"):
+        diffusion_card.ship_diffusion(work, pictures)
+    assert (shipped / "model_index.json").is_file()  # nothing is lost
+    (shipped / diffusion_card.LOGS).write_text(json.dumps(dict.fromkeys(STAGES, log)))
+    diffusion_card.ship_diffusion(work, pictures)
+    steps = {stage: one["step"] for stage, one in json.loads((shipped / diffusion_card.LOGS).read_text()).items()}
+    assert steps == dict.fromkeys(STAGES, 60) | {"controlnet": 77}
 
 
 def test_the_shipped_card_and_its_logs_belong_together() -> None:

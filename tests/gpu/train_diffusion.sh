@@ -7,7 +7,8 @@
 # tests/gpu/bring_back.py OUT). The file of training pictures is made first where the data sets are:
 #   python -m samtune.nano.diffusion --stage autoencoder --steps 0 --out checkpoints/nano_diffusion
 # Stage pictures needs the data sets themselves (SAMTUNE_DATA). The pipeline becomes the checkout's own, which the profile calls
-# nano, where it has none: the cells are then those of the profile once these weights are shipped.
+# nano, where it has none or SHIP=1: the cells are then those of the profile once these weights are shipped. To train the
+# ControlNet alone, put the shipped pipeline into WORK/pipeline and name the stages controlnet and pictures.
 # Settings, from the environment: DEVICE (cuda)  PYTHON (python3)  WORK (checkpoints/nano_diffusion)  PICTURES (WORK/pictures.npz)
 #   STEPS and BATCHES, of the four stages  EVERY, steps between checkpoints (500)  PROFILE of the pictures (cpu)
 #   AT_ONCE, pictures in a batch (25)
@@ -34,6 +35,7 @@ trap 'kill $copier 2>/dev/null; copy' EXIT
 
 generate() {
     local nano=lib/samtune/assets/nano_diffusion
+    [ -z "${SHIP:-}" ] || [ ! -d "$work/pipeline/controlnet" ] || rm -rf $nano
     [ -e $nano ] || [ ! -d "$work/pipeline/controlnet" ] || cp -r "$work/pipeline" $nano
     $python tests/gpu/queue_profile.py "${PROFILE:-cpu}" "$device" > "$work/pictures.yaml" &&
         $python tests/gpu/generate_pictures.py "$work/pictures.yaml" "${AT_ONCE:-25}"

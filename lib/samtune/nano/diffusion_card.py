@@ -17,6 +17,7 @@ import typer
 from torch import Tensor
 from torch.nn import functional as F
 
+from samtune.common.errors import InputError
 from samtune.common.paths import asset
 from samtune.diffusion.attack import Victim
 from samtune.diffusion.generation import victim_iou
@@ -40,10 +41,17 @@ CURVE, LOGS = "learning_curve.png", "training.json"
 def ship_diffusion(folder: Path, pictures: Pictures) -> Path:
     """Replace the package's pipeline by that in `folder`; write its card, the trainings' logs and their curve.
 
-    Returns the card's path.
+    The log of a stage that was not trained anew is the package's. Returns the card's path. Raises `InputError` where
+    neither has it.
     """
-    logs = {stage: json.loads((folder / f"{stage}.json").read_text()) for stage in STAGES}
     target = asset(NANO)
+    known = json.loads((target / LOGS).read_text()) if (target / LOGS).is_file() else {}
+    logs = {}
+    for stage in STAGES:
+        new = folder / f"{stage}.json"
+        if not new.is_file() and stage not in known:
+            raise InputError(f"no log of the training at {new}, and none of an earlier one: train stage {stage} first")
+        logs[stage] = json.loads(new.read_text()) if new.is_file() else known[stage]
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(folder / "pipeline", target)
     victim = build_method("zero_shot", load_sam("nano")).eval()
