@@ -31,6 +31,7 @@ from samtune.study.estimate import disk_bytes, estimate_seconds
 from samtune.study.execute import executor
 from samtune.study.generated import (
     AUTHORS,
+    HELD_OUT,
     LONGER,
     MORE,
     TABLE,
@@ -301,6 +302,9 @@ def test_the_profiles_cells_fill_the_table_of_inversions(model: str, folder: Pat
     ]
     assert psnr["direct", "final"] == pytest.approx(psnr["direct", "autoencoder"], abs=0.05)  # exact by construction
     assert psnr["without diffusion", "final"] == pytest.approx(psnr["direct", "autoencoder"], abs=1e-6)
+    held_out = table[table["variant"].str.endswith(HELD_OUT)]
+    assert set(held_out["variant"]) == {f"{name}, {HELD_OUT}" for name in ("DDIM", AUTHORS, "direct")}
+    assert set(held_out["split"]) == {"val"} and set(table[~table.index.isin(held_out.index)]["split"]) == {"train"}
     random = table[table["method"] == "random"]
     assert set(random["metric"]) >= {"iou", "iou_drop", "evaluations"}
     cost = costs(table)

@@ -32,6 +32,7 @@ INVERSIONS: dict[str, dict[str, object]] = {
     "fixed-point, negative-prompt": {"recipe": "negative_prompt", "rounds": 3},
     "without diffusion": {"recipe": AUTOENCODER},  # the attack is then DAT's
 }
+HELD_OUT = "held out"  # pictures on which neither the nano diffusion model nor the nano SAM was trained
 LEAN = "lean"  # no guidance, two fifths of the denoising steps
 LEAN_SHARE = 0.4
 # Updates of twice the size within the same eps, then 30% more of them too: to compare costs at equal IoU drop.
@@ -118,7 +119,9 @@ def adversarial_cells(profile: Profile) -> dict[str, GenerationCell]:
 
 
 def inversion_cells(profile: Profile) -> list[GenerationCell]:
-    """Table `asam_inversion`: by inversion, the reconstruction and the attack from it; random noise too."""
+    """Table `asam_inversion`: by inversion, the reconstruction and the attack from it; random noise too. Three
+    inversions also of validation pictures.
+    """
     made, few = GenerationPlan(profile), profile.generation.ablation_pictures
     steps = profile.generation.compared_steps or profile.generation.steps
     lean = {"recipe": "negative_prompt", "steps": max(1, round(LEAN_SHARE * steps))}
@@ -127,6 +130,8 @@ def inversion_cells(profile: Profile) -> list[GenerationCell]:
         tables = (f"{TABLE}:{name}",)
         inversion = made.inversion(few, tables, **{"steps": steps} | options)
         cells += [inversion, made.attack(inversion, tables)]
+        if name in ("DDIM", AUTHORS, "direct"):
+            cells.append(replace(inversion, split="val", tables=(f"{TABLE}:{name}, {HELD_OUT}",)))
         if name == AUTHORS:
             cells.append(made.attack(inversion, tables, method="random"))
         if name == LEAN:
