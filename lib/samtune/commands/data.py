@@ -1,5 +1,8 @@
 """`samtune data`: data sets, what is known, what is here, fetch, check."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(
@@ -59,3 +62,23 @@ def data_check(name: str) -> None:
     typer.echo(report.text())
     if not report.ok:
         raise typer.Exit(1)
+
+
+@app.command("export")
+def data_export(
+    name: str,
+    folder: Path,
+    split: Annotated[str, typer.Option(help="train, val or test alone; else all.")] = "",
+) -> None:
+    """Write a data set as folders of pictures and masks.
+
+    samtune tune and other programs read such, also of generated pictures (generated:KEY).
+    """
+    from samtune.common.errors import counted, unknown
+    from samtune.data.export import export
+    from samtune.data.splits import SPLITS
+
+    if split and split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    count = export(name, folder, (split,) if split else SPLITS)
+    typer.echo(f"{counted(count, 'picture')}: {folder / 'images'}, with masks in {folder / 'masks'}")
