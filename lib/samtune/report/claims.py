@@ -59,13 +59,13 @@ def claims_markdown(table: pd.DataFrame, ids: Sequence[str]) -> str:
     claims = {claim.id: claim for claim in CLAIMS}
     chosen = [row for row in table.to_dict("records") if row["id"].startswith(tuple(ids))]
     reported = {row["id"]: paper_effect(claims[row["id"]], papers) for row in chosen}
-    columns = ["claim", "data", "pictures, seeds", "effect [95% interval]"]
-    columns += ["allowed"] if any(row["margin"] for row in chosen) else []
-    columns += [IN_PAPER] if any(effect is not None for effect in reported.values()) else []
-    columns += ["verdict"]
     lines: list[str] = []
     for kind, (words, _) in KINDS.items():
         rows = [row for row in chosen if claims[row["id"]].kind == kind]
+        columns = ["claim", "data", "pictures, seeds", "effect [95% interval]"]
+        columns += ["allowed"] if any(row["margin"] for row in rows) else []
+        columns += [IN_PAPER] if any(reported[row["id"]] is not None for row in rows) else []
+        columns += ["verdict"]
         said = [f"- {id}: {claims[id].statement}" for id in dict.fromkeys(row["id"] for row in rows)]
         head = ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         lines += ["", f"**{words}**", "", *said, *head] if rows else []
