@@ -236,7 +236,8 @@ def test_remedies_have_clean_and_adversarial_pictures_or_boxes_alone(
     for method in ("asam", "clean_tuning"):
         boxes = plan.training(arms[asam.BOXES, method], 0, 1e-3)
         usual = plan.training(asam.Arm(method), 0, 1e-3)
-        assert boxes.prompt == "box" and replace(boxes, prompt=usual.prompt) == usual
+        assert boxes.prompt == "box" and replace(boxes, prompt=usual.prompt, hyper=usual.hyper) == usual
+        assert set(usual.hyper) - set(boxes.hyper) == {("prompt_for_each", "image")}  # with one kind nothing is drawn
     plan.rates = {("", "asam", ()): 0.02, (asam.BOXES, "asam", ()): 0.5}
     rates = {arm.variant: dict(plan.training(arm, 0).hyper)["learning_rate"] for arm in arms.values()
              if arm.method == "asam"}  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.asyncio import tqdm_asyncio
 
-from samtune import training
+from samtune import losses, training
 from samtune.common.errors import InputError
 from samtune.data.augmentation import augment
 from samtune.data.sample import CroppedMasks, cropped
@@ -319,6 +319,23 @@ def test_one_batch_has_one_kind_of_prompt_and_kinds_take_turns() -> None:
         assert len(found) == 1
         kinds += found
     assert set(kinds) == {"box", "point", "none"}
+
+
+def test_each_image_can_have_a_kind_of_prompt_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ("box", "point3", "mask")
+    config = replace(CONFIG, images=6, batch_size=6, prompts=kinds, prompt_for_each="image", learning_rate=0.0)
+    method = method_of()
+    batch = [TrainingSamples([(DISCS, "train")], 64, config, mask_size=method.mask_size)[place] for place in range(6)]
+    assert {sample["kind"] for sample in batch} == set(kinds)
+
+    def loss(prediction: dict[str, Tensor], masks: Tensor, generator: object = None) -> Tensor:  # draws no points
+        return losses.dice_loss(prediction["final"], losses.at_size(masks, prediction["final"])).mean()
+
+    monkeypatch.setattr(method, "loss", loss)
+    alone = [loss(method(sample["image"][None], sample["prompts"]), sample["masks"]) for sample in batch]
+    counts = torch.tensor([len(sample["masks"]) for sample in batch])
+    expected = (torch.stack(alone) * counts).sum() / counts.sum()
+    assert run(method, config).curve[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_prompts_lie_on_the_augmented_masks() -> None:

@@ -95,8 +95,8 @@ class TrainingSamples(TorchDataset):
         return self.config.steps * self.config.batch_size
 
     def __getitem__(self, place: int) -> dict[str, Any] | InputError:
-        """{"id", "copy", "image" `(3, S, S)`, "masks" float `(N, 1, S, S)`, "prompts" in model pixels}; N may be 0.
-
+        """{"id", "copy", "image" `(3, S, S)`, "masks" float `(N, 1, S, S)`, "kind" of its prompts, and "prompts"
+        in model pixels}; N may be 0.
         The `InputError` of a bad file is given back: raised in a worker, it would come as that one's whole traceback.
         """
         try:
@@ -125,13 +125,13 @@ class TrainingSamples(TorchDataset):
         rng = np.random.default_rng([self.config.seed, place])
         picked = np.array(seen, dtype=int)[rng.permutation(len(seen))[: self.config.objects]]
         masks = self.preprocess.masks(masks[picked], self.preprocess.size)
-        step = place // self.config.batch_size
-        kind = self.config.prompts[
-            np.random.default_rng([self.config.seed, 1, step]).integers(len(self.config.prompts))
-        ]
+        drawn = place if self.config.prompt_for_each == "image" else place // self.config.batch_size
+        kinds = self.config.prompts
+        kind = kinds[np.random.default_rng([self.config.seed, 1, drawn]).integers(len(kinds))]
         size = (self.mask_size, self.mask_size)
         prompts = make_prompts(kind, (masks[:, 0] > 0.5).numpy(), f"{key}/{place}", self.config.seed, size)
-        return {"id": key, "copy": copy, "image": self.preprocess.image(image), "masks": masks, "prompts": prompts}
+        shown = self.preprocess.image(image)
+        return {"id": key, "copy": copy, "image": shown, "masks": masks, "kind": kind, "prompts": prompts}
 
 
 def _share(dataset: Dataset, split: str, share: float) -> list[tuple[Dataset, str]]:
@@ -265,21 +265,24 @@ def _step(
     Gives the loss and, for each output, the mean IoU with this batch's masks at low resolution, before the step.
     """
     device = accelerator.device
-    prompts = Prompts.concatenate([sample["prompts"].at_image(index) for index, sample in enumerate(batch)]).to(device)
+    batch = sorted(batch, key=lambda sample: sample["kind"])  # prompts of one kind are decoded together
+    by_kind: dict[str, list[Prompts]] = {}
+    for index, sample in enumerate(batch):
+        by_kind.setdefault(sample["kind"], []).append(sample["prompts"].at_image(index))
     masks = torch.cat([sample["masks"].to(device, non_blocking=True) for sample in batch])
     generator = torch.Generator(device).manual_seed(config.seed * 10**9 + step)
-    work = f"training at batch_size {config.batch_size}, {plain.image_size} px, {len(prompts)} prompts"
+    work = f"training at batch_size {config.batch_size}, {plain.image_size} px, {len(masks)} prompts"
     smaller = f"batch_size {config.batch_size // 2} and accumulate {config.accumulate * 2}"
     smaller = smaller if config.batch_size > 1 else "a smaller backbone"
     saves = plain.needs_sam and not plain.frozen_encoder and hasattr(plain.sam.image_encoder, "blocks")
     smaller += ", or save_memory (slower)" if saves and not config.save_memory else ""
     with explains_out_of_memory(work, smaller), accelerator.accumulate(method), accelerator.autocast():
         if cache is None:
-            images = torch.stack([sample["image"].to(device, non_blocking=True) for sample in batch])
-            prediction = method(images, prompts)
+            embedding = plain.encode(torch.stack([sample["image"].to(device, non_blocking=True) for sample in batch]))
         else:
             embedding = cache.encode(plain, [sample["image"] for sample in batch], device)
-            prediction = plain.decode(embedding, prompts)
+        decoded = [plain.decode(embedding, Prompts.concatenate(parts).to(device)) for parts in by_kind.values()]
+        prediction = {output: torch.cat([one[output] for one in decoded]).float() for output in decoded[0]}
         loss = plain.loss(prediction, masks, generator)
         if not torch.isfinite(loss):
             ids = ", ".join(sample["id"] for sample in batch)

@@ -30,7 +30,8 @@ class TrainingConfig:
         weight_decay: of the optimiser.
         schedule: of the learning rate, one of `SCHEDULES`.
         warm_up: share of the steps in which the learning rate first rises (ours: SPT's schedule has none).
-        prompts: kinds of prompts. Each batch draws one of them, all equally likely (ASAM's paper: each image).
+        prompts: kinds of prompts, all equally likely.
+        prompt_for_each: "batch" (SPT) or "image" (ASAM): which draws one of these kinds.
         target: "union" or "instances".
         preprocess: "stretch" or "pad".
         augmentation: see `data.augmentation.augment`.
@@ -46,7 +47,7 @@ class TrainingConfig:
         save_memory: see `sam.build.recompute_blocks`; for methods that train the image encoder.
         checkpoint_every: steps between two checkpoints to resume from.
 
-    Raises `InputError` on an unknown schedule, augmentation or optimiser.
+    Raises `InputError` on an unknown schedule, augmentation, optimiser or `prompt_for_each`.
     """
 
     images: int
@@ -57,6 +58,7 @@ class TrainingConfig:
     schedule: str = "step"
     warm_up: float = 0.02
     prompts: tuple[str, ...] = ("box", "point10")
+    prompt_for_each: str = "batch"
     target: str = "union"
     preprocess: str = "stretch"
     augmentation: str = "flip_jitter"
@@ -76,6 +78,7 @@ class TrainingConfig:
             ("schedule", self.schedule, SCHEDULES),
             ("augmentation", self.augmentation, AUGMENTATIONS),
             ("optimiser", self.optimiser, OPTIMISERS),
+            ("prompt_for_each", self.prompt_for_each, ("batch", "image")),
         ):
             if name not in known:
                 raise unknown(kind, name, known)

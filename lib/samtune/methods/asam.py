@@ -21,8 +21,9 @@ PARTS = {  # by the option's name: what trains, parts of the mask decoder ("": a
 class ASAM(Method):
     """The 4 mask tokens and the IoU token train: 1,280 parameters in ViT-B, L and H, about 0.001% of ViT-B.
 
-    Trained with a box, ten points or a noisy mask as the prompt; the loss is that of SPT and HQ-SAM. It reaches the IoU
-    token only through the tokens' self-attention. The tuned tokens are SAM's own, so that `merged` is an ordinary SAM.
+    Trained with a box, ten points or a noisy mask as the prompt, drawn for each image; the loss is that of SPT and
+    HQ-SAM. It reaches the IoU token only through the tokens' self-attention. The tuned tokens are SAM's own, so that
+    `merged` is an ordinary SAM.
 
     Args:
         sam: changed in place.
@@ -38,7 +39,7 @@ class ASAM(Method):
     prompts = ("box", "point10", "mask")
     epochs = 20
     learning_rate = 2e-3
-    recipe = MappingProxyType({"schedule": "slow_start"})
+    recipe = MappingProxyType({"schedule": "slow_start", "prompt_for_each": "image"})
 
     def __init__(self, sam: Sam, tuned: str = "tokens") -> None:
         super().__init__(sam)
@@ -62,7 +63,7 @@ class ClassicalAugmentation(ASAM):
     name = "classical_augmentation"
     title = "classical augmentation"
     colour = "#7b9e00"
-    recipe = MappingProxyType({"schedule": "slow_start", "augmentation": "strong"})
+    recipe = MappingProxyType({**ASAM.recipe, "augmentation": "strong"})
 
 
 class PGD(ASAM):

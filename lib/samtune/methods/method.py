@@ -27,7 +27,7 @@ class Method(nn.Module):
         needs_sam: False: it is built without a SAM.
         takes_prompts: False: it ignores the prompts that a caller gives.
         frozen_encoder: nothing in `encode` is trained. Only then may embeddings be cached.
-        prompts: kinds of prompts in training; each batch draws one of them, all equally likely.
+        prompts: kinds of prompts in training, all equally likely.
         epochs: over the training images, in its paper.
         learning_rate: where the search over the grid begins; the rate itself where there is no search.
         least_batch: images that a batch of a study's training has at least.

@@ -140,6 +140,8 @@ class Tuning:
         """The tuning of an arm: its own pictures, or the general ones that all others are made of."""
         made = arm.made or self.generated.get(arm.method)
         hyper = dict(METHODS[arm.method].recipe) | dict(arm.changes)
+        if len(arm.prompts) == 1:
+            del hyper["prompt_for_each"]  # there is nothing to draw
         steps = self.profile.generation.attack_steps
         if arm.method == "pgd" and steps != Profile.model_fields["generation"].default.attack_steps:
             hyper["steps"] = steps  # as many as ASAM's attack has

@@ -146,7 +146,7 @@ class Profile(_Strict):
         workers: processes that load the pictures of a training, and threads that compute metrics while a card predicts.
         save_memory: trainings of the image encoder take less memory, more time; the same results.
         learning_rates: the grid, searched on validation for all methods; empty: no search.
-        rates: by method, used without a grid in place of the method's own.
+        rates: by method, in place of the method's own: where the search over the grid begins, or the rate itself.
         evaluation: what is measured.
         pretraining: of the nano SAM.
         generation: of ASAM's images.
