@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from samtune.common.errors import InputError
 from samtune.data.generated import chosen_pictures
 from samtune.data.registry import open_dataset
 from samtune.diffusion.attack import AttackConfig
@@ -15,6 +17,7 @@ from samtune.report.claim_list import CLAIMS
 from samtune.report.claims import build_claims
 from samtune.report.tables import build_tables
 from samtune.study import asam, execute
+from samtune.study import plan as study_plan
 from samtune.study.asam import ABLATION, FORGETTING, MAIN, SEEN, run_ablations, run_main
 from samtune.study.cells import Cell, EvaluationCell, GenerationCell, plain_cell
 from samtune.study.execute import cell_method, executor
@@ -194,6 +197,27 @@ def test_an_inversion_without_guidance_has_no_rows_of_guidance(asam_profile: Pro
     arms = asam.picture_arms(asam_profile.model_copy(update={"generation": asked}), ["guidance", "eps"])
     assert [arm.variant for arm in arms] == [asam.FEW, *asam.PICTURES["eps"]]
     assert "not run: guidance: " in capsys.readouterr().out
+
+
+def test_a_search_that_must_train_starts_on_sets_with_validation_pictures_alone(
+    asam_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAMTUNE_RESULTS", str(tmp_path))
+    searched = asam_profile.model_copy(update={"learning_rates": (1e-4, 1e-3)})
+    trained: list[Cell] = []
+
+    def spy(cells: Sequence[Cell], *rest: object) -> None:
+        trained.extend(cells)
+        raise InterruptedError
+
+    monkeypatch.setattr(study_plan, "run_cells", spy)
+    with pytest.raises(InterruptedError):
+        asam.tuning(searched, [])[0].choose_rates([asam.Arm("asam"), asam.Arm("clean_tuning")])
+    assert {cell.method for cell in trained} == {"asam", "clean_tuning"}
+    without = SimpleNamespace(ids=lambda split: [] if split == "val" else ["one"])
+    monkeypatch.setattr(study_plan, "open_dataset", lambda name: without)
+    with pytest.raises(InputError, match="has no val pictures"):
+        asam.tuning(searched, [])[0].choose_rates([asam.Arm("clean_tuning")])
 
 
 def test_rates_that_the_main_table_has_are_chosen_with_all_seeds(asam_profile: Profile, monkeypatch) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from samtune.common.errors import InputError, counted, unknown
 from samtune.common.paths import data_root, results_root
+from samtune.data.generated import PREFIX
 from samtune.data.registry import open_dataset
 from samtune.methods import METHODS, Method
 from samtune.sam.build import new_sam
@@ -112,9 +113,9 @@ def _best_rates(
 
     while wanted := [tried for place in chosen for tried in untried(place)]:
         cells = [cells_of(*tried) for tried in wanted]
-        for (place, _), one in zip(wanted, cells, strict=True):
+        for one in cells:
             if not is_only_planned() and missing_cells(one, results_root(profile.name)):
-                _check_parts(place[0])
+                _check_parts(one)
         with suppress(FloatingPointError):  # the rate is too large; the other rates are run nevertheless
             run_cells([cell for one in cells for cell in one], profile.name, executor(profile))
         for tried, one in zip(wanted, cells, strict=True):
@@ -133,10 +134,11 @@ def _best_rates(
     return chosen
 
 
-def _check_parts(datasets: str) -> None:
-    """Raises `InputError` where a set "a+b" has nothing to train on, or nothing to choose a learning rate by."""
-    for name in datasets.split("+"):
-        for split in ("train", "val"):
+def _check_parts(cells: Sequence[EvaluationCell]) -> None:
+    """Raises `InputError` where a set has nothing to train on, or nothing to choose a learning rate by."""
+    trained_on = {name for cell in cells for name in cell.training.train_datasets if not name.startswith(PREFIX)}
+    for split, names in (("train", trained_on), ("val", {cell.dataset for cell in cells})):
+        for name in sorted(names):
             if not open_dataset(name).ids(split):
                 raise InputError(f"{name} has no {split} pictures: it can be measured, but nothing can be tuned on it")
 
