@@ -22,7 +22,7 @@ from samtune.data.pixels import read_image
 from samtune.data.registry import describe, open_dataset
 from samtune.diffusion.attack import AttackConfig
 from samtune.diffusion.conditions import caption
-from samtune.diffusion.generation import sampled, scene
+from samtune.diffusion.generation import BEFORE, sampled, scene
 from samtune.diffusion.pipeline import load_diffusion
 from samtune.report.tables import build_tables
 from samtune.sam.checkpoints import sha256
@@ -178,7 +178,7 @@ def test_a_killed_generation_goes_on_at_the_same_picture(model: str, folder: Pat
     for cell in cells(model):
         ours, theirs = (files_folder(place, cell) for place in (folder, tmp_path / "whole"))
         names = sorted(path.name for path in theirs.glob("*") if path.suffix in (".png", ".safetensors"))
-        assert len(names) == 8
+        assert len(names) == (12 if cell.method == "attack" else 8)  # and what the attack starts from
         for name in names:
             assert (ours / name).read_bytes() == (theirs / name).read_bytes()
         assert [one["id"] for one in read_facts(ours)] == [one["id"] for one in read_facts(theirs)]
@@ -249,9 +249,9 @@ def test_a_training_on_generated_pictures_needs_them(model: str, folder: Path) -
 def test_the_change_that_an_attack_made_is_added_to_the_originals(model: str, folder: Path) -> None:
     inversion, attack = cells(model, pictures=2)
     quiet_run([attack], folder)
-    for cell, grey in ((inversion, 100), (attack, 110)):  # a change of 10 everywhere
-        for path in files_folder(folder, cell).glob("*.png"):
-            Image.fromarray(np.full((32, 32, 3), grey, np.uint8)).save(path)
+    for path in files_folder(folder, attack).glob("*.png"):  # a change of 10 everywhere
+        grey = 100 if path.name.endswith(BEFORE) else 110
+        Image.fromarray(np.full((32, 32, 3), grey, np.uint8)).save(path)
     change = replace(attack, method="change", options={}, inversion=attack)
     (record,) = quiet_run([change], folder)
     opened = open_dataset(change.name)
@@ -272,12 +272,16 @@ def test_an_attack_may_have_a_controlnet_of_its_own(model: str, folder: Path, tm
     other.save_pretrained(tmp_path / "attack_controlnet")
     small = profile(model).model_copy(update={"attack_controlnet": str(tmp_path / "attack_controlnet")})
     usual, asked = adversarial_cells(profile(model)), adversarial_cells(small)
-    assert asked["reconstructed"] == usual["reconstructed"] and asked["asam"].inversion == asked["reconstructed"]
-    assert {asked[name].controlnet for name in ("asam", "generated")} == {small.attack_controlnet}
-    assert asked["asam"].diffusion_hash != usual["asam"].diffusion_hash == asked["reconstructed"].diffusion_hash
-    records = [quiet_run([one["asam"]], folder, model)[0] for one in (usual, asked)]
-    before = [record.objects.query("output == 'before'")["psnr"].to_numpy() for record in records]
-    assert not np.allclose(*before)  # the attack's own reconstruction, by its own ControlNet
+    assert asked["asam"].inversion == usual["asam"].inversion and asked["dat"] == usual["dat"]
+    assert {asked[name].controlnet for name in ("asam", "reconstructed", "generated")} == {small.attack_controlnet}
+    assert asked["asam"].diffusion_hash != usual["asam"].diffusion_hash == asked["asam"].inversion.diffusion_hash
+    records = quiet_run([asked["asam"].inversion, usual["reconstructed"], asked["reconstructed"]], folder, model)
+    inverted, same, other = (record.objects.query("output == 'final'")["psnr"].to_numpy() for record in records)
+    assert np.allclose(inverted, same) and not np.allclose(inverted, other)  # by the attack's own ControlNet
+    pictures = [open_dataset(cell.name) for cell in (asked["asam"].inversion, usual["reconstructed"])]
+    for id in pictures[0].ids("train"):
+        first, again = (opened.load(id).image.astype(int) for opened in pictures)
+        assert np.abs(first - again).max() <= 1
     with pytest.raises(ValueError, match="diffusion_hash is 'x' here and not in the inversion"):
         replace(usual["asam"], diffusion_hash="x")
 
@@ -322,7 +326,7 @@ def test_the_table_of_inversions_may_have_steps_of_its_own(model: str) -> None:
     steps = {dict(cell.options)["steps"] for cell in inversion_cells(small) if cell.method == "inversion"
              and dict(cell.options)["recipe"] != "autoencoder"}  # fmt: skip
     assert steps == {10, 4}  # lean: two fifths
-    assert dict(adversarial_cells(small)["reconstructed"].options)["steps"] == 2
+    assert dict(adversarial_cells(small)["asam"].inversion.options)["steps"] == 2
 
 
 def test_captions_are_those_of_the_profile_and_other_words_are_other_pictures(model: str, tmp_path: Path) -> None:
@@ -330,15 +334,15 @@ def test_captions_are_those_of_the_profile_and_other_words_are_other_pictures(mo
     other = usual.model_copy(update={"generation": usual.generation.model_copy(update={"captions": str(file)})})
     with pytest.raises(InputError, match=f"no file of captions at {file}"):
         adversarial_cells(other)
-    keys = {adversarial_cells(usual)["reconstructed"].key()}
+    keys = {adversarial_cells(usual)["asam"].inversion.key()}
     for words in ("id,caption\na,a street", "id,caption\na,a road"):
         file.write_text(words)
         before, after = (adversarial_cells(one) for one in (usual, other))
-        for name in ("reconstructed", "generated"):
-            changed = {"captions": str(file), "captions_hash": sha256(file)[:12]}
-            assert dict(after[name].options) == dict(before[name].options) | changed
-        assert after["asam"].inversion.key() == after["reconstructed"].key()
-        keys.add(after["reconstructed"].key())
+        changed = {"captions": str(file), "captions_hash": sha256(file)[:12]}
+        for name in ("generated", "asam"):
+            usual_words, other_words = (made[name].inversion or made[name] for made in (before, after))
+            assert dict(other_words.options) == dict(usual_words.options) | changed
+        keys.add(after["asam"].inversion.key())
     assert len(keys) == 3
 
 

@@ -24,12 +24,17 @@ ORDER = ("records", "generated")  # folders, and then the rest
 LARGEST = 4 * 2**20  # a file above that (a checkpoint to resume from, a random ViT-B) stays
 
 
+def picture(path: Path) -> str:
+    """The name of a generated picture's files: `x` of `x.png`, `x.json` and of `x.before.png`."""
+    return path.stem.removesuffix(".before")
+
+
 def in_order(files: Iterable[Path]) -> list[Path]:
     """`files` folder by folder, in `ORDER`: what belongs to a JSON file directly before it, `finished.json` last."""
 
     def rank(path: Path) -> tuple:
         kind = next((place for place, name in enumerate(ORDER) if name in path.parts), len(ORDER))
-        return kind, str(path.parent), path.name == FINISHED, path.stem, path.suffix == ".json", path.name
+        return kind, str(path.parent), path.name == FINISHED, picture(path), path.suffix == ".json", path.name
 
     return sorted(files, key=rank)
 
@@ -57,7 +62,7 @@ def pack(out: Path, root: Path) -> int:
     files = new_files(root, (out / "started").stat().st_mtime)
     archives: list[list[Path]] = [[]]
     held = 0
-    for _, group in groupby(files, lambda path: (path.parent, path.stem)):  # a picture and its JSON: never apart
+    for _, group in groupby(files, lambda path: (path.parent, picture(path))):  # a picture and its JSON: never apart
         together = list(group)
         size = sum(path.stat().st_size for path in together)
         if held + size > BYTES:

@@ -5,7 +5,7 @@ Options, by what is made:
         (see `captions.captions_of`). The recipe "autoencoder" goes through the autoencoder alone: an attack that
         starts from it perturbs z_0 itself, without diffusion (as DAT does).
     attack: the fields of `AttackConfig`.
-    change: none.
+    before, change: none.
     random: none; every latent value moves by +eps or -eps at random, once. It is not like the attack, which keeps the
         worst of its images and moves most values less than eps.
     sample: as inversion, without `recipe` and `rounds`.
@@ -43,11 +43,13 @@ from samtune.sam.checkpoints import save_safetensors
 from samtune.sam.preprocess import Preprocess
 
 AUTOENCODER = "autoencoder"
+BEFORE = ".before.png"  # beside an attack's picture: what it started from
 # `captions_hash` is of a file of captions: other captions are another cell.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "inversion": ("recipe", "guidance", "steps", "rounds", "controlnet", "captions", "captions_hash"),
     "attack": tuple(field.name for field in fields(AttackConfig)),
     "random": (),
+    "before": (),
     "change": (),
     "sample": ("guidance", "steps", "controlnet", "captions", "captions_hash"),
 }
@@ -55,11 +57,13 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Made:
-    """One picture: uint8 `(S, S, 3)`, what else is kept of it, and numbers by output ("final", "before" ...)."""
+    """One picture: uint8 `(S, S, 3)`, what else is kept of it, and numbers by output ("final", "before" ...); of an
+    attack also `before`, the picture that it starts from."""
 
     image: np.ndarray
     tensors: Mapping[str, Tensor]
     numbers: Mapping[str, Mapping[str, float]]
+    before: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ def scene(
     """Pictures stretched to the model's square, captions and mask images; `options` of the inversion or sample.
 
     `captions`: those of the inversion that is started from, see `stored_captions`; None: as the options say. They are
-    embedded where the pictures will be `denoised`, which the recipe "autoencoder" never does. Raises `InputError` when
-    the options ask for a ControlNet and the model has none.
+    embedded, and mask images drawn, where the pictures will be `denoised`, which the recipe "autoencoder" never does.
+    Raises `InputError` when the options then ask for a ControlNet and the model has none.
     """
     size = model.image_size
     pictures = [Preprocess(size, "stretch").resized(sample.image) for sample in samples]
@@ -104,7 +108,7 @@ def scene(
     denoised = denoised and options.get("recipe") != AUTOENCODER
     text = model.embed(captions) if denoised else torch.empty(len(samples), 0, 0)
     condition = None
-    if options.get("controlnet", True):
+    if denoised and options.get("controlnet", True):
         if model.controlnet is None:
             raise InputError("the diffusion model has no mask ControlNet: name one, or set controlnet=False")
         condition = _float([model.mask_image(sample.masks[:MOST_OBJECTS], size) for sample in samples]).to(device)
@@ -188,21 +192,34 @@ def attacked(
             | {"iou": low, "iou_drop": high - low}
             | {name: spent[name] + earlier[name] for name in spent},
         }
-        made.append(Made(image, {"latents": found[number]}, numbers))
+        made.append(Made(image, {"latents": found[number]}, numbers, reconstruction))
     return made
 
 
-def changed(victim: Victim, given: Scene, reconstructed: Path, adversarial: Path, prompt: str, seed: int) -> list[Made]:
+def before_attack(given: Scene, adversarial: Path) -> list[Made]:
+    """The pictures from which the attack in the folder `adversarial` started, as it decoded them: nothing is computed.
+
+    They are the inversion's own reconstructions where both have one ControlNet. Raises `InputError` where one is not
+    there.
+    """
+    free = {"evaluations": 0.0, "seconds": 0.0}
+    return [
+        Made(_read(adversarial, sample, BEFORE), {}, {"final": _numbers(adversarial, sample)["before"] | free})
+        for sample in given.samples
+    ]
+
+
+def changed(victim: Victim, given: Scene, adversarial: Path, prompt: str, seed: int) -> list[Made]:
     """What an attack changed in each picture, added to the original at its own size: without the autoencoder's losses.
 
-    `reconstructed`, `adversarial`: the folders of the sets before and after the attack, squares uint8 `(S, S, 3)`.
-    Output "before" is the original; "final" what was made, uint8 `(H, W, 3)` as the original, at the attack's cost.
-    Raises `InputError` where a picture is not there.
+    `adversarial`: the attack's folder, with the pictures before and after it, squares uint8 `(S, S, 3)`. Output
+    "before" is the original; "final" what was made, uint8 `(H, W, 3)` as the original, at the attack's cost. Raises
+    `InputError` where a picture is not there.
     """
     prompts, masks = _prompts(victim, given, prompt, seed)
     images = []
     for sample in given.samples:
-        before, after = (read_image(folder / f"{_name(sample)}.png") for folder in (reconstructed, adversarial))
+        before, after = (_read(adversarial, sample, suffix) for suffix in (BEFORE, ".png"))
         height, width = sample.image.shape[:2]
         change = cv2.resize(after.astype(np.float32) - before, (width, height), interpolation=cv2.INTER_LINEAR)
         images.append((sample.image + change).clip(0, 255).round().astype(np.uint8))
@@ -242,9 +259,11 @@ def write_picture(folder: Path, sample: Sample, caption: str, made: Made) -> Non
     name = _name(sample)
     if made.tensors:
         save_safetensors(dict(made.tensors), folder / f"{name}.safetensors", torch.float32, {"id": sample.id})
-    png = io.BytesIO()
-    Image.fromarray(made.image).save(png, "png")
-    write_atomically(folder / f"{name}.png", png.getvalue())
+    for suffix, image in ((BEFORE, made.before), (".png", made.image)):
+        if image is not None:
+            png = io.BytesIO()
+            Image.fromarray(image).save(png, "png")
+            write_atomically(folder / f"{name}{suffix}", png.getvalue())
     facts = {
         "dataset": sample.dataset, "id": sample.id, "split": sample.split, "group": sample.group, "caption": caption,
         "numbers": {output: dict(values) for output, values in made.numbers.items()},
@@ -296,6 +315,11 @@ def victim_iou(victim: Victim, images: Tensor, prompts: Prompts, masks: Tensor) 
 def _name(sample: Sample) -> str:
     """The name of a picture's files, without suffix."""
     return picture_name(sample.dataset, sample.id)
+
+
+def _read(folder: Path, sample: Sample, suffix: str) -> np.ndarray:
+    """A picture of a generated set, uint8 `(S, S, 3)`. Raises `InputError` where it is not there."""
+    return read_image(folder / f"{_name(sample)}{suffix}")
 
 
 def _numbers(folder: Path, sample: Sample) -> dict[str, dict[str, float]]:

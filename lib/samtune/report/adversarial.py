@@ -52,7 +52,7 @@ def kept_attack(records: Iterable[Record]) -> Record | None:
         if record.kind == "generation" and record.method == "attack":
             cell = cell_of(record)
             through_diffusion = dict(cell.inversion.options)["recipe"] != AUTOENCODER
-            if through_diffusion and not missing_parts(cell.name) + missing_parts(cell.inversion.name):
+            if through_diffusion and not missing_parts(cell.name) + missing_parts(cell.before().name):
                 return record
     return None
 
@@ -81,7 +81,7 @@ def examples_of(record: Record, ids: Sequence[str], mode: str = "stretch") -> li
     in the attack. Raises `InputError` where the pictures are not here.
     """
     cell = cell_of(record)
-    made, start = open_dataset(cell.name), open_dataset(cell.inversion.name)
+    made, start = open_dataset(cell.name), open_dataset(cell.before().name)
     victim, rows = cell_method(cell), []
     for id, source in zip(ids, _sources(ids), strict=True):
         original = without_empty_masks(open_dataset(source).load(id.removeprefix(f"{source}/")))

@@ -91,6 +91,7 @@ GLOSSARY = [
     ("generated pictures, reconstruction tuning", "the same on pictures drawn from noise by the diffusion model; on "
      "pictures inverted and not attacked"),
     ("victim", "the SAM that an attack is made to fool"),
+    ("before", "what an attack starts from: the reconstruction"),
     ("change", "what an attack changed, added to the original picture"),
     ("random", "noise at the attack's bound in place of an attack"),
     ("evaluations", "of the diffusion network, for one picture"),

@@ -206,7 +206,7 @@ class Tuning:
                 self.profile, made.name, seed, self.hash, split=made.split, target=INSTANCES, prompt=attack.prompt,
                 generated=made, tables=(f"{ABLATION}:{variant}",),
             )
-            for variant, made in ((ADVERSARIAL, attack), (RECONSTRUCTED, attack.inversion))
+            for variant, made in ((ADVERSARIAL, attack), (RECONSTRUCTED, self.generated["reconstructed"]))
         ]  # fmt: skip
 
     def run(self, cells: Sequence[Cell]) -> list[Record]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from samtune.common.errors import InputError
@@ -67,18 +67,18 @@ class GenerationCell(Cell):
     """Pictures made by a latent diffusion model from the first `pictures` of real sets, with their masks.
 
     Fields:
-        method: "inversion", "attack", "random" (noise of the attack's size in its place), "change" (what an attack
-            changed, on the originals) or "sample" (from noise).
+        method: "inversion", "attack", "random" (noise of the attack's size in its place), "before" (what an attack
+            starts from), "change" (what it changed, on the originals) or "sample" (from noise).
         dataset, split: what they are made from, several sets joined by "+", each giving as many.
         pictures: of them; which, see `samtune.data.generated.chosen_pictures`.
         diffusion, controlnet: as `load_diffusion` takes them; an attack's ControlNet may not be its inversion's.
-            diffusion_hash: the hash of all their weights.
+            diffusion_hash: the hash of all their weights; of the autoencoder's where nothing else is used.
         backbone, weights_hash: the victim's; "none" where there is none.
         prompt: what the victim is given, one a mask.
         seed: draws noise and prompts.
         options: see `samtune.diffusion.generation`.
-        inversion: of the same pictures and perhaps more; what "attack" and "random" start from. For "change": the
-            attack.
+        inversion: of the same pictures and perhaps more; what "attack" and "random" start from. For "before" and
+            "change": the attack.
     """
 
     kind: ClassVar[str] = "generation"
@@ -118,6 +118,10 @@ class GenerationCell(Cell):
     @property
     def parts(self) -> int:
         return self.pictures
+
+    def before(self) -> "GenerationCell":
+        """Of an attack: the cell of what it starts from, the reconstructions by its own ControlNet."""
+        return replace(self, method="before", options=(), inversion=self, tables=())
 
     def describe(self) -> str:
         return f"{self.method} of {self.pictures} pictures of {self.dataset} by {self.diffusion}, seed {self.seed}"

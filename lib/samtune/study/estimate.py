@@ -131,7 +131,7 @@ def _evaluations(cell: GenerationCell) -> int:
     if cell.method == "inversion":
         calls = INVERSION_CALLS[options.get("recipe", "null_text")]
         return options.get("steps", 50) * (calls + options.get("rounds", 0) * (calls > 0))
-    if cell.method == "change":
+    if cell.method in ("before", "change"):
         return 0
     if cell.method == "sample":
         return 2 * options.get("steps", 50)

@@ -51,6 +51,7 @@ class GenerationPlan:
         controlnet = "" if profile.controlnet == profile.diffusion else profile.controlnet
         self.models = _models(profile.diffusion, controlnet)
         self.attack_models = _models(profile.diffusion, profile.attack_controlnet or controlnet)
+        self.autoencoder = _models(profile.diffusion, "", AUTOENCODER)
         self.victim = {"backbone": profile.backbone, "weights_hash": backbone_hash(profile.backbone)}
         self.dataset = "+".join(profile.generation.sets)
         captions = profile.generation.captions
@@ -64,10 +65,11 @@ class GenerationPlan:
         """The profile's inversion, `options` changed, of so many pictures (0: all)."""
         asked = self.profile.generation
         options = {"recipe": asked.recipe, "steps": asked.steps} | self.captions | options
+        models = self.models
         if options["recipe"] == AUTOENCODER:
-            options = {"recipe": AUTOENCODER}
+            models, options = self.autoencoder, {"recipe": AUTOENCODER}
         return GenerationCell(
-            "inversion", self.dataset, pictures or asked.pictures, **self.models, options=options, tables=tuple(tables)
+            "inversion", self.dataset, pictures or asked.pictures, **models, options=options, tables=tuple(tables)
         )
 
     def attack(
@@ -81,8 +83,9 @@ class GenerationPlan:
         """The profile's attack from stored inversions; "random": noise at its bound."""
         if method == "attack":
             options = {"steps": self.profile.generation.attack_steps} | options
+        models = self.autoencoder if ("recipe", AUTOENCODER) in inversion.options else self.attack_models
         return GenerationCell(
-            method, self.dataset, inversion.pictures, **self.attack_models, **self.victim, prompt=prompt,
+            method, self.dataset, inversion.pictures, **models, **self.victim, prompt=prompt,
             options=options, inversion=inversion, tables=tuple(tables),
         )  # fmt: skip
 
@@ -98,21 +101,24 @@ class GenerationPlan:
 
 
 @cache
-def _models(diffusion: str, controlnet: str) -> dict[str, str]:
-    """The fields of a generation cell that name the diffusion model; `controlnet` "": its own."""
+def _models(diffusion: str, controlnet: str, part: str = "") -> dict[str, str]:
+    """The fields of a generation cell that name the diffusion model; `controlnet` "": its own; `part`: `AUTOENCODER`,
+    where nothing else is used.
+    """
     model = load_diffusion(diffusion, controlnet or None)
-    if model.controlnet is None:
+    if model.controlnet is None and not part:
         raise InputError(f"{diffusion} has no mask ControlNet: name one as the profile's controlnet")
-    return {"diffusion": diffusion, "diffusion_hash": weights_hash(model), "controlnet": controlnet}
+    used = model.vae if part else model
+    return {"diffusion": diffusion, "diffusion_hash": weights_hash(used), "controlnet": controlnet}
 
 
 def adversarial_cells(profile: Profile) -> dict[str, GenerationCell]:
     """What tuning is done on, by name: "asam", "reconstructed", "generated" (from noise), "dat" (without diffusion)."""
     made, tables = GenerationPlan(profile), (f"{TABLE}:{TUNED_ON}",)
-    inversion = made.inversion(tables=tables)
+    attack = made.attack(made.inversion(tables=tables), tables=tables)
     return {
-        "asam": made.attack(inversion, tables=tables),
-        "reconstructed": inversion,
+        "asam": attack,
+        "reconstructed": attack.before(),
         "generated": made.sample(),
         "dat": made.attack(made.inversion(recipe=AUTOENCODER), tables=(f"{TABLE}:DAT, {TUNED_ON}",)),
     }
@@ -122,8 +128,8 @@ def inversion_cells(profile: Profile) -> list[GenerationCell]:
     """Table `asam_inversion`: by inversion, the reconstruction and the attack from it; random noise too. Three
     inversions also of validation pictures.
     """
-    made, few = GenerationPlan(profile), profile.generation.ablation_pictures
-    steps = profile.generation.compared_steps or profile.generation.steps
+    made, asked = GenerationPlan(profile), profile.generation
+    steps, few = asked.compared_steps or asked.steps, asked.compared_pictures or asked.ablation_pictures
     lean = {"recipe": "negative_prompt", "steps": max(1, round(LEAN_SHARE * steps))}
     cells = []
     for name, options in (INVERSIONS | {LEAN: lean}).items():
@@ -136,7 +142,7 @@ def inversion_cells(profile: Profile) -> list[GenerationCell]:
             cells.append(made.attack(inversion, tables, method="random"))
         if name == LEAN:
             longer = {"step_size": 2 * AttackConfig.step_size}
-            more = longer | {"steps": ceil(1.3 * profile.generation.attack_steps)}
+            more = longer | {"steps": ceil(1.3 * asked.attack_steps)}
             cells += [
                 made.attack(inversion, (f"{TABLE}:{variant}",), **options)
                 for variant, options in ((LONGER, longer), (MORE, more))
@@ -148,7 +154,8 @@ def run_generated(profile: Profile) -> list[Record]:
     """The records of `adversarial_cells` and `inversion_cells`; what has none is run. None where nothing can be
     generated here."""
     try:
-        cells = [*adversarial_cells(profile).values(), *inversion_cells(profile)]
+        adversarial = adversarial_cells(profile)
+        cells = [adversarial["asam"].inversion, *adversarial.values(), *inversion_cells(profile)]
     except InputError as error:
         print(f"not run: pictures of a diffusion model: {first_line(error)}")
         return []

@@ -60,7 +60,7 @@ def make_pictures(
         smaller = "a smaller diffusion model" if victim is None else "a smaller backbone as victim"
         smaller = f"generation.batch {batch // 2}" if batch > 1 else smaller
         with explains_out_of_memory(f"{cell.describe()} at generation.batch {batch}, {objects} objects", smaller):
-            first_options, denoised = dict(first_cell.options), cell.method != "change"
+            first_options, denoised = dict(first_cell.options), cell.method not in ("before", "change")
             given = generation.scene(model, samples, first_options, str(model.unet.device), words, denoised)
             made = _make(cell, model, victim, given, results)
         for sample, words, one in zip(samples, given.captions, made, strict=True):
@@ -77,9 +77,10 @@ def _make(
         return generation.inverted(model, given, options)
     if cell.method == "sample":
         return generation.sampled(model, given, options, cell.seed)
+    if cell.method == "before":
+        return generation.before_attack(given, files_folder(results, start))
     if cell.method == "change":
-        before_and_after = files_folder(results, start.inversion), files_folder(results, start)
-        return generation.changed(victim, given, *before_and_after, cell.prompt, cell.seed)
+        return generation.changed(victim, given, files_folder(results, start), cell.prompt, cell.seed)
     stored = [generation.read_inversion(files_folder(results, start), sample) for sample in given.samples]
     return generation.attacked(
         model, victim, given, stored, dict(start.options), cell.method, options, cell.prompt, cell.seed
@@ -100,7 +101,7 @@ def _result(cell: GenerationCell, results: Path, empty: int) -> Result:
     started = _seconds(read_facts(files_folder(results, cell.inversion))) if cell.method in ("attack", "random") else {}
     seconds = sum(spent.values()) - sum(started.get(picture, 0.0) for picture in spent)
     extras = {"dropped": {"images without a mask": empty}, "seconds_with_inversion": sum(spent.values())}
-    seconds = None if cell.method == "change" else seconds
+    seconds = None if cell.method in ("before", "change") else seconds
     return Result(objects=pd.DataFrame(rows), precision="fp32", seconds=seconds, extras=extras)
 
 

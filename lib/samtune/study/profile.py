@@ -106,6 +106,7 @@ class Generation(_Strict):
         captions: "classes" (their names), "blip2", or a file of captions (`diffusion.captions`).
         steps: of denoising.
         compared_steps: of denoising in the table of inversions, beside the authors' recipe; None: `steps`.
+        compared_pictures: the first so many pictures, for that table; None: `ablation_pictures`.
         attack_steps: of the attack.
         batch: images at once.
         accumulate: batches for an optimiser step in the tuning on them; None: the profile's.
@@ -118,6 +119,7 @@ class Generation(_Strict):
     captions: str = "classes"
     steps: Steps = 50
     compared_steps: Steps | None = None
+    compared_pictures: Count | None = None
     attack_steps: Count = 10
     batch: Count = 1
     accumulate: Count | None = None
