@@ -142,6 +142,8 @@ QUESTIONS = (
             Comparison("ASAM minus the same tuning on clean pictures", above(asam_main(), asam_main("clean_tuning")),
                        why={GAIN: "ASAM is above that", NO_GAIN: "ASAM shows no gain over that",
                             LOSS: "ASAM is below that"}),
+            Comparison("ASAM minus SAM as it is, ten clicks in place of boxes",
+                       above(asam_main(prompt="point10"), asam_main("zero_shot", "point10"))),
             Comparison("ASAM minus the same tuning on its pictures before the attack (reconstructions)",
                        above(asam_main(), asam_main("reconstructed")),
                        why={GAIN: "the attack adds to the reconstructions that it starts from",

@@ -25,9 +25,9 @@ def sam_sp_part(method: str = "sam_sp", prompt: str = "none", output: str = "fin
     return Side("sam_sp_ablation", method, prompt, options, output)
 
 
-def asam_main(method: str = "asam") -> Side:
-    """A row of table `asam_main`, box prompts."""
-    return Side("asam_main", method, "box")
+def asam_main(method: str = "asam", prompt: str = "box") -> Side:
+    """A row of table `asam_main`."""
+    return Side("asam_main", method, prompt)
 
 
 def asam_part(method: str = "asam", **options: object) -> Side:
