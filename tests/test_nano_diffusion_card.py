@@ -67,7 +67,7 @@ def test_the_card_says_how_far_every_stage_came(tmp_path: Path) -> None:
     text = diffusion_card.card_text(logs, {"samples": 0.5, "samples without ControlNet": 0.45})
     assert "**Samples do not follow the masks yet**: the ControlNet brings +0.050." in text
     assert "60 of 80" in text and "psnr here 24.50 dB" in text and "| samples | 0.500 |" in text
-    figure = diffusion_card.learning_curve(logs, window=10)
+    figure = diffusion_card.learning_curve(logs)
     assert [axis.get_title(loc="left") for axis in figure.axes[: len(STAGES)]] == list(STAGES)
 
 

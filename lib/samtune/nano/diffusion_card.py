@@ -165,10 +165,11 @@ def _validation(log: Mapping[str, Any]) -> str:
 
 
 @matplotlib.rc_context(STYLE)
-def learning_curve(logs: Mapping[str, Mapping[str, Any]], window: int = 50) -> Picture:
-    """The training loss of each stage (moving mean), and the validation scores."""
+def learning_curve(logs: Mapping[str, Mapping[str, Any]]) -> Picture:
+    """The training loss of each stage (mean of the last twentieth of all steps), and the validation scores."""
     figure, axes = panels("How the nano diffusion pipeline learns", len(logs), 4.2, 3.2)
     for axis, (stage, log) in zip(axes, logs.items(), strict=True):
+        window = max(1, len(log["losses"]) // 20)
         losses = np.convolve(log["losses"], np.ones(window) / window, "valid")
         axis.plot(np.arange(len(losses)) + window, losses, label="training loss")
         psnr = "psnr" in "".join(log["validation"][-1])
