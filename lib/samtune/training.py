@@ -95,8 +95,9 @@ class TrainingSamples(TorchDataset):
         return self.config.steps * self.config.batch_size
 
     def __getitem__(self, place: int) -> dict[str, Any] | InputError:
-        """{"id", "copy", "image" `(3, S, S)`, "masks" float `(N, 1, S, S)`, "kind" of its prompts, and "prompts"
-        in model pixels}; N may be 0.
+        """{"id", "copy", "image" `(3, S, S)`, "masks" float `(N, 1, S, S)`, "kind" of prompt, "prompts" in model
+        pixels}; N may be 0.
+
         The `InputError` of a bad file is given back: raised in a worker, it would come as that one's whole traceback.
         """
         try:
