@@ -1,6 +1,7 @@
 """Inversion on toys whose answer is known: exact, or wrong by 1 / steps, or right by construction."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -32,7 +33,8 @@ class Toy:
 
     def noise(self, latents: Tensor, timestep: Tensor, text: Tensor, condition: Tensor | None = None) -> Tensor:
         self.sizes.append(len(latents))
-        return self.formula(latents, timestep, text)
+        shift = 0 if condition is None else condition.mean((1, 2, 3))[:, None, None, None]
+        return self.formula(latents, timestep, text) + shift
 
 
 def drawn(count: int = 2, seed: int = 0) -> Tensor:
@@ -120,6 +122,17 @@ def test_guidance_is_the_papers_formula() -> None:
     bound, free = (with_text(latents, timestep, text) for text in (plan.text, plan.unconditional[0]))
     expected = model.scheduler.step(free + 7.5 * (bound - free), timestep, latents).prev_sample
     assert (stepped - expected).abs().max() < 1e-5
+
+
+def test_guidance_strengthens_masks_that_the_conditional_branch_alone_sees() -> None:
+    model, latents, condition = Toy(with_text), drawn(), torch.full((2, 3, 8, 8), 0.3)
+    plan = Denoising(texts(value=2.0), condition, texts(value=-1.0).expand(50, -1, -1, -1))
+    timestep = torch.tensor(980)
+    bound, free = (with_text(latents, timestep, text) for text in (plan.text, plan.unconditional[0]))
+    for guided, weight in ((False, 1), (True, 7.5)):
+        stepped = denoising_step(model, latents, replace(plan, guided_masks=guided), 0)
+        expected = model.scheduler.step(free + 7.5 * (bound - free) + weight * 0.3, timestep, latents).prev_sample
+        assert (stepped - expected).abs().max() < 1e-5
 
 
 def test_null_text_follows_the_trajectory_better_than_the_empty_text() -> None:

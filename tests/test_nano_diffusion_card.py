@@ -13,11 +13,13 @@ from samtune.diffusion.pipeline import NANO, load_diffusion
 from samtune.methods import build_method
 from samtune.nano import diffusion_card
 from samtune.nano.diffusion import STAGES
+from samtune.nano.diffusion_card import GUIDED_MASKS, SAMPLES, WITHOUT
 from samtune.nano.diffusion_pictures import Pictures
 from small_sam import small_sam
 from tiny_diffusion import save_tiny_diffusion
 
 LOG = {"step": 60, "steps": 80, "batch_size": 4, "seconds": 90.0, "hardware": "a machine", "losses": [0.5] * 60}
+SCORES = {SAMPLES: 0.5, GUIDED_MASKS: 0.54, WITHOUT: 0.45}
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_box_ious_of_a_victim_that_sees_the_boxes_alone(pictures: Pictures, tmp_
     victim = build_method("zero_shot", small_sam()).eval()
     kept = diffusion_card.some_of_each(pictures, 9)
     found = diffusion_card.box_ious(model, victim, kept, steps=1)
-    assert set(found) == {"pictures", "reconstructions", "samples", "samples without ControlNet"}
+    assert set(found) == {"pictures", "reconstructions", *SCORES}
     assert all(0 <= value <= 1 for value in found.values())
 
     class Seer:
@@ -64,8 +66,11 @@ def test_box_ious_of_a_victim_that_sees_the_boxes_alone(pictures: Pictures, tmp_
 def test_the_card_says_how_far_every_stage_came(tmp_path: Path) -> None:
     logs = {stage: LOG | {"validation": [{"step": 60, "noise error": 0.25}]} for stage in STAGES}
     logs["autoencoder"]["validation"] = [{"step": 60, "psnr here": 24.5}]
-    text = diffusion_card.card_text(logs, {"samples": 0.5, "samples without ControlNet": 0.45})
-    assert "**Samples do not follow the masks yet**: the ControlNet brings +0.050." in text
+    text = diffusion_card.card_text(logs, SCORES)
+    assert "**Samples do not follow the masks yet**: the ControlNet brings +0.090 with its masks guided" in text
+    assert "+0.050 with them in both" in text and "not follow" not in diffusion_card.card_text(
+        logs, SCORES | {GUIDED_MASKS: 0.56}
+    )
     assert "60 of 80" in text and "psnr here 24.50 dB" in text and "| samples | 0.500 |" in text
     figure = diffusion_card.learning_curve(logs)
     assert [axis.get_title(loc="left") for axis in figure.axes[: len(STAGES)]] == list(STAGES)
@@ -83,8 +88,7 @@ def test_a_stage_that_was_not_trained_anew_keeps_its_log(
     monkeypatch.setattr(diffusion_card, "asset", lambda name: shipped)
     monkeypatch.setattr(diffusion_card, "load_diffusion", lambda name: None)
     monkeypatch.setattr(diffusion_card, "load_sam", lambda name: small_sam())
-    scores = {"samples": 0.5, "samples without ControlNet": 0.45}
-    monkeypatch.setattr(diffusion_card, "box_ious", lambda model, victim, pictures: scores)
+    monkeypatch.setattr(diffusion_card, "box_ious", lambda model, victim, pictures: SCORES)
     with pytest.raises(InputError, match=r"autoencoder\.json, and none of an earlier one: train stage autoencoder"):
         diffusion_card.ship_diffusion(work, pictures)
     assert (shipped / "model_index.json").is_file()  # nothing is lost

@@ -125,7 +125,7 @@ def test_ablations_leave_out_what_was_tuned_on_and_use_few_seeds(asam_profile: P
     pretrained = set(few.pretraining.sets)
     assert on[FORGETTING] == pretrained and {cell.split for cell in shown[FORGETTING]} == {"train"}
     assert {cell.method for cell in shown[FORGETTING]} == {"zero_shot", *asam.ON_CLEAN, *asam.ON_GENERATED}
-    fooled = [asam.ADVERSARIAL, asam.RECONSTRUCTED]
+    fooled = list(asam.MADE_FOR)
     for variant in fooled:
         assert {cell.backbone for cell in shown[variant]} == {"nano", "nano_mobile"}
         assert {cell.split for cell in shown[variant]} == {"train"} and len(on[variant]) == 1
@@ -293,7 +293,7 @@ def test_adversarial_pictures_are_made_and_measured(
     made = final.query("method == 'attack' and metric == 'ssim'").set_index("variant")
     assert set(made.index) == {asam.FEW, asam.WITHOUT} and set(made["images"]) == {2}
     iou = final.query("metric == 'iou' and method != 'attack'").set_index("variant")
-    assert set(iou.loc[[asam.ADVERSARIAL, asam.RECONSTRUCTED], "images"]) == {3}
+    assert set(iou.loc[list(asam.MADE_FOR), "images"]) == {3}
     assert set(iou.loc[["SAM", "ASAM", asam.FEW], "dataset"]) == {UNSEEN}
     assert iou.loc["ASAM", "train_dataset"] == "+".join(SETS)
     claims = build_claims(records, "smoke", "nano").set_index("id")

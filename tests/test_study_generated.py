@@ -131,15 +131,16 @@ def test_a_sample_is_its_own_whatever_batch_and_of_its_masks_and_caption(model: 
     dataset = open_dataset("synthetic-natural")
     samples = [dataset.load(id) for id in dataset.ids("train")[:3]]
 
-    def made(some: list, seed: int = 0, captions: list | None = None) -> list[np.ndarray]:
+    def made(some: list, seed: int = 0, captions: list | None = None, **options: object) -> list[np.ndarray]:
         given = scene(diffusion, some, {}, "cpu", captions)
-        return [one.image for one in sampled(diffusion, given, {"steps": 2}, seed)]
+        return [one.image for one in sampled(diffusion, given, {"steps": 2, **options}, seed)]
 
     together = made(samples)
     assert np.abs(together[1].astype(int) - made(samples[1:2])[0]).max() <= 1
     other_masks = replace(samples[1], masks=samples[1].masks[:, ::-1].copy())
     for changed in (
         made([other_masks]), made(samples[1:2], seed=1), made(samples[1:2], captions=["a photograph of hair"]),
+        made(samples[1:2], guided_masks=True),
     ):  # fmt: skip
         assert np.abs(together[1].astype(int) - changed[0]).max() > 1
 

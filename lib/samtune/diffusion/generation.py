@@ -8,7 +8,7 @@ Options, by what is made:
     before, change: none.
     random: none; every latent value moves by +eps or -eps at random, once. It is not like the attack, which keeps the
         worst of its images and moves most values less than eps.
-    sample: as inversion, without `recipe` and `rounds`.
+    sample: as inversion, without `recipe` and `rounds`; `guided_masks` of `Denoising`.
 """
 
 import io
@@ -51,7 +51,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "random": (),
     "before": (),
     "change": (),
-    "sample": ("guidance", "steps", "controlnet", "captions", "captions_hash"),
+    "sample": ("guidance", "steps", "guided_masks", "controlnet", "captions", "captions_hash"),
 }
 
 
@@ -247,7 +247,8 @@ def sampled(model: LatentDiffusion, given: Scene, options: Mapping[str, object],
     latents = _drawn(given.samples, like, seed)
     steps, guidance = int(options.get("steps", STEPS)), float(options.get("guidance", GUIDANCE))
     empty = model.embed([""] * len(given.samples)).expand(steps, -1, -1, -1)
-    plan = Denoising(given.text, given.condition, empty, guidance, steps=steps)
+    guided_masks = bool(options.get("guided_masks", False))
+    plan = Denoising(given.text, given.condition, empty, guidance, steps=steps, guided_masks=guided_masks)
     with torch.no_grad():
         images = _bytes(model.decode(denoise(model, latents, plan)))
     spent = cost.so_far()

@@ -45,6 +45,8 @@ class Denoising:
         guidance: the weight w.
         offsets: `(steps, B, 4, h, w)`, added after each step (direct inversion), or None.
         steps: of denoising.
+        guided_masks: the mask images go to the conditional branch alone, so that guidance strengthens them as it does
+            the captions (ControlNet, Zhang et al. 2023, section 3.4; diffusers' guess mode, without its weights).
     """
 
     text: Tensor
@@ -53,6 +55,7 @@ class Denoising:
     guidance: float = GUIDANCE
     offsets: Tensor | None = None
     steps: int = STEPS
+    guided_masks: bool = False
 
 
 def denoising_step(model: Model, latents: Tensor, plan: Denoising, number: int) -> Tensor:
@@ -68,7 +71,10 @@ def denoising_step(model: Model, latents: Tensor, plan: Denoising, number: int) 
 
 
 def guided_noise(model: Model, latents: Tensor, timestep: Tensor, plan: Denoising, unconditional: Tensor) -> Tensor:
-    """e_w, both branches in one call."""
+    """e_w, both branches in one call unless their networks differ."""
+    if plan.guided_masks:
+        free = model.noise(latents, timestep, unconditional)
+        return free + plan.guidance * (model.noise(latents, timestep, plan.text, plan.condition) - free)
     condition = None if plan.condition is None else plan.condition.repeat(2, 1, 1, 1)
     both = model.noise(latents.repeat(2, 1, 1, 1), timestep, torch.cat([unconditional, plan.text]), condition)
     free, bound = both.chunk(2)

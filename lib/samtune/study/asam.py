@@ -27,7 +27,8 @@ TRAINED_WITH = ",".join(ASAM.prompts)
 ON_CLEAN = ("clean_tuning", "classical_augmentation", "pgd")  # need no generated pictures
 ON_GENERATED = ("dat", "generated", "reconstructed", "asam")
 WITHOUT, FEW, WHOLE_DECODER = "without ControlNet", "few pictures", "whole decoder"
-ADVERSARIAL, RECONSTRUCTED = "adversarial pictures", "reconstructed pictures"  # measured, not tuned on
+ADVERSARIAL, RECONSTRUCTED, FROM_NOISE = "adversarial pictures", "reconstructed pictures", "pictures from noise"
+MADE_FOR = {ADVERSARIAL: "asam", RECONSTRUCTED: "reconstructed", FROM_NOISE: "generated"}  # SAM is measured on them
 # Options of ASAM by group and row; "rivals" are those of PGD. They run without a diffusion model where ASAM cannot: the
 # rows of "tokens" and "pictures" are then those of clean tuning.
 GROUPS: dict[str, dict[str, dict[str, object]]] = {
@@ -75,6 +76,7 @@ ALONG: dict[str, dict[str, object]] = {
     FEW: {"controlnet": True},  # beside `WITHOUT`
     ADVERSARIAL: {"pictures": "adversarial"},
     RECONSTRUCTED: {"pictures": "reconstructed"},
+    FROM_NOISE: {"pictures": "from noise"},
     CHANGE: {"pictures": "originals with the change"},
     MIXED: {"pictures": "clean and adversarial"},
 }
@@ -199,14 +201,15 @@ class Tuning:
         ]
 
     def fooled(self, seed: int) -> list[EvaluationCell]:
-        """The backbone as it is on ASAM's pictures, and on what they were before the attack, prompted as there."""
-        attack = self.generated["asam"]
+        """The backbone as it is on ASAM's pictures, on what they were before the attack, and on those from noise,
+        prompted as in the attack."""
+        attack, made_for = self.generated["asam"], {row: self.generated[method] for row, method in MADE_FOR.items()}
         return [
             zero_shot_cell(
                 self.profile, made.name, seed, self.hash, split=made.split, target=INSTANCES, prompt=attack.prompt,
                 generated=made, tables=(f"{ABLATION}:{variant}",),
             )
-            for variant, made in ((ADVERSARIAL, attack), (RECONSTRUCTED, self.generated["reconstructed"]))
+            for variant, made in made_for.items()
         ]  # fmt: skip
 
     def run(self, cells: Sequence[Cell]) -> list[Record]:

@@ -96,7 +96,7 @@ class GenerationPlan:
     def sample(self) -> GenerationCell:
         """Pictures from noise with the same masks and captions."""
         asked = self.profile.generation
-        options = {"steps": asked.steps} | self.captions
+        options = {"steps": asked.steps} | ({"guided_masks": True} if asked.guided_masks else {}) | self.captions
         return GenerationCell("sample", self.dataset, asked.pictures, **self.attack_models, options=options)
 
 

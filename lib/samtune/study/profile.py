@@ -105,6 +105,7 @@ class Generation(_Strict):
         recipe: of the inversion.
         captions: "classes" (their names), "blip2", or a file of captions (`diffusion.captions`).
         steps: of denoising.
+        guided_masks: in pictures from noise, see `Denoising`; they then follow even a small ControlNet's masks.
         compared_steps: of denoising in the table of inversions, beside the authors' recipe; None: `steps`.
         compared_pictures: the first so many pictures, for that table; None: `ablation_pictures`.
         attack_steps: of the attack.
@@ -118,6 +119,7 @@ class Generation(_Strict):
     recipe: Literal["ddim", "null_text", "negative_prompt", "direct"] = "direct"
     captions: str = "classes"
     steps: Steps = 50
+    guided_masks: bool = False
     compared_steps: Steps | None = None
     compared_pictures: Count | None = None
     attack_steps: Count = 10
