@@ -185,6 +185,8 @@ def test_pictures_made_otherwise_differ_in_what_the_row_says_alone(asam_profile:
         "embedding loss 0.5": ({}, {"embedding": 0.5}),
         "through the last 1 steps": ({}, {"last_steps": 2}),
         "through the last 3 steps": ({}, {"last_steps": 4}),
+        asam.LARGER: ({}, asam.LARGER_UPDATES),
+        f"through all steps, {asam.LARGER}": ({}, {"last_steps": asam.ALL_STEPS, **asam.LARGER_UPDATES}),
         "attacked with ten clicks": ({}, {"prompt": "point10"}),
     }
     for _, changed in asam.PICTURES["eps"].values():

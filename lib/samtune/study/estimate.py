@@ -126,7 +126,8 @@ def _pictures(dataset: str, split: str) -> int:
 
 
 def _evaluations(cell: GenerationCell) -> int:
-    """About how many network evaluations a picture of the cell takes, without the inversion that it starts from."""
+    """About how many network evaluations a picture of the cell takes, without the inversion that it starts from; a
+    backward pass counts as two."""
     options, start = dict(cell.options), dict(cell.inversion.options) if cell.inversion else {}
     if cell.method == "inversion":
         calls = INVERSION_CALLS[options.get("recipe", "null_text")]
@@ -137,7 +138,9 @@ def _evaluations(cell: GenerationCell) -> int:
         return 2 * options.get("steps", 50)
     renderings = options.get("steps", 10) + 1 if cell.method == "attack" else 2
     calls = {"autoencoder": 0, "negative_prompt": 1}.get(start.get("recipe"), 2)  # guided: two
-    return calls * start.get("steps", 50) * renderings
+    steps = start.get("steps", 50)
+    again = 3 * min(options.get("last_steps", 0), steps)  # of each update, forward once more and backward
+    return calls * (steps * renderings + again * (renderings - 1))
 
 
 def disk_bytes(cells: Sequence[Cell]) -> int:
