@@ -45,6 +45,17 @@ def test_pictures_are_shown_evenly_by_what_they_cost_the_victim(small_backbone: 
     assert adversarial.kept_attack([record]) is None  # a record whose pictures are not here
 
 
+def test_pictures_from_noise_are_shown_with_the_outlines_alone(small_backbone: None, profile, tmp_path: Path) -> None:
+    tiny = str(save_tiny_diffusion(tmp_path / "tiny"))
+    sample = GenerationCell("sample", "synthetic-natural", 2, tiny, options={"steps": 1})
+    (record,) = run_cells([sample], "smoke", executor(profile), say=lambda line: None)
+    assert adversarial.kept_samples([record]) is record and adversarial.kept_attack([record]) is None
+    sheet = adversarial.contact_sheet(record, list(record.objects["image"]), "From noise")
+    assert [axis.get_xlabel() for axis in sheet.axes] == ["", ""] and all(axis.collections for axis in sheet.axes)
+    (tmp_path / "results" / "smoke" / "generated" / sample.key() / "finished.json").unlink()
+    assert adversarial.kept_samples([record]) is None
+
+
 def test_gallery_shows_the_change_and_what_it_does_to_the_masks() -> None:
     original = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     masks = np.zeros((2, 40, 60), bool)

@@ -1,4 +1,4 @@
-"""Pictures of ASAM's adversarial pictures, from the record of an attack: a gallery and a contact sheet."""
+"""ASAM's pictures, from the record of an attack or of samples from noise: a gallery and a contact sheet."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -55,6 +55,12 @@ def kept_attack(records: Iterable[Record]) -> Record | None:
             if through_diffusion and not missing_parts(cell.name) + missing_parts(cell.before().name):
                 return record
     return None
+
+
+def kept_samples(records: Iterable[Record]) -> Record | None:
+    """The first pictures from noise that are here; None: there are none."""
+    samples = (record for record in records if record.kind == "generation" and record.method == "sample")
+    return next((record for record in samples if not missing_parts(cell_of(record).name)), None)
 
 
 def recipe(record: Record) -> str:
@@ -117,11 +123,11 @@ def gallery(examples: Sequence[Example], title: str) -> Figure:
 
 @matplotlib.rc_context(STYLE)
 def contact_sheet(record: Record, ids: Sequence[str], title: str, columns: int = 6) -> Figure:
-    """Pictures `ids` of an attack's record with the outlines of the originals' objects; below each the victim's IoU
+    """Pictures `ids` of a record with the outlines of the originals' objects; of an attack, below each the victim's IoU
     on the reconstruction and on the picture, on the grid on which it draws masks."""
     made = open_dataset(cell_of(record).name)
     samples = [made.load(id) for id in ids]
-    overlap = record.objects.set_index(["output", "image"])["iou"]
+    overlap = record.objects.set_index(["output", "image"]).get("iou")
     columns = min(columns, len(ids))
     figure, axes = picture_grid(title, -(-len(ids) // columns), columns, [sample.image for sample in samples])
     for axis in axes.flat[len(ids) :]:
@@ -130,7 +136,9 @@ def contact_sheet(record: Record, ids: Sequence[str], title: str, columns: int =
         show_picture(axis, sample.image)
         for mask, colour in zip(sample.masks, cycle(OTHERS), strict=False):
             axis.contour(mask, levels=[0.5], colors=[colour], linewidths=0.9)
-        axis.set_xlabel(f"{overlap['before', id]:.2f} → {overlap['final', id]:.2f}", fontsize=7, color=SOFT, labelpad=2)
+        if overlap is not None:
+            words = f"{overlap['before', id]:.2f} → {overlap['final', id]:.2f}"
+            axis.set_xlabel(words, fontsize=7, color=SOFT, labelpad=2)
     return figure
 
 
