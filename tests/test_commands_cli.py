@@ -40,7 +40,7 @@ from samtune.study.runner import run_cells
 from small_sam import SIZES, official_twin, small_sam
 
 COMMANDS = ("tune", "predict", "export", "data list", "data info", "data download", "data check", "profiles",
-            "results", "report")  # fmt: skip
+            "results", "attack", "report")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_look_alikes_across_the_held_out_part_and_tokens_without_adversarial_pic
     status, text, error = tune(tmp_path, "--learning-rate", "0.05", "--method", "asam")
     assert status == 0, error
     assert re.search(r"warning: \d pairs? of a picture to tune on and a held-out one look alike, such as", text + error)
-    assert "asam: its tokens are tuned on your pictures as they are, without adversarial ones" in text
+    assert "asam: its tokens are tuned on these pictures as they are (samtune attack makes adversarial ones)" in text
 
 
 def test_files_of_other_programs_in_the_folder_are_left_alone(tuned: Path, tmp_path: Path) -> None:

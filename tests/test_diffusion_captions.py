@@ -1,6 +1,7 @@
 """Captions from a file, from classes, by BLIP-2, and those that an inversion used."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from samtune.data.generated import read_facts
 from samtune.data.registry import open_dataset
 from samtune.data.sample import Sample
 from samtune.diffusion import generation
-from samtune.diffusion.captions import _blip2, captions_of, check_captions, stored_captions
+from samtune.diffusion.captions import _blip2, captions_of, check_captions, read_captions, stored_captions
 from samtune.diffusion.pipeline import LatentDiffusion
 from samtune.study.cells import GenerationCell
 from samtune.study.execute import executor
@@ -77,6 +78,9 @@ def test_the_authors_lines_are_read(tmp_path: Path) -> None:
     path = tmp_path / "captions.json"
     path.write_text('{"img": "000.jpg", "prompt": "a disc"}\n{"img": "001.jpg", "prompt": "another"}\n')
     assert captions_of([disc_sample(1)], str(path)) == ["another"]
+    path.write_text('{"img": "001.jpg", "prompt": "a disc"}\n')  # one picture
+    read_captions.cache_clear()
+    assert captions_of([disc_sample(1)], str(path)) == ["a disc"]
     path = tmp_path / "others.json"
     path.write_text('{"img": "000.jpg"}\n{"img": "001.jpg"}\n')
     with pytest.raises(InputError, match="cannot read captions from .*others.json"):
@@ -172,6 +176,14 @@ def test_captions_are_those_of_the_inversion(
 def test_an_inversion_without_its_captions_says_so(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no caption at .*listed-001.json: remove .* to invert anew"):
         stored_captions(tmp_path, [disc_sample(1)])
+
+
+def test_what_follows_an_attack_does_without_the_inversions_files(model: str, folder: Path) -> None:
+    inversion, (attack, _, change) = cells_of(model, recipe="ddim", steps=1)
+    quiet_run([inversion, attack], folder)
+    shutil.rmtree(files_folder(folder, inversion))  # the largest of all
+    quiet_run([change, attack.before()], folder)
+    assert len(read_facts(files_folder(folder, change))) == len(read_facts(files_folder(folder, attack))) > 0
 
 
 @pytest.mark.parametrize("text", ["name,words\n001,x\n", "id,caption\n003,x\n", ""])

@@ -109,6 +109,14 @@ def test_missing_files_say_what_to_fetch_and_where_to_put_it(
         load_diffusion("nano")
 
 
+def test_a_controlnet_of_another_size_is_refused(model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(model, tmp_path / "sd")
+    monkeypatch.setattr(diffusion_models, "UNET_WIDTHS", (16, 16, 32))
+    new_controlnet(new_unet()).save_pretrained(tmp_path / "wide")
+    with pytest.raises(InputError, match=r"wide does not fit the diffusion model: its block_out_chan"):
+        load_diffusion(str(tmp_path / "sd"), str(tmp_path / "wide"))
+
+
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder", "controlnet"])
 def test_a_damaged_part_is_named_and_never_random(model: LatentDiffusion, tmp_path: Path, part: str) -> None:
     save(model, tmp_path)

@@ -17,9 +17,7 @@ def test_pictures_are_shown_evenly_by_what_they_cost_the_victim(small_backbone: 
     inversion = GenerationCell("inversion", options={"recipe": "direct", "steps": 1}, **shared)
     attack = GenerationCell("attack", inversion=inversion, **shared, backbone="nano", prompt="box",
                             options={"steps": 2, "step_size": 0.2})  # fmt: skip
-    record, started, _ = run_cells(
-        [attack, inversion, attack.before()], "smoke", executor(profile), say=lambda line: None
-    )
+    record, started = run_cells([attack, inversion], "smoke", executor(profile), say=lambda line: None)
     assert adversarial.kept_attack([started, record]) is record
     assert (
         adversarial.recipe(record)
@@ -41,7 +39,7 @@ def test_pictures_are_shown_evenly_by_what_they_cost_the_victim(small_backbone: 
     dat = replace(attack, inversion=latent)  # shows nothing of ASAM
     _, other = run_cells([latent, dat], "smoke", executor(profile), say=lambda line: None)
     assert adversarial.kept_attack([other, record]) is record
-    (tmp_path / "results" / "smoke" / "generated" / attack.before().key() / "finished.json").unlink()
+    (tmp_path / "results" / "smoke" / "generated" / attack.key() / "finished.json").unlink()
     assert adversarial.kept_attack([record]) is None  # a record whose pictures are not here
 
 

@@ -209,6 +209,8 @@ def test_hours_come_from_the_bench_where_nothing_alike_was_run(monkeypatch: pyte
     records += [timing("inversion", "evaluate", 10.0, "nano"), timing("attack", "evaluate", 8.0, "nano")]
     assert estimate_seconds([inversion], records) == pytest.approx(4 * 20 * 5 / 10)
     assert estimate_seconds([attack], records) == pytest.approx(4 * 2 * 20 * 4 / 8)
+    latent = replace(attack, inversion=replace(inversion, options={"recipe": "autoencoder"}))
+    assert estimate_seconds([latent], records) is None  # not timed, and not free
     through_all = replace(attack, options={"steps": 3, "last_steps": 1000})
     assert estimate_seconds([through_all], records) == pytest.approx(4 * 2 * 20 * (4 + 3 * 3) / 8)
 

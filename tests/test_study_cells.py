@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from samtune.common.errors import InputError
-from samtune.study.cells import EvaluationCell, TrainingCell, cell_from_plain, plain_cell
+from samtune.study.cells import EvaluationCell, GenerationCell, TrainingCell, cell_from_plain, plain_cell
 
 TRAINING = TrainingCell("lora", ("magnetic-tile",), "nano", seed=1, images=3000, hyper={"rank": 8, "rate": 1e-3})
 
@@ -34,6 +34,21 @@ def test_keys_are_stable_and_depend_on_everything_but_where_a_cell_is_shown():
               ({"prompt": "point1"}, {"split": "val"}, {"options": {"passes": 2}}, {"max_images": 5})]  # fmt: skip
     others.append(dataclasses.replace(TRAINING, images=10).evaluation("neu-seg"))
     assert len({cell.key() for cell in [evaluation, *others]}) == 6
+
+
+def test_keys_of_generated_pictures_too():
+    made = GenerationCell("inversion", "bsds500+ccp", 200, "nano", "ab", options={"recipe": "direct", "steps": 20})
+    attack = dataclasses.replace(made, method="attack", backbone="nano", weights_hash="cd", prompt="box",
+                                 options={"steps": 10}, inversion=made)  # fmt: skip
+    assert (made.key(), attack.key()) == ("defd32f01bc792cabc8b", "f64c6adfb4771eef98d5")  # as above: once
+    changes = {
+        "method": "sample", "dataset": "ccp", "pictures": 40, "diffusion": "other", "diffusion_hash": "cd",
+        "controlnet": "masks.pth", "split": "val", "backbone": "vit_b", "weights_hash": "ef", "prompt": "point10",
+        "seed": 1, "options": (("steps", 50),), "inversion": attack,
+    }  # fmt: skip
+    assert set(changes) == {one.name for one in dataclasses.fields(made)} - {"tables"}
+    keys = {dataclasses.replace(made, **{name: value}).key() for name, value in changes.items()}
+    assert len(keys | {made.key()}) == len(changes) + 1
 
 
 def test_equal_cells_have_equal_keys_whatever_their_options_were_written_as():

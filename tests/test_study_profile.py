@@ -77,3 +77,18 @@ def test_missing_keys_files_and_names(tmp_path):
         load_profile("other.yaml")
     with pytest.raises(InputError, match="unknown profile 'cpy'; known: cpu"):
         load_profile("cpy")
+
+
+def test_a_file_with_a_base_says_what_differs(tmp_path):
+    path, gpu = tmp_path / "mine.yaml", load_profile("gpu")
+    path.write_text("base: gpu\nname: mine\nseeds: [0]\ngeneration: {sets: [doors]}\nnotebooks: {30_asam: {}}\n")
+    mine = load_profile(str(path))
+    assert (mine.name, mine.seeds, list(mine.notebooks)) == ("mine", (0,), ["30_asam"])
+    assert mine.generation == gpu.generation.model_copy(update={"sets": ("doors",)})
+    assert (mine.backbone, mine.evaluation, mine.datasets) == (gpu.backbone, gpu.evaluation, gpu.datasets)
+    path.write_text("base: gpu\nseeds: [0]\n")
+    with pytest.raises(InputError, match="name is missing"):  # its results would be those of `gpu`
+        load_profile(str(path))
+    path.write_text("base: gpo\nname: mine\n")
+    with pytest.raises(InputError, match="unknown profile 'gpo'; known: gpu"):
+        load_profile(str(path))

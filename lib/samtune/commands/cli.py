@@ -128,7 +128,7 @@ def tune(
         str | None,
         typer.Option(
             help="Prompts to tune with and measure: box, box_jitter, point<k>, mask, none, box+point1. Default: "
-            "box,point10; none where the method is for use without."
+            "the method's: box,point10; of asam box,point10,mask; of sam_sp none."
         ),
     ] = None,
     target: Annotated[
@@ -299,6 +299,28 @@ def results(
     if failure:
         say_error(failure)
         raise typer.Exit(1)
+
+
+@app.command()
+def attack(profile: ProfileOption = "quick") -> None:
+    """Make ASAM's adversarial pictures of a profile, and nothing else.
+
+    Of the pictures of the data sets in its generation.sets, with its diffusion model, against its backbone. A run that
+    was broken off goes on.
+    """
+    from samtune.commands.attack import attack as make
+    from samtune.study.profile import load_profile
+    from samtune.study.records import cell_of
+
+    chosen = load_profile(profile)
+    record, sheet = make(chosen, typer.echo)
+    name, iou = cell_of(record).name, record.objects.groupby("output")["iou"].mean()
+    before, after = (f"IoU {iou[output]:.3f}" for output in ("before", "final"))
+    typer.echo(f"{chosen.backbone} in true boxes: {before} on the reconstructions, {after} on the adversarial pictures")
+    typer.echo(f"look at them: {sheet}\nnext: samtune data export {name} adversarial")
+    method = f"--method asam --backbone {chosen.backbone} --target instances"
+    folders = "--images adversarial/images --masks adversarial/masks"
+    typer.echo(f"then: samtune tune {method} {folders} --out tuned")
 
 
 @app.command()

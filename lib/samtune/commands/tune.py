@@ -72,9 +72,7 @@ def tune(
     """
     settings.check()
     if settings.method == "asam":
-        say(
-            "asam: its tokens are tuned on your pictures as they are, without adversarial ones (notebook 30 makes such)"
-        )
+        say("asam: its tokens are tuned on these pictures as they are (samtune attack makes adversarial ones)")
     refuse_several_processes()
     device = usable_device(device)
     precision = choose_precision(precision, device)

@@ -29,7 +29,7 @@ def download(name: str, root: str | Path | None = None, say: Callable[[str], Non
     as present. Raises `InputError`, with what to download by hand and where to put it, when the site has a form or
     there is no network.
     """
-    description, folder = describe(name), dataset_folder(name, root)
+    description, folder = describe(name, root), dataset_folder(name, root)
     if not description.layout:
         raise InputError(f"{name} is made on the fly from a seed; there is nothing to download")
     if not missing_parts(name, root):
@@ -43,7 +43,7 @@ def download(name: str, root: str | Path | None = None, say: Callable[[str], Non
 
 def _download(name: str, root: str | Path | None, say: Callable[[str], None]) -> Path:
     """`download`, by the one process that has the lock."""
-    description, folder = describe(name), dataset_folder(name, root)
+    description, folder = describe(name, root), dataset_folder(name, root)
     if not (missing := missing_parts(name, root)):  # another process was quicker
         return download(name, root, say)
     if folder.exists():
@@ -145,7 +145,7 @@ class CheckReport:
 def check(name: str, root: str | Path | None = None) -> CheckReport:
     """Open every sample of a data set and report what is wrong, with images in different splits that look alike."""
     report = check_dataset(open_dataset(name, root))
-    report.folder, report.expected_images = dataset_folder(name, root), describe(name).images
+    report.folder, report.expected_images = dataset_folder(name, root), describe(name, root).images
     return report
 
 

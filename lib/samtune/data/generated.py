@@ -25,6 +25,7 @@ from samtune.data.splits import by_split
 
 PREFIX = "generated:"
 FINISHED = "finished.json"
+BEFORE = ".before.png"  # beside an attack's picture: what it started from
 
 
 def chosen_pictures(
@@ -103,9 +104,16 @@ class GeneratedDataset(ListedDataset):
         super().__init__(name, by_split({id: one["split"] for id, one in self._facts.items()}))
 
     def load(self, id: str) -> Sample:
+        return self._sample(id, ".png")
+
+    def before(self, id: str) -> Sample:
+        """What the attack that made a picture started from. Raises `InputError` where no attack made it."""
+        return self._sample(id, BEFORE)
+
+    def _sample(self, id: str, suffix: str) -> Sample:
         split, facts = self.split_of(id), self._facts[id]
         original = self._sources[facts["dataset"]].load(facts["id"])
-        made = read_image(self._folder / f"{picture_name(facts['dataset'], facts['id'])}.png")
+        made = read_image(self._folder / f"{picture_name(facts['dataset'], facts['id'])}{suffix}")
         height, width = original.image.shape[:2]
         shrinks = height * width < made.shape[0] * made.shape[1]
         image = cv2.resize(made, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -119,12 +127,13 @@ def describe_generated(
     key = name.removeprefix(PREFIX)
     places = sorted(results_root("").glob(f"*/generated/{key}/{FINISHED}"))
     folder = places[0].parent if places else results_root("generated") / key
-    names = json.loads(places[0].read_text())["dataset"].split("+") if places else []
+    made = json.loads(places[0].read_text()) if places else {"dataset": "other sets", "method": "generation"}
+    names = made["dataset"].split("+") if places else []
     sources = [describe(one) for one in names]
     return Description(
         name,
         partial(GeneratedDataset, name, open_set),
-        f"pictures generated from {', '.join(names) or 'other sets'}",
+        f"pictures made by {made['method']} from {', '.join(names) or 'other sets'}",
         sources[0].domain if sources else "natural",
         "; ".join(f"{one.name}: {one.licence}" for one in sources),
         "; ".join(one.citation for one in sources),

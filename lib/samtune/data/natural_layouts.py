@@ -1,27 +1,15 @@
-"""ASAM's natural sets in their documented layouts; and one simple layout, with a mask file for each object, for the
-others.
-"""
+"""ASAM's natural sets in their documented layouts; those in formats of their own in the simple one of `own`."""
 
 from functools import partial
 from pathlib import Path
 
 from samtune.common.errors import InputError
 from samtune.data.coco_json import coco2017, lvis, sa_1b
-from samtune.data.entries import (
-    Entry,
-    EntryDataset,
-    Pairing,
-    Truth,
-    binary_entry,
-    content_root,
-    first_layout,
-    read_bright,
-)
-from samtune.data.files import by_name, folders, pictures, readable
+from samtune.data.entries import EntryDataset, Pairing, binary_entry, content_root, first_layout, read_bright
+from samtune.data.files import pictures
 from samtune.data.index_maps import ade20k, cityscapes, voc2012
-from samtune.data.pixels import read_mask
+from samtune.data.own import HOW_TO, LAYOUT, SPLITS_TEXT, mask_folders
 from samtune.data.registry_entry import Description
-from samtune.data.splits import SPLITS
 
 HRSOD_LAYOUTS = (
     (Pairing("test", "HRSOD_test", "HRSOD_test_mask"),),
@@ -51,39 +39,11 @@ def big(folder: Path) -> EntryDataset:
     return EntryDataset("big", entries)
 
 
-def mask_folders(folder: Path, *, name: str) -> EntryDataset:
-    """`images/<id>.jpg` with a folder `masks/<id>/` of binary masks, one for each object.
-
-    A mask's file name may end in its class: `masks/<id>/003.png` has none, `masks/<id>/003_paper.png` is a "paper".
-    Official splits are `images/test/<id>.jpg` with `masks/test/<id>/` (likewise train, val); without such folders,
-    60/20/20. An image whose folder has no mask is left out.
-    """
-    parts = [part for part in SPLITS if (folder / "images" / part).is_dir()]
-    entries, dropped = [], 0
-    for part in parts or [""]:
-        places = by_name(folders(folder / "masks" / part))
-        for image in pictures(folder / "images" / part):
-            stem = readable(image.stem)
-            if stem not in places:
-                raise InputError(f"image {image} has no masks: expected the folder {folder / 'masks' / part / stem}")
-            masks = pictures(places[stem])
-            if masks:
-                id = f"{part}/{stem}" if part else stem  # numbers may begin at 1 in every part
-                entries.append(Entry(id, image, partial(_read_mask_files, masks), places[stem], part))
-            dropped += not masks
-    return EntryDataset(name, entries, {"without objects": dropped})
-
-
-def _read_mask_files(masks: list[Path]) -> Truth:
-    names = tuple(path.stem.partition("_")[2] for path in masks)
-    return Truth((read_mask(path) for path in masks), names if any(names) else ())
-
-
 _VAL_IS_TEST = "official val is test (its own test has no public labels); validation is a fifth of train"
 
 
 def _mask_folder_set(name: str, title: str, licence: str, citation: str, source: str) -> Description:
-    """One of ASAM's sets in formats of their own, which the user converts to the layout of `mask_folders`."""
+    """One of ASAM's sets in formats of their own, which the user converts to the layout of `own.mask_folders`."""
     return Description(
         name=name,
         factory=partial(mask_folders, name=name),
@@ -91,10 +51,9 @@ def _mask_folder_set(name: str, title: str, licence: str, citation: str, source:
         domain="natural",
         licence=licence,
         citation=citation,
-        how_to_get=f"{source}; write each object as a 0/255 picture: {name}/images/<id>.jpg, {name}/masks/<id>/NNN.png "
-        "(or NNN_<class>.png; or images/test/..., masks/test/... for official parts)",
-        splits="as the folders say; without images/train, images/val, images/test 60/20/20, seed 0",
-        layout=("images/*", "masks/*"),
+        how_to_get=f"{source}; convert it to {name}/{HOW_TO}",
+        splits=SPLITS_TEXT,
+        layout=LAYOUT,
     )
 
 

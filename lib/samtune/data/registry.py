@@ -13,6 +13,7 @@ from samtune.data import (
     medical_layouts,
     natural,
     natural_layouts,
+    own,
     polyps,
 )
 from samtune.data.files import walk
@@ -34,32 +35,46 @@ DATASETS: dict[str, Description] = {
 }
 
 
-def describe(name: str) -> Description:
+def describe(name: str, root: str | Path | None = None) -> Description:
     """What the registry knows of one data set. Raises `InputError` with the known names, nearest first.
 
-    "generated:<key>" is the set of images that the generation cell of that key has made.
+    "generated:<key>" is the set of images that the generation cell of that key has made; any other unknown name may be
+    a set of one's own in `root`, see `own`.
     """
     if name.startswith(PREFIX):
         return describe_generated(name, describe, open_dataset)
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
-    return DATASETS[name]
+    if name in DATASETS:
+        return DATASETS[name]
+    if name in (mine := _own_names(root)):
+        return own.describe_own(name)
+    yours = f"a set of your own is a folder {_root(root) / name} with the folders images and masks"
+    raise InputError(f"{unknown('data set', name, [*mine, *DATASETS])}; {yours}")
+
+
+def _own_names(root: str | Path | None) -> list[str]:
+    """The sets of one's own in `root`: folders of that layout that belong to no other set."""
+    taken = DATASETS.keys() | {description.folder for description in DATASETS.values()}
+    return [name for name in own.own_names(_root(root)) if name not in taken]
+
+
+def _root(root: str | Path | None) -> Path:
+    return data_root() if root is None else resolve(root)
 
 
 def dataset_folder(name: str, root: str | Path | None = None) -> Path:
     """The data set's folder in `root` (default: the data root, `SAMTUNE_DATA`); for most sets it has the set's name."""
-    return (data_root() if root is None else resolve(root)) / (describe(name).folder or name)
+    return _root(root) / (describe(name, root).folder or name)
 
 
 def missing_parts(name: str, root: str | Path | None = None) -> list[str]:
     """The patterns of the data set's layout that match nothing in its folder; [] where all is there."""
     folder = dataset_folder(name, root)
-    return [pattern for pattern in describe(name).layout if next(walk(folder, pattern), None) is None]
+    return [pattern for pattern in describe(name, root).layout if next(walk(folder, pattern), None) is None]
 
 
 def by_hand(name: str, root: str | Path | None = None) -> str:
     """Instructions: what to download by hand, and where to put it."""
-    description, folder = describe(name), dataset_folder(name, root)
+    description, folder = describe(name, root), dataset_folder(name, root)
     lines = [f"To get {name} by hand: {description.how_to_get}"]
     if isinstance(description.source, GitSource):
         lines += [f"git clone {description.source.url} '{folder}'"]
@@ -81,7 +96,7 @@ def open_dataset(name: str, root: str | Path | None = None, **options: Any) -> D
     Raises `InputError` for an unknown name (nearest first), an unknown option, or a folder that is not there or lacks a
     part, with what to do.
     """
-    description, folder = describe(name), dataset_folder(name, root)
+    description, folder = describe(name, root), dataset_folder(name, root)
     if missing := missing_parts(name, root):
         state = f"nothing in {folder} matches {missing[0]}" if folder.is_dir() else f"there is no folder {folder}"
         fetch = f"Run `samtune data download {name}`. " if description.source else ""
@@ -117,9 +132,10 @@ class DatasetRow:
 
 
 def list_datasets(root: str | Path | None = None) -> list[DatasetRow]:
-    """Every known data set, by domain and name, with its number of images for each split where it is present."""
+    """Every known data set and one's own, by domain and name, with its images for each split where it is present."""
     rows = []
-    for name, description in sorted(DATASETS.items(), key=lambda item: (item[1].domain, item[0])):
+    known = DATASETS | {name: own.describe_own(name) for name in _own_names(root)}
+    for name, description in sorted(known.items(), key=lambda item: (item[1].domain, item[0])):
         present, images = True, None
         try:
             present = not missing_parts(name, root)
@@ -134,7 +150,7 @@ def list_datasets(root: str | Path | None = None) -> list[DatasetRow]:
 
 def info(name: str, root: str | Path | None = None) -> str:
     """All that is known of one data set, as text."""
-    description, folder = describe(name), dataset_folder(name, root)
+    description, folder = describe(name, root), dataset_folder(name, root)
     lines = [description.title, f"  name: {name} (domain: {description.domain})"]
     lines += [f"  licence: {description.licence}", f"  cite: {description.citation}", f"  splits: {description.splits}"]
     if description.images is not None:

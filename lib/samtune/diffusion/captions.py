@@ -76,6 +76,8 @@ def read_captions(path: Path) -> dict[str, str]:
         if path.suffix == ".json":
             try:
                 found = json.loads(text)
+                if isinstance(found, dict) and found.keys() == {"img", "prompt"}:  # the authors' kind, of one picture
+                    found = {Path(found["img"]).stem: found["prompt"]}
             except json.JSONDecodeError:
                 lines = [json.loads(line) for line in text.splitlines() if line.strip()]
                 found = {Path(line["img"]).stem: line["prompt"] for line in lines}

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from samtune.common.atomic import write_atomically
 from samtune.common.errors import InputError, unknown
-from samtune.data.generated import picture_name
+from samtune.data.generated import BEFORE, picture_name
 from samtune.data.pixels import read_image
 from samtune.data.sample import Sample
 from samtune.diffusion.attack import AttackConfig, Victim, attack, normalised, per_picture
@@ -43,7 +43,6 @@ from samtune.sam.checkpoints import save_safetensors
 from samtune.sam.preprocess import Preprocess
 
 AUTOENCODER = "autoencoder"
-BEFORE = ".before.png"  # beside an attack's picture: what it started from
 # `captions_hash` is of a file of captions: other captions are another cell.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "inversion": ("recipe", "guidance", "steps", "rounds", "controlnet", "captions", "captions_hash"),
@@ -160,7 +159,8 @@ def attacked(
     """The adversarial picture of each, by "attack"; or one of random noise in the latents, by "random".
 
     `stored`: tensors and numbers of each picture's inversion, whose `inversion` options were those. Output "before" is
-    the reconstruction, "final" what was made; what "final" cost holds the inversion's cost too.
+    the reconstruction, "final" what was made; what "final" cost holds the inversion's cost too. Raises `InputError`
+    where a picture's loss is not finite.
     """
     device = given.images.device
     cost = Cost(model, len(given.samples))
@@ -170,8 +170,8 @@ def attacked(
     if method == "attack":
         try:
             result = attack(model, victim, latents, plan, given.images, prompts, masks, AttackConfig(**options))
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{error}: {', '.join(sample.id for sample in given.samples)}") from error
+        except FloatingPointError as error:  # as it is, a search would take it for too large a learning rate
+            raise InputError(f"{error} ({', '.join(sample.id for sample in given.samples)}): leave it out") from error
         first, worst, found = result.first, result.worst, result.latents
         before, after = result.iou[0], result.iou.amin(0)
     else:

@@ -143,7 +143,11 @@ def _find_controlnet(name: str | None, place: str | Path, unet: UNet2DConditionM
             return read_controlnet(path, unet)
         by_hand = checkpoint_root() / name.rpartition("/")[2]
         raise InputError(f"no mask ControlNet at {by_hand}: fetch {name} and put it there")
-    return _load(ControlNetModel, find_source(name), name)
+    controlnet = _load(ControlNetModel, find_source(name), name)
+    for size in ("in_channels", "block_out_channels", "cross_attention_dim"):
+        if (own := controlnet.config[size]) != (wanted := unet.config[size]):
+            raise InputError(f"{name} does not fit the diffusion model: its {size} is {own}, not {wanted}")
+    return controlnet
 
 
 def _is_single_file(controlnet: str | None) -> bool:

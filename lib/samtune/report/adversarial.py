@@ -51,8 +51,7 @@ def kept_attack(records: Iterable[Record]) -> Record | None:
     for record in records:
         if record.kind == "generation" and record.method == "attack":
             cell = cell_of(record)
-            through_diffusion = dict(cell.inversion.options)["recipe"] != AUTOENCODER
-            if through_diffusion and not missing_parts(cell.name) + missing_parts(cell.before().name):
+            if dict(cell.inversion.options)["recipe"] != AUTOENCODER and not missing_parts(cell.name):
                 return record
     return None
 
@@ -87,11 +86,10 @@ def examples_of(record: Record, ids: Sequence[str], mode: str = "stretch") -> li
     in the attack. Raises `InputError` where the pictures are not here.
     """
     cell = cell_of(record)
-    made, start = open_dataset(cell.name), open_dataset(cell.before().name)
-    victim, rows = cell_method(cell), []
+    made, victim, rows = open_dataset(cell.name), cell_method(cell), []
     for id, source in zip(ids, _sources(ids), strict=True):
         original = without_empty_masks(open_dataset(source).load(id.removeprefix(f"{source}/")))
-        reconstruction, adversarial = start.load(id), made.load(id)
+        reconstruction, adversarial = made.before(id), made.load(id)
         masks = original.masks[:MOST_MASKS]
         prompts = make_prompts(cell.prompt, masks, id, cell.seed)
         before, after = (predict_masks(victim, one, prompts, mode)["final"] for one in (reconstruction, adversarial))

@@ -72,7 +72,8 @@ class GenerationCell(Cell):
         dataset, split: what they are made from, several sets joined by "+", each giving as many.
         pictures: of them; which, see `samtune.data.generated.chosen_pictures`.
         diffusion, controlnet: as `load_diffusion` takes them; an attack's ControlNet may not be its inversion's.
-            diffusion_hash: the hash of all their weights; of the autoencoder's where nothing else is used.
+            diffusion_hash: the hash of all their weights; of the autoencoder's where nothing else is used; with the
+            hash of their settings where it is not "nano".
         backbone, weights_hash: the victim's; "none" where there is none.
         prompt: what the victim is given, one a mask.
         seed: draws noise and prompts.

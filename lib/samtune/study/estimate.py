@@ -87,6 +87,8 @@ def _timed(cell: Cell, speeds: Speeds) -> float | None:
         speeds: see `Speeds`.
     """
     if isinstance(cell, GenerationCell):
+        if cell.method in ("attack", "random") and not _evaluations(cell):
+            return None  # the bench times no attack on the autoencoder alone
         what = "attack" if cell.method == "attack" else "inversion"
         speed = _speed(speeds.get((what, cell.diffusion, "evaluate"), {1: 0.0}))
         return cell.pictures * _evaluations(cell) / speed if speed else None
@@ -127,7 +129,7 @@ def _pictures(dataset: str, split: str) -> int:
 
 def _evaluations(cell: GenerationCell) -> int:
     """About how many network evaluations a picture of the cell takes, without the inversion that it starts from; a
-    backward pass counts as two."""
+    backward pass through an attack's last steps counts as two, one of null-text optimisation as none."""
     options, start = dict(cell.options), dict(cell.inversion.options) if cell.inversion else {}
     if cell.method == "inversion":
         calls = INVERSION_CALLS[options.get("recipe", "null_text")]
@@ -157,6 +159,6 @@ def disk_bytes(cells: Sequence[Cell]) -> int:
 def _picture_bytes(cell: GenerationCell) -> int:
     options = dict(cell.options)
     if cell.method != "inversion":
-        return PICTURE_BYTES
+        return PICTURE_BYTES * (2 if cell.method in ("attack", "random") else 1)  # before and after
     kept = KEPT.get(options.get("recipe", "null_text"), (0, 0))[cell.diffusion == "nano"]
     return PICTURE_BYTES + 4 * kept * options.get("steps", 50)  # float32

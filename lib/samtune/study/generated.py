@@ -1,5 +1,7 @@
 """Which pictures a profile generates: ASAM's adversarial ones, inversions side by side, samples from noise."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -48,9 +50,11 @@ class GenerationPlan:
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        controlnet = "" if profile.controlnet == profile.diffusion else profile.controlnet
-        self.models = _models(profile.diffusion, controlnet)
-        self.attack_models = _models(profile.diffusion, profile.attack_controlnet or controlnet)
+        attacks_with = profile.attack_controlnet or profile.controlnet
+        self.models, self.attack_models = (
+            _models(profile.diffusion, "" if one == profile.diffusion else one)
+            for one in (profile.controlnet, attacks_with)
+        )
         self.autoencoder = _models(profile.diffusion, "", AUTOENCODER)
         self.victim = {"backbone": profile.backbone, "weights_hash": backbone_hash(profile.backbone)}
         self.dataset = "+".join(profile.generation.sets)
@@ -108,8 +112,12 @@ def _models(diffusion: str, controlnet: str, part: str = "") -> dict[str, str]:
     model = load_diffusion(diffusion, controlnet or None)
     if model.controlnet is None and not part:
         raise InputError(f"{diffusion} has no mask ControlNet: name one as the profile's controlnet")
-    used = model.vae if part else model
-    return {"diffusion": diffusion, "diffusion_hash": weights_hash(used), "controlnet": controlnet}
+    hashed = weights_hash(model.vae if part else model)
+    if diffusion != "nano":  # whose weights tell all; in another's folder the schedule, say, may have been changed
+        parts = [model.vae] if part else [model.vae, model.unet, model.scheduler, *filter(None, [model.controlnet])]
+        settings = [{name: one.config[name] for name in one.config if not name.startswith("_")} for one in parts]
+        hashed += hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return {"diffusion": diffusion, "diffusion_hash": hashed, "controlnet": controlnet}
 
 
 def adversarial_cells(profile: Profile) -> dict[str, GenerationCell]:

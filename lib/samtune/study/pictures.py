@@ -55,7 +55,7 @@ def make_pictures(
         if not samples:
             continue
         # What was inverted with a caption is denoised with the same one: BLIP-2's may depend on the batch.
-        words = None if first_cell is cell else stored_captions(files_folder(results, first_cell), samples)
+        words = stored_captions(files_folder(results, cell.inversion), samples) if cell.inversion else None
         objects = sum(len(sample.masks) for sample in samples)
         smaller = "a smaller diffusion model" if victim is None else "a smaller backbone as victim"
         smaller = f"generation.batch {batch // 2}" if batch > 1 else smaller

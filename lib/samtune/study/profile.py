@@ -2,7 +2,8 @@
 
 import json
 from contextlib import suppress
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -193,22 +194,42 @@ def profile_names() -> list[str]:
 def load_profile(name: str) -> Profile:
     """The profile of that name, or in the file `name` (ending in .yaml; a relative path starts at the repository root).
 
+    A file with the key `base`, the name of a profile that ships, needs only a name and what differs from that profile;
+    of `generation`, `datasets` and other mappings the keys that differ, but of `notebooks` all that are to be run.
     Raises `InputError`, one line: the known names, nearest first; or the file and what is wrong in it.
     """
+    path = _path(name)
+    data = _read(path)
+    if "base" in data:
+        base = _read(_path(str(data.pop("base"))))
+        base["description"] = f"{base.pop('name')}, changed"
+        for key, value in data.items():
+            both = key != "notebooks" and isinstance(value, dict) and isinstance(base.get(key), dict)
+            base[key] = base[key] | value if both else value
+        data = base
+    try:
+        return Profile.model_validate_json(json.dumps(data, default=str))  # strict, but a list may be a tuple
+    except ValidationError as error:
+        raise InputError(f"{path}: " + "; ".join(_explain(one, Profile) for one in error.errors())) from error
+
+
+def _path(name: str) -> Path:
     path = resolve(name) if name.endswith((".yaml", ".yml")) else asset("profiles") / f"{name}.yaml"
     if not path.is_file():
         raise (
             InputError(f"no such profile: {path}") if path.suffix in name else unknown("profile", name, profile_names())
         )
+    return path
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(read_text(path))
-        if not isinstance(data, dict):
-            raise InputError(f"{path}: a profile is a mapping of names to values")
-        return Profile.model_validate_json(json.dumps(data, default=str))  # strict, but a list may be a tuple
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    except ValidationError as error:
-        raise InputError(f"{path}: " + "; ".join(_explain(one, Profile) for one in error.errors())) from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a profile is a mapping of names to values")
+    return data
 
 
 def _explain(error: dict, model: type[BaseModel]) -> str:

@@ -133,17 +133,20 @@ def _ended_elsewhere(earlier: Record, known: Sequence[Record]) -> str:
     in its `earlier` record, or pictures came out otherwise: on another machine, rounding can decide that. The last of
     `known` is the new record.
     """
-    of_earlier = [one.key for one in known if earlier.key in {need.key() for need in cell_of(one).needs}]
+    resting = [one for one in known if any(need.key() == earlier.key for need in _all_needs(cell_of(one)))]
+    of_earlier = [one.key for one in resting]
     if earlier.kind == "generation":
         was, now = (one.objects.groupby("output").mean(numeric_only=True) for one in (earlier, known[-1]))
         alike = [name for name in ("psnr", "iou") if name in was and name in now]
         apart = max((float((was[name] - now[name]).abs().max()) for name in alike), default=0.0)
         if apart <= PICTURES_APART:
             return ""
+        pictures = [f"{cell_of(one).folder}/{one.key}" for one in resting if one.kind == "generation"]
+        folders = f"; and their folders: {', '.join(pictures)}" if pictures else ""
         return (
             f"made again, the pictures of {earlier.key} are not as its record had them (mean PSNR or IoU differs by "
             f"{apart:.3f}): {counted(len(of_earlier), 'record')} rest on the earlier ones. To run these anew, remove "
-            f"them: {', '.join(of_earlier)}"
+            f"them: {', '.join(of_earlier)}{folders}"
         )
     if not earlier.curve:
         return ""
@@ -157,6 +160,11 @@ def _ended_elsewhere(earlier: Record, known: Sequence[Record]) -> str:
         f"{len(of_earlier)} measurements are of the earlier weights. To measure these, remove their records: "
         f"{', '.join(of_earlier)}"
     )
+
+
+def _all_needs(cell: Cell) -> list[Cell]:
+    """The cells that `cell` rests on, directly or not."""
+    return [one for need in cell.needs for one in (need, *_all_needs(need))]
 
 
 def run_cell(cell: Cell, folder: Path, execute: Execute) -> None:
