@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layout_trees import blob, photo, save
+from layout_trees import NOTHING, blob, photo, save
 from samtune.common.errors import InputError
 from samtune.data.download import check
 from samtune.data.registry import DATASETS, describe, info, list_datasets, open_dataset
@@ -45,6 +45,42 @@ def test_a_picture_without_mask_is_named(root):
         open_dataset("mine", root)
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("images/valid/9.png", "images/valid: the folders in images are train, val, test"),
+        ("images/train/9.png", "images/0.png: the folders"),
+        ("masks/9.png", r"masks/9.png is the mask of no picture: expected one in .*images"),
+        ("images/0.jpg", "two files for '0'"),
+    ],
+)
+def test_what_would_be_overlooked_is_told(root, path, message):
+    photo(root / "mine" / path)
+    with pytest.raises(InputError, match=message):
+        open_dataset("mine", root)
+
+
+def test_masks_beside_their_folders_are_told(root):
+    for part in ("images", "masks"):
+        (root / "mine" / part).rename(root / "moved")
+        (root / "mine" / part).mkdir()
+        (root / "moved").rename(root / f"mine/{part}/train")
+    assert len(open_dataset("mine", root).ids("train")) == 4
+    save(root / "mine/masks/test/1.png", blob(1, 1))
+    with pytest.raises(InputError, match="masks/test: the folders in images .* masks has the same"):
+        open_dataset("mine", root)
+
+
+def test_a_set_without_test_pictures_does_not_pass_the_check(root):
+    for number in range(5):
+        for part in ("images", "masks"):
+            (root / f"mine/{part}/train").mkdir(exist_ok=True)
+            (root / f"mine/{part}/{number}.png").rename(root / f"mine/{part}/train/{number}.png")
+    save(root / "mine/masks/train/2.png", NOTHING)
+    assert check("mine", root).problems == ["no test picture with an object"]
+    assert check("mine", root).without_objects == 1
+
+
 def test_it_is_listed_but_no_known_set_is_taken_for_one(root, monkeypatch):
     photo(root / "doors/images/a.png")  # a known set in this layout
     save(root / "doors/masks/a/0.png", blob(1, 1))
@@ -53,7 +89,9 @@ def test_it_is_listed_but_no_known_set_is_taken_for_one(root, monkeypatch):
     assert set(rows) == {*DATASETS, "mine"} and rows["mine"].images == {"train": 3, "val": 1, "test": 1}
     assert describe("doors", root).title.startswith("DOORS")
     assert "your own" in info("mine", root)
-    with pytest.raises(InputError, match=r"unknown data set 'half'; known: .*mine.*; a set of your own is .*half with"):
+    with pytest.raises(
+        InputError, match=r"unknown data set 'half'; known: .*mine.*; a set of your own is .*half \(let"
+    ):
         open_dataset("half", root)
     monkeypatch.setenv("SAMTUNE_DATA", str(root))
     assert describe("mine").licence == "yours"

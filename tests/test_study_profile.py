@@ -89,6 +89,12 @@ def test_a_file_with_a_base_says_what_differs(tmp_path):
     path.write_text("base: gpu\nseeds: [0]\n")
     with pytest.raises(InputError, match="name is missing"):  # its results would be those of `gpu`
         load_profile(str(path))
+    path.write_text("base: gpu\nname: cpu\n")
+    with pytest.raises(InputError, match="name is 'cpu', as a profile's that ships"):
+        load_profile(str(path))
+    path.write_text("base: gpu\nname: mine\ndatasets: {10-spt: [doors]}\n")
+    with pytest.raises(InputError, match="unknown notebook '10-spt'; known: 10_spt"):
+        load_profile(str(path))
     path.write_text("base: gpo\nname: mine\n")
-    with pytest.raises(InputError, match="unknown profile 'gpo'; known: gpu"):
+    with pytest.raises(InputError, match="unknown profile as a base 'gpo'; known: gpu"):
         load_profile(str(path))

@@ -22,8 +22,9 @@ def attack(profile: Profile, say: Callable[[str], None] = print) -> tuple[Record
     Raises `InputError` where a model or a data set is not here.
     """
     cell, folder, run = adversarial_cells(profile)["asam"], results_root(profile.name), executor(profile)
-    record = run_cells([cell.inversion, cell], folder, run, say)[-1]
-    for one in (*needed_cells(cell, folder), cell):  # a record may be here without its pictures
+    (record,) = run_cells([cell], folder, run, say)
+    for one in needed_cells(cell.before(), folder):  # a record may be here without its pictures
+        say(one.describe())
         run_cell(one, folder, run)
     sheet = contact_sheet(record, by_drop(record, SHEET), recipe(record))
     return record, save(sheet, files_folder(folder, cell), "contact_sheet")

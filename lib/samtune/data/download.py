@@ -16,7 +16,7 @@ from samtune.common.atomic import lock
 from samtune.common.errors import InputError, first_line
 from samtune.data.duplicates import DuplicatePair, Fingerprint, duplicates_across_splits, fingerprint
 from samtune.data.files import find
-from samtune.data.registry import by_hand, dataset_folder, describe, missing_parts, open_dataset
+from samtune.data.registry import by_hand, dataset_folder, describe, is_own, missing_parts, open_dataset
 from samtune.data.registry_entry import GitSource, LinkSource
 from samtune.data.sample import Dataset, Sample
 from samtune.data.splits import SPLITS
@@ -146,6 +146,8 @@ def check(name: str, root: str | Path | None = None) -> CheckReport:
     """Open every sample of a data set and report what is wrong, with images in different splits that look alike."""
     report = check_dataset(open_dataset(name, root))
     report.folder, report.expected_images = dataset_folder(name, root), describe(name, root).images
+    if is_own(name):
+        report.problems += [f"no {split} picture with an object" for split in SPLITS if not report.objects[split]]
     return report
 
 

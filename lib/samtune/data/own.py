@@ -1,12 +1,15 @@
 """Pictures and masks in plain folders, opened by the folder's name: sets of your own, and ASAM's in this layout."""
 
+import hashlib
+import json
+import os
 import re
 from functools import partial
 from pathlib import Path
 
 from samtune.common.errors import InputError
 from samtune.data.entries import Entry, EntryDataset, Truth
-from samtune.data.files import by_name, folders, pictures, readable
+from samtune.data.files import by_name, folders, pictures, readable, walk
 from samtune.data.pixels import read_mask
 from samtune.data.registry_entry import Description
 from samtune.data.splits import SPLITS
@@ -25,22 +28,28 @@ def mask_folders(folder: Path, *, name: str) -> EntryDataset:
     In such a folder a mask's name may end in its class: `003.png` has none, `003_paper.png` is a "paper". Masks are
     binary. Official splits are `images/test/<id>.jpg` with `masks/test/<id>/` (likewise train, val; where val is
     missing, it is a fifth of train); without such folders, 60/20/20. An image whose folder has no mask is left out.
+    Raises `InputError` for an image without masks, masks without an image, and folders of other names.
     """
-    parts = [part for part in SPLITS if (folder / "images" / part).is_dir()]
+    parts = [path.name for path in folders(folder / "images")]
+    beside = pictures(folder / "images") + folders(folder / "masks") + pictures(folder / "masks") if parts else []
+    for path in folders(folder / "images") + [path for path in beside if path.name not in parts]:
+        if path.name not in SPLITS or path in beside:
+            raise InputError(f"{path}: the folders in images are {', '.join(SPLITS)}, masks has the same and no others")
     entries, dropped = [], 0
     for part in parts or [""]:
         root = folder / "masks" / part
-        places = by_name(folders(root) + pictures(root))
-        for image in pictures(folder / "images" / part):
-            stem = readable(image.stem)
+        places = by_name(folders(root) + pictures(root)) if root.is_dir() else {}
+        for stem, image in by_name(pictures(folder / "images" / part)).items():
             if stem not in places:
                 raise InputError(f"image {image} has no masks: expected {root / stem}.png, or a folder {root / stem}")
-            place = places[stem]
+            place = places.pop(stem)
             masks = pictures(place) if place.is_dir() else [place]
             if masks:
                 id = f"{part}/{stem}" if part else stem  # numbers may begin at 1 in every part
                 entries.append(Entry(id, image, partial(_read_masks, masks, place.is_dir()), place, part))
             dropped += not masks
+        for place in places.values():
+            raise InputError(f"{place} is the mask of no picture: expected one in {folder / 'images' / part}")
     return EntryDataset(name, entries, {"without objects": dropped})
 
 
@@ -52,8 +61,16 @@ def _read_masks(masks: list[Path], named: bool) -> Truth:
 def own_names(root: Path) -> list[str]:
     """The folders in `root` that can be opened as sets of one's own: letters, digits, `.`, `_` and `-` in their names,
     and folders `images` and `masks` in them."""
-    found = [path for path in root.glob("*") if re.fullmatch(r"\w[\w.-]*", path.name)]
-    return sorted(one.name for one in found if all((one / part).is_dir() for part in ("images", "masks")))
+    found = [path for path in root.glob("*") if re.fullmatch(r"\w[\w.-]*", readable(path.name))]
+    # `os.path`: another user's folder may not be looked into.
+    return sorted(readable(one.name) for one in found if all(os.path.isdir(one / part) for part in ("images", "masks")))
+
+
+def fingerprint(folder: Path) -> str:
+    """Of the names and sizes of a set's files, hexadecimal."""
+    places = [path for part in ("images", "masks") for path in walk(folder / part, "**/*") if path.is_file()]
+    files = sorted((path.relative_to(folder).as_posix(), path.stat().st_size) for path in places)
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def describe_own(name: str) -> Description:

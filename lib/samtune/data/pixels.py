@@ -96,7 +96,8 @@ def read_mask(path: str | Path) -> np.ndarray:
     values = np.unique(grey) if grey.dtype != np.uint8 else np.flatnonzero(np.bincount(grey.ravel(), minlength=256))
     found = ", ".join(str(value) for value in values[:8]) + (", ..." if len(values) > 8 else "")
     if values.tolist() in ([0, 1], [1]):
-        raise InputError(f"mask {path} is coded 0/1, not 0/255 (values {found}); say so: mask_coding='binary1'")
+        advice = "say so: mask_coding='binary1' (or multiply it by 255)"
+        raise InputError(f"mask {path} is coded 0/1, not 0/255 (values {found}); {advice}")
     white = 255 if values[-1] <= 255 else 65535
     if _like_an_index_map(grey, values, white):
         raise InputError(

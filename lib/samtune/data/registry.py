@@ -47,8 +47,13 @@ def describe(name: str, root: str | Path | None = None) -> Description:
         return DATASETS[name]
     if name in (mine := _own_names(root)):
         return own.describe_own(name)
-    yours = f"a set of your own is a folder {_root(root) / name} with the folders images and masks"
+    yours = f"a set of your own is a folder {_root(root) / name} (letters, digits, . _ -) with folders images and masks"
     raise InputError(f"{unknown('data set', name, [*mine, *DATASETS])}; {yours}")
+
+
+def is_own(name: str) -> bool:
+    """Is it no set that the kit knows, nor a generated one?"""
+    return name not in DATASETS and not name.startswith(PREFIX)
 
 
 def _own_names(root: str | Path | None) -> list[str]:

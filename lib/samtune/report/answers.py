@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, Terms, above, contrasts, in_points, interval
+from samtune.report.contrasts import Contrast, Place, Terms, above, contrasts, in_points, interval
 from samtune.report.labels import label, metric_label, prompt_label
 from samtune.report.readable_tables import NOT_RUN
 from samtune.report.sides import (
@@ -19,6 +19,7 @@ from samtune.report.sides import (
     side_label,
     spt_main,
 )
+from samtune.report.statistics import FEWEST_UNITS
 from samtune.study import sam_sp
 from samtune.study.profile import load_profile
 from samtune.study.records import Record
@@ -131,7 +132,7 @@ QUESTIONS = (
                     above(asam_main(), asam_main("zero_shot")),
                     "Tuning draws boxes, ten clicks and masks in turn, and its learning rate is the best in the mean "
                     "of the three; this comparison is of boxes alone. Nano ASAM has 200 pictures of 128 pixels (the "
-                    "paper 11,186), and the nano ControlNet hardly keeps objects inside their masks")],
+                    "paper 11,186)")],
         "asam_forest",
         [
             Comparison("The same tuning on clean pictures minus SAM as it is",

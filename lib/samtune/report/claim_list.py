@@ -163,7 +163,7 @@ def _asam_claims() -> list[Claim]:
         Claim("A2c", "SAM is above PGD tuning", "iou", above(plain, pgd), table, beside=clean, **unseen),
         Claim("A2d", "SAM is above DAT tuning", "iou", above(plain, dat), table, beside=clean, **unseen),
         Claim("A3", "ASAM is above tuning on plain generated images", "iou", above(asam, main("generated")), table,
-              **unseen, caution="The nano ControlNet's images hardly follow their masks."),
+              **unseen, caution="The nano model's images follow their masks, but their colours are too strong."),
         Claim("A4a", "SAM's IoU is lower on latent adversarial images than on them before the attack", "iou", fooled,
               "ASAM, method", "sanity"),
         Claim("A4b", "With the mask ControlNet adversarial images stay nearer to the originals", "ssim",

@@ -12,11 +12,12 @@ import pandas as pd
 
 from samtune.common.paths import results_root
 from samtune.report.claim_list import CLAIMS, KINDS, Claim
-from samtune.report.contrasts import FEWEST_UNITS, Contrast, Place, above, contrasts, interval, interval_text, measures
+from samtune.report.contrasts import Contrast, Place, above, contrasts, interval, interval_text, measures
 from samtune.report.labels import label, prompt_label
 from samtune.report.paper_numbers import PaperNumbers, load_paper_numbers
 from samtune.report.readable_tables import MEAN, NOT_RUN
 from samtune.report.sides import side_label
+from samtune.report.statistics import FEWEST_UNITS
 from samtune.report.tables import differences, read_table
 from samtune.study import asam
 from samtune.study.records import Record, read_records

@@ -18,8 +18,6 @@ from samtune.study.own_row import OWN
 from samtune.study.records import Record
 from samtune.study.varied import option_and_value, unusual, varied
 
-FEWEST_UNITS = 10  # with fewer independent images or groups an interval means little
-
 
 @dataclass(frozen=True)
 class Side:

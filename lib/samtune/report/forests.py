@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from samtune.common.errors import counted
 from samtune.methods import METHODS
-from samtune.report.contrasts import FEWEST_UNITS, Side, above, contrasts, in_points, interval
+from samtune.report.contrasts import Side, above, contrasts, in_points, interval
 from samtune.report.figures import INK, SOFT, STYLE, panels
 from samtune.report.labels import label, metric_label
 from samtune.report.readable_tables import MEAN
@@ -24,6 +24,7 @@ from samtune.report.sides import (
     spt_main,
     spt_part,
 )
+from samtune.report.statistics import FEWEST_UNITS
 from samtune.study import asam, sam_sp
 from samtune.study.records import Record
 

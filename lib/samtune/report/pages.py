@@ -33,7 +33,7 @@ from samtune.report.claims import (
     effect_text,
     paper_effect,
 )
-from samtune.report.contrasts import FEWEST_UNITS, interval_text
+from samtune.report.contrasts import interval_text
 from samtune.report.figures import DPI, title_alt_and_width
 from samtune.report.labels import GLOSSARY, metric_label
 from samtune.report.notebook_page import write_page
@@ -49,6 +49,7 @@ from samtune.report.readable_tables import (
     title,
     write_pages,
 )
+from samtune.report.statistics import FEWEST_UNITS
 from samtune.report.table_records import address, records_of
 from samtune.report.tables import LOOK_AT, build_tables, write_tables
 from samtune.study.profile import Profile, load_profile

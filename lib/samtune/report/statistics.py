@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+FEWEST_UNITS = 10  # with fewer independent images or groups an interval means little
+
 
 class Interval(NamedTuple):
     """A mean and its 95% interval."""

@@ -19,7 +19,7 @@ from samtune.common.paths import results_root
 from samtune.data.polyps import training_set
 from samtune.metrics import size_class
 from samtune.report.labels import method_order
-from samtune.report.statistics import paired_bootstrap
+from samtune.report.statistics import FEWEST_UNITS, independent_units, paired_bootstrap
 from samtune.study.bench import speed_table
 from samtune.study.cells import NO_BACKBONE
 from samtune.study.records import DESCRIPTIVE, SUFFIX, Record, read_records
@@ -318,7 +318,8 @@ def _whole_rows(table: str, groups: dict[tuple, list[Record]]) -> list[dict[str,
 
 
 def _mark_best(rows: list[dict[str, Any]], values: dict[int, list[_Seeds]]) -> None:
-    """Set `best` of the rows whose paired interval to every other method as it is lies on the good side of 0.
+    """Set `best` of the rows whose paired interval to every other method as it is lies on the good side of 0, if it is
+    of `FEWEST_UNITS` pictures at least.
 
     Methods on another backbone are no rivals; one without a backbone has to be above those on all.
     """
@@ -352,7 +353,8 @@ def _above(one: list[_Seeds], other: list[_Seeds], sign: int) -> bool:
         array, names = seeds_by_images([*(ours[seed] for seed in seeds), *(theirs[seed] for seed in seeds)])
         differences.append(sign * (array[: len(seeds)] - array[len(seeds) :]))
         groups.append(names)
-    return all(groups) and paired_bootstrap(differences, groups).low > 0
+    units = sum(int(independent_units(names).max()) + 1 for names in groups if names)
+    return all(groups) and units >= FEWEST_UNITS and paired_bootstrap(differences, groups).low > 0
 
 
 def _rows(table: str, groups: dict[tuple, list[Record]], column: str = "") -> list[dict[str, Any]]:

@@ -57,6 +57,12 @@ class Cell(ABC):
         text = json.dumps({"kind": self.kind, **configuration}, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:20]
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The data sets that it reads, without those that it needs other cells for."""
+        read = (*getattr(self, "train_datasets", ()), *getattr(self, "dataset", "").split("+"))
+        return tuple(name for name in read if name and not name.startswith(PREFIX))
+
     @abstractmethod
     def describe(self) -> str:
         """One line for people."""

@@ -201,8 +201,15 @@ def load_profile(name: str) -> Profile:
     path = _path(name)
     data = _read(path)
     if "base" in data:
-        base = _read(_path(str(data.pop("base"))))
+        if (name := str(data.pop("base"))) not in profile_names():
+            raise unknown("profile as a base", name, profile_names())
+        base = _read(_path(name))
         base["description"] = f"{base.pop('name')}, changed"
+        if data.get("name") in profile_names():
+            raise InputError(f"{path}: name is {data['name']!r}, as a profile's that ships: choose another")
+        if isinstance(data.get("datasets"), dict):
+            for notebook in data["datasets"].keys() - base["datasets"].keys():
+                raise unknown("notebook", str(notebook), base["datasets"])
         for key, value in data.items():
             both = key != "notebooks" and isinstance(value, dict) and isinstance(base.get(key), dict)
             base[key] = base[key] | value if both else value

@@ -26,8 +26,10 @@ from samtune.common.atomic import (
     remove_stale_partials,
     write_atomically,
 )
-from samtune.common.errors import counted, duration_text
-from samtune.common.paths import results_root
+from samtune.common.errors import InputError, counted, duration_text
+from samtune.common.paths import data_root, results_root
+from samtune.data.own import fingerprint
+from samtune.data.registry import is_own
 from samtune.study.cells import KINDS, Cell, EvaluationCell, plain_cell
 from samtune.study.estimate import estimate_seconds
 from samtune.study.records import SUFFIX, Record, cell_of, read_record, read_records, write_record
@@ -89,6 +91,7 @@ def run_cells(
     if is_only_planned():
         _planned.extend(cells)
         return [record for cell in cells if (record := _read(cell, folder)) is not None]
+    _check_own_sets(cells, folder.parent)
     provenance.git_state()  # asked now, and kept: a commit made while cells run is not of the code that runs
     remove_stale_partials(folder / "records")
     done = {cell.key(): _read(cell, folder) for cell in cells}
@@ -160,6 +163,30 @@ def _ended_elsewhere(earlier: Record, known: Sequence[Record]) -> str:
         f"{len(of_earlier)} measurements are of the earlier weights. To measure these, remove their records: "
         f"{', '.join(of_earlier)}"
     )
+
+
+def _check_own_sets(cells: Iterable[Cell], results: Path) -> None:
+    """Raises `InputError` where a set of one's own is not as it was when records in `results/*` were made of it: they
+    know it by its name, and would be mixed.
+    """
+    for name in sorted({name for cell in cells for name in _sets(cell)}):
+        if not is_own(name) or not (place := data_root() / name).is_dir():
+            continue
+        stamp, found = results / ".own_sets" / name, fingerprint(place)
+        if stamp.is_file() and stamp.read_text() != found:
+            records = [record for path in results.glob("*/records") for record in read_records(path)]
+            if resting := [record.key for record in records if name in _sets(cell_of(record))]:
+                raise InputError(
+                    f"{place} has changed (names or sizes of its files) since {counted(len(resting), 'record')} were "
+                    "made of it: give the folder a new name; or remove these records, and their folders in checkpoints "
+                    f"and generated: {', '.join(resting)}"
+                )
+        write_atomically(stamp, found.encode())
+
+
+def _sets(cell: Cell) -> set[str]:
+    """The data sets that a cell rests on."""
+    return {name for one in (cell, *_all_needs(cell)) for name in one.sets}
 
 
 def _all_needs(cell: Cell) -> list[Cell]:
