@@ -183,6 +183,8 @@ def test_pictures_made_otherwise_differ_in_what_the_row_says_alone(asam_profile:
         "guidance 1": ({"guidance": 1}, {}),
         "guidance 3": ({"guidance": 3}, {}),
         "embedding loss 0.5": ({}, {"embedding": 0.5}),
+        "beta 0.5": ({}, {"distance": 0.5}),
+        "beta 0": ({}, {"distance": 0.0}),
         "through the last 1 steps": ({}, {"last_steps": 2}),
         "through the last 3 steps": ({}, {"last_steps": 4}),
         asam.LARGER: ({}, asam.LARGER_UPDATES),

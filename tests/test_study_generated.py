@@ -35,8 +35,10 @@ from samtune.study.execute import executor
 from samtune.study.generated import (
     AUTHORS,
     HELD_OUT,
+    LESS_BETA,
     LONGER,
     MORE,
+    NO_BETA,
     TABLE,
     adversarial_cells,
     costs,
@@ -338,7 +340,7 @@ def test_the_profiles_cells_fill_the_table_of_inversions(model: str, folder: Pat
     asked = [*adversarial_cells(small).values(), *inversion_cells(small)]
     records = quiet_run(asked, folder)
     table = build_tables(records)[TABLE]
-    assert set(table["variant"]) > {AUTHORS, "direct", "lean", LONGER, MORE}
+    assert set(table["variant"]) > {AUTHORS, "direct", "lean", LONGER, MORE, LESS_BETA, NO_BETA}
     psnr = table[(table["metric"] == "psnr") & (table["method"] == "inversion")].set_index(["variant", "output"])[
         "mean"
     ]
@@ -352,6 +354,7 @@ def test_the_profiles_cells_fill_the_table_of_inversions(model: str, folder: Pat
     cost = costs(table)
     # Guidance 7.5 in 2 steps: 2 + 2 (1 + 10 + 1) for null-text at most, and 2 renderings of 4; lean: 1 step, 1 + 2.
     assert cost.loc["lean", "evaluations"] == cost.loc[LONGER, "evaluations"] == 3 < cost.loc[MORE, "evaluations"]
+    assert cost.loc[LESS_BETA, "evaluations"] == cost.loc[MORE, "evaluations"]
     assert cost.loc[AUTHORS, "evaluations"] <= 2 + 2 * 12 + 8
     assert cost.loc[AUTHORS, "times fewer evaluations"] == 1 and cost.loc["lean", "times fewer seconds"] > 0
     made = read_image(next(folder.glob("generated/*/*.png")))

@@ -58,6 +58,8 @@ PICTURES: dict[str, dict[str, tuple[dict[str, object], dict[str, object]]]] = {
     },
     "guidance": {f"guidance {weight:g}": ({"guidance": weight}, {}) for weight in (1.0, 3.0)},
     "embedding": {"embedding loss 0.5": ({}, {"embedding": 0.5})},
+    # beta, the weight of the distance to the original: 0.5 in ASAM's later code.
+    "distance": {f"beta {beta:g}": ({}, {"distance": beta}) for beta in (0.5, 0.0)},
     # The very last step, at t = 0, leaves the latent as it is: one step more is one that changes it. The true gradient
     # through all steps turns from update to update: hence more momentum, and larger updates within the same eps.
     # These values were found on nine of the training pictures.
