@@ -37,8 +37,8 @@ INVERSIONS: dict[str, dict[str, object]] = {
 HELD_OUT = "held out"  # pictures on which neither the nano diffusion model nor the nano SAM was trained
 LEAN = "lean"  # no guidance, two fifths of the denoising steps
 LEAN_SHARE = 0.4
-# To compare costs at equal IoU drop: updates of twice the size within the same eps; 30% more of them too; and less, or no
-# weight beta on the distance to the original. Found on nine other pictures.
+# To compare costs at equal IoU drop: updates of twice the size within the same eps; 30% more of them; and less weight
+# beta on the distance to the original, or none. Found on nine other pictures.
 TUNED_ON = "the pictures tuned on"
 LONGER, MORE = f"{LEAN}, longer updates", f"{LEAN}, more and longer updates"
 LESS_BETA, NO_BETA = f"{MORE}, beta 0.25", f"{LONGER}, beta 0"
