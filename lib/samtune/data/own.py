@@ -30,26 +30,29 @@ def mask_folders(folder: Path, *, name: str) -> EntryDataset:
     missing, it is a fifth of train); without such folders, 60/20/20. An image whose folder has no mask is left out.
     Raises `InputError` for an image without masks, masks without an image, and folders of other names.
     """
-    parts = [path.name for path in folders(folder / "images")]
-    beside = pictures(folder / "images") + folders(folder / "masks") + pictures(folder / "masks") if parts else []
-    for path in folders(folder / "images") + [path for path in beside if path.name not in parts]:
-        if path.name not in SPLITS or path in beside:
-            raise InputError(f"{path}: the folders in images are {', '.join(SPLITS)}, masks has the same and no others")
+    images, masks = folder / "images", folder / "masks"
+    parts = [path.name for path in folders(images)]
+    strange = [path for path in folders(images) if path.name not in SPLITS]
+    if parts:  # then all is in them
+        strange += pictures(images) + pictures(masks) + [path for path in folders(masks) if path.name not in parts]
+    if strange:
+        raise InputError(f"{strange[0]}: the folders in images are {', '.join(SPLITS)}, and masks has the same alone")
     entries, dropped = [], 0
     for part in parts or [""]:
-        root = folder / "masks" / part
+        root = masks / part
         places = by_name(folders(root) + pictures(root)) if root.is_dir() else {}
-        for stem, image in by_name(pictures(folder / "images" / part)).items():
+        for stem, image in by_name(pictures(images / part)).items():
             if stem not in places:
                 raise InputError(f"image {image} has no masks: expected {root / stem}.png, or a folder {root / stem}")
             place = places.pop(stem)
-            masks = pictures(place) if place.is_dir() else [place]
-            if masks:
+            files = pictures(place) if place.is_dir() else [place]
+            if files:
                 id = f"{part}/{stem}" if part else stem  # numbers may begin at 1 in every part
-                entries.append(Entry(id, image, partial(_read_masks, masks, place.is_dir()), place, part))
-            dropped += not masks
-        for place in places.values():
-            raise InputError(f"{place} is the mask of no picture: expected one in {folder / 'images' / part}")
+                entries.append(Entry(id, image, partial(_read_masks, files, place.is_dir()), place, part))
+            dropped += not files
+        if places:
+            spare = next(iter(places.values()))
+            raise InputError(f"{spare} is the mask of no picture: expected one in {images / part}")
     return EntryDataset(name, entries, {"without objects": dropped})
 
 
